@@ -1,0 +1,24 @@
+"""Fixtures shared by all tests; `keras` runs a test on both Kerases."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras as keras3  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import tf_keras  # noqa: E402
+
+
+@pytest.fixture(params=[keras3, tf_keras], ids=["keras3", "tf_keras"])
+def keras(request):
+    """Keras 3, then tf_keras, each with names, seeds and global state as in a new process."""
+    request.param.backend.clear_session()
+    request.param.utils.set_random_seed(0)
+    return request.param
+
+
+@pytest.fixture
+def rng():
+    """A seeded numpy generator."""
+    return np.random.default_rng(0)
