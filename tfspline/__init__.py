@@ -1,0 +1,26 @@
+"""Pruning Keras networks, seen as splines: region codes, early birds, plans of what goes, and slim models."""
+
+from tfspline.callbacks import EarlyBird
+from tfspline.codes import Codes, region_codes
+from tfspline.criteria import register_criterion
+from tfspline.flops import flops, training_flops
+from tfspline.partition import partition_distance, plane
+from tfspline.plan import Plan, plan, prune
+from tfspline.rules import register_channel_rule
+from tfspline.serving import export
+
+__all__ = [
+    "Codes",
+    "EarlyBird",
+    "Plan",
+    "export",
+    "flops",
+    "partition_distance",
+    "plan",
+    "plane",
+    "prune",
+    "region_codes",
+    "register_channel_rule",
+    "register_criterion",
+    "training_flops",
+]

@@ -148,3 +148,100 @@ def run(model: Any, inputs: list, visit: Callable[[Node, tuple, dict], Any]) -> 
         results = tf.nest.flatten(visit(node, args, kwargs))
         values.update(zip(node.outputs, results, strict=True))
     return [values[id(tensor)] for tensor in model.outputs]
+
+
+def op_name(layer: Any) -> str | None:
+    """The name of a bare op in a graph (`x + y` gives "add", `tf.nn.relu(x)` "relu"); None for a real layer."""
+    if type(layer).__name__ in ("TFOpLambda", "SlicingOpLambda"):  # tf_keras has no public name for these
+        return layer.symbol.split(".")[-1].strip("_").lower()
+    if not isinstance(layer, tuple(module.layers.Layer for module in kerases())):
+        return type(layer).__name__.lower()  # a keras.Operation that is no Layer: Keras 3's bare ops
+    return None
+
+
+def builtin_class_name(layer: Any) -> str | None:
+    """The name of the `keras.layers` class whose behaviour `layer` has; None where it has its own.
+
+    A subclass that overrides `call` may do anything, so it does not count as its base class.
+    """
+    for base in type(layer).__mro__:
+        if any(getattr(module.layers, base.__name__, None) is base for module in kerases()):
+            return base.__name__ if type(layer).call is base.call else None
+    return None
+
+
+def layer_paths(model: Any, prefix: str = "") -> dict[str, Any]:
+    """All layers and bare ops of a model by their path; one of a nested model is called "inner/conv"."""
+    paths = {}
+    for node in nodes(model):
+        paths[prefix + node.layer.name] = node.layer
+        if is_model(node.layer) and is_graph(node.layer):
+            paths.update(layer_paths(node.layer, f"{prefix}{node.layer.name}/"))
+    return paths
+
+
+def rebuild(model: Any, config_of: Callable[[str, Any], dict], prefix: str = "", inputs: list | None = None) -> Any:
+    """A new model with the same graph as `model`, made of new layers from given configs, weights not copied.
+
+    Args:
+        model: a model whose graph is known.
+        config_of: called as `config_of(path, layer)` once for each layer; returns the config of its copy.
+        prefix: the path of a nested model, with a trailing slash.
+        inputs: symbolic tensors whose shapes a nested model is to accept in place of its own.
+
+    Returns:
+        An uncompiled model of the same Keras: Sequential where `model` is one, otherwise functional.
+    """
+    module = keras_of(model)
+    inputs = [
+        module.Input(batch_shape=like.shape, dtype=tensor.dtype, name=tensor.name)
+        for tensor, like in zip(model.inputs, inputs or model.inputs, strict=True)
+    ]
+    copies = {}
+
+    def visit(node, args, kwargs):
+        layer = node.layer
+        if id(layer) not in copies:
+            path = prefix + layer.name
+            if is_model(layer) and is_graph(layer):
+                symbolic = [x for x in tf.nest.flatten((args, kwargs)) if module.backend.is_keras_tensor(x)]
+                copies[id(layer)] = rebuild(layer, config_of, f"{path}/", symbolic)
+                copies[id(layer)].trainable = layer.trainable
+            else:
+                copies[id(layer)] = _from_config(layer, config_of(path, layer))
+        return copies[id(layer)](*args, **kwargs)
+
+    outputs = run(model, inputs, visit)
+    if isinstance(model, module.Sequential):
+        return module.Sequential([*inputs, *copies.values()], name=model.name)
+    return module.Model(
+        tf.nest.pack_sequence_as(model.input, inputs),
+        tf.nest.pack_sequence_as(model.output, outputs),
+        name=model.name,
+    )
+
+
+def sublayers(layer: Any) -> list:
+    """All layers inside a layer, at any depth."""
+    # Private, but Keras 3 has no public way to them.
+    return list(layer._flatten_layers(include_self=False))
+
+
+class Callback(keras.callbacks.Callback):
+    """A callback that runs in the `fit` of either Keras; it acts between epochs, not between batches."""
+
+    # tf_keras asks every callback for these, to know whether it has to fetch the logs of each batch.
+    def _implements_train_batch_hooks(self):
+        return False
+
+    def _implements_test_batch_hooks(self):
+        return False
+
+    def _implements_predict_batch_hooks(self):
+        return False
+
+
+def _from_config(layer, config):
+    if isinstance(layer, keras.layers.Lambda):  # Keras 3 refuses Python lambdas, but this one is in memory already
+        return type(layer).from_config(config, safe_mode=False)
+    return type(layer).from_config(config)

@@ -1,0 +1,131 @@
+"""Ratios, budgets, vetoes, and what a plan prints and saves."""
+
+import json
+
+import numpy as np
+import pytest
+from zoo import chain, difference, inputs_for, residual, scramble
+
+import tfspline
+
+
+def kept(plan):
+    return {row["layer"]: row["units_after"] for row in plan.rows()}
+
+
+def test_a_ratio_by_layer_is_met_in_every_layer(keras, rng):
+    model = scramble(residual(keras), rng)
+    assert list(kept(tfspline.plan(model, 0.5)).values()) == [4, 3, 6, 6, 3]
+    assert list(kept(tfspline.plan(model, 0.3)).values()) == [6, 5, 9, 9, 3]  # at most 30 % of each
+
+
+def test_a_global_ratio_is_met_over_all_units(keras, rng):
+    model = scramble(residual(keras), rng)
+    plan = tfspline.plan(model, 0.5, scope="global", criterion="l1")
+    assert plan.removed.sum() == (8 + 6 + 12 + 12) // 2
+    assert len(set(kept(plan).values())) > 2
+    assert plan.ratio == pytest.approx(19 / 41)
+
+
+def test_min_units_stay(keras, rng):
+    model = scramble(residual(keras), rng)
+    for scope in ("layer", "global"):
+        assert min(kept(tfspline.plan(model, 0.95, scope=scope, min_units=3)).values()) == 3
+        assert min(kept(tfspline.plan(model, 0.99, scope=scope)).values()) >= 1
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_flops_budget_is_met_from_below(keras, rng, scope):
+    model = scramble(residual(keras), rng)
+    for share in (0.7, 0.3):
+        before, after = tfspline.plan(model, flops=share, scope=scope).cost()["macs"]
+        assert 0.85 * share < after / before <= share
+        assert tfspline.flops(tfspline.prune(model, flops=share, scope=scope)).macs == after
+
+
+def test_veto_and_addition(keras, rng):
+    model = scramble(chain(keras), rng)
+    plan = tfspline.plan(model, 0.5)
+    gone = np.flatnonzero(plan.removed[plan.graph.channels("a")])
+    stays = np.flatnonzero(~plan.removed[plan.graph.channels("a")])
+    assert plan.keep("a", gone[:2]).remove("a", stays[:1]) is plan
+    assert kept(plan)["a"] == 6 + 2 - 1
+    x = inputs_for(model, rng)
+    assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= 1e-5
+    with pytest.raises(ValueError, match=r"Expected channels of 'a' in 0..11. Received: \[12\]"):
+        plan.keep("a", [12])
+    with pytest.raises(KeyError, match="Expected a layer that makes channels.*Received: 're_lu'"):
+        plan.keep("re_lu", [0])
+    with pytest.raises(ValueError, match="feeds an output of the model"):
+        plan.remove(model.layers[-1].name, [0])
+    with pytest.raises(ValueError, match="Expected at least one unit to stay. Received: all units of 'a'"):
+        plan.remove("a", range(12))
+    assert kept(plan)["a"] == 7  # a refusal changes nothing
+
+
+def test_a_plan_prints_what_goes_and_why_something_stays(keras, rng):
+    model = scramble(residual(keras), rng)
+    lines = str(tfspline.plan(model, 0.5, protect=["inner"])).splitlines()
+    (stem,) = (line for line in lines if line.startswith("stem"))
+    assert "8 -> 4" in stem and "tied to conv2d" in stem
+    (inner,) = (line for line in lines if line.startswith("inner"))
+    assert "6 -> 6" in inner and "asked for in `protect`" in inner
+    (head,) = (line for line in lines if line.startswith("head"))
+    assert "kept: it feeds an output" in head
+    assert any(line.startswith("all macs") and "fewer" in line for line in lines)
+
+
+def test_a_saved_plan_is_the_same_plan(keras, rng, tmp_path):
+    model = scramble(residual(keras), rng)
+    plan = tfspline.plan(model, 0.5, scope="global")
+    path = str(tmp_path / "plan.json")
+    plan.save(path)
+    loaded = tfspline.Plan.load(path, model)
+    assert np.array_equal(loaded.removed, plan.removed) and loaded.options == plan.options
+    assert str(loaded) == str(plan)
+    with pytest.raises(ValueError, match="Expected a plan for"):
+        tfspline.Plan.load(path, chain(keras))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no plan", "protected", "all"])
+def test_a_damaged_plan_is_refused(keras, tmp_path, damage):
+    model, path = chain(keras), tmp_path / "plan.json"
+    tfspline.plan(model, 0.5).save(str(path))
+    document = json.loads(path.read_text())
+    if damage == "truncated":
+        path.write_text(path.read_text()[:40])
+    elif damage == "no plan":
+        path.write_text('{"format": "something"}')
+    else:
+        document["removed"][model.layers[-1].name if damage == "protected" else "a"] = list(
+            range(3 if damage == "protected" else 12)
+        )
+        path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="Expected"):
+        tfspline.Plan.load(str(path), model)
+
+
+def test_equal_seeds_draw_equal_plans(keras):
+    model = residual(keras)
+    first, second, third = (tfspline.plan(model, 0.5, criterion="random", seed=seed).removed for seed in (1, 1, 2))
+    assert np.array_equal(first, second) and not np.array_equal(first, third)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 0.0}, r"Expected `ratio` in \(0, 1\). Received: 0.0"),
+        ({"ratio": 1.0}, r"Expected `ratio` in \(0, 1\). Received: 1.0"),
+        ({"flops": 1.5}, r"Expected `flops` in \(0, 1\). Received: 1.5"),
+        ({}, "Expected either `ratio` or `flops`"),
+        ({"ratio": 0.5, "flops": 0.5}, "Expected either `ratio` or `flops`"),
+        ({"ratio": 0.5, "criterion": "best"}, "Expected a criterion among"),
+        ({"ratio": 0.5, "scope": "world"}, "Expected `scope` among .* Received: 'world'"),
+        ({"ratio": 0.5, "min_units": 0}, "Expected `min_units` to be an integer of at least 1. Received: 0"),
+        ({"ratio": 0.5, "protect": ("a", "b")}, "Expected a model with units that can go.*where all stay"),
+        ({"flops": 1e-4}, "Expected `flops` of at least 0.0.*, what has to stay. Received: 0.0001"),
+    ],
+)
+def test_refusals(keras, options, message):
+    with pytest.raises(ValueError, match=message):
+        tfspline.plan(chain(keras), **options)

@@ -1,0 +1,356 @@
+"""The recipe: its checks, a whole run, and a run that is interrupted wherever it can be."""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import tfspline.runner
+from tfspline import data
+from tfspline.recipe import Recipe
+from tfspline.run_dir import RunDir
+from tfspline.runner import run, table
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = {
+    "network": "mlp",
+    "width": 0.25,
+    "epochs": 6,
+    "search_epochs": 4,
+    "eb_threshold": 0.9,
+    "eb_lookback": 2,
+    "learning_rate": 0.02,
+    "augment": "crop",
+    "ratio": 0.5,
+    "validation_split": 0.1,
+    "baseline": True,
+}
+
+
+def rows_of(folder):
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+class TestBudget:
+    def test_share_by_hand(self):
+        # 5 of 30 epochs searched; 30 / 3 = 10 dense epochs' worth allowed: 5 are left for 25 epochs.
+        assert Recipe(epochs=30, training_flops_reduction=3.0).slim_share(5) == pytest.approx(0.2)
+
+    def test_share_reaches_the_reduction(self):
+        recipe = Recipe(epochs=160, training_flops_reduction=3.5)
+        spent = 13 + recipe.slim_share(13) * (160 - 13)
+        assert 160 / spent == pytest.approx(3.5)
+
+    def test_other_budgets(self):
+        assert Recipe(flops=0.25).slim_share(5) == 0.25
+        assert Recipe(ratio=0.7).slim_share(5) is None
+
+    def test_search_that_eats_the_budget_up_is_refused(self):
+        with pytest.raises(ValueError, match=r"30 / 5 = 6.00 epochs.*Received: a search of up to 6 epochs"):
+            Recipe(epochs=30, search_epochs=6, training_flops_reduction=5.0)
+
+    @pytest.mark.parametrize(
+        "budget", [{}, {"ratio": 0.5, "flops": 0.5}, {"ratio": 0.5, "training_flops_reduction": 3.0}]
+    )
+    def test_one_budget_exactly(self, budget):
+        with pytest.raises(ValueError, match="exactly one of ratio, flops, training_flops_reduction. Received"):
+            Recipe(**budget)
+
+
+class TestSchedule:
+    def test_cosine(self):
+        recipe = Recipe(ratio=0.5, epochs=10, learning_rate=0.2)
+        assert recipe.learning_rate_at(0) == pytest.approx(0.2)
+        assert recipe.learning_rate_at(5) == pytest.approx(0.1)
+        assert 0 < recipe.learning_rate_at(9) < 0.01
+
+    def test_drops_come_after_that_many_epochs(self):
+        recipe = Recipe(ratio=0.5, epochs=160, lr_schedule="step", lr_drops=(80, 120))
+        rates = [recipe.learning_rate_at(epoch) for epoch in (0, 79, 80, 119, 120, 159)]
+        assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+    def test_search_is_a_fifth_but_long_enough_to_compare(self):
+        assert Recipe(ratio=0.5, epochs=31).search_limit == 7
+        assert Recipe(ratio=0.5, epochs=10).search_limit == 4
+        assert Recipe(ratio=0.5, epochs=2).search_limit == 1
+        assert Recipe(ratio=0.5, epochs=10, search_epochs=2).search_limit == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("network", "resnet21", "network out of"),
+        ("width", 0.0, "positive width"),
+        ("keras", "torch", "'keras' or 'tf_keras'"),
+        ("augment", "cutout", "augment to be one of none, crop, crop_flip"),
+        ("lr_schedule", "linear", "lr_schedule to be one of cosine, step"),
+        ("criterion", "magic", "criterion among"),
+        ("scope", "block", "scope to be one of layer, global"),
+        ("eb_metric", "loss", "metric of"),
+        ("eb_threshold", 1.5, "threshold between 0 and 1"),
+        ("eb_lookback", 0, "lookback"),
+        ("epochs", 1, "epochs to be at least 2"),
+        ("search_epochs", 0, "search_epochs to be from 1 to epochs - 1 = 29"),
+        ("search_epochs", 30, "search_epochs to be from 1 to epochs - 1 = 29"),
+        ("batch_size", 0, "batch_size to be at least 1"),
+        ("learning_rate", 0.0, "learning_rate to be positive"),
+        ("learning_rate", float("nan"), "learning_rate to be positive"),
+        ("momentum", 1.0, "momentum to be in"),
+        ("weight_decay", -0.1, "weight_decay to be 0 or more"),
+        ("lr_drop_factor", 1.0, "lr_drop_factor to be in"),
+        ("lr_drops", (80,), "no lr_drops with lr_schedule='cosine'"),
+        ("min_units", 0, "min_units to be at least 1"),
+        ("ratio", 1.0, "ratio"),
+        ("ratio", 0.0, "ratio"),
+    ],
+)
+def test_bad_field_is_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**{"ratio": 0.5, field: value})
+
+
+@pytest.mark.parametrize("budget", [{"flops": 1.0}, {"flops": 0.0}, {"training_flops_reduction": 1.0}])
+def test_bad_budget_is_refused(budget):
+    with pytest.raises(ValueError, match=f"Expected {next(iter(budget))} to be"):
+        Recipe(**budget)
+
+
+@pytest.mark.parametrize("drops", [(20, 10), (10, 10), (0,)])
+def test_bad_drops_are_refused(drops):
+    with pytest.raises(ValueError, match="lr_drops to be rising epochs, from 1. Received"):
+        Recipe(ratio=0.5, lr_schedule="step", lr_drops=drops)
+
+
+def test_interrupted_run_ends_as_an_undisturbed_one(keras, tmp_path, monkeypatch):
+    recipe = Recipe(keras=keras.__name__, **SMALL)
+    expected = run(recipe, tmp_path / "smooth", verbose=0)
+    assert expected["early_bird_epoch"] == 3
+
+    stops = [("search", 3), ("prune", 3), ("retrain", 5), ("baseline", 4)]
+    write = RunDir.write
+
+    def interrupted(folder, name, text):
+        # The moment when the checkpoint is written and the history does not tell of it yet.
+        last = folder.history[-1] if name == "history.jsonl" else {}
+        if stops and (last.get("phase"), last.get("epoch")) == stops[0]:
+            stops.pop(0)
+            raise InterruptedError
+        write(folder, name, text)
+
+    monkeypatch.setattr(RunDir, "write", interrupted)
+    for _ in range(len(stops)):
+        with pytest.raises(InterruptedError):
+            run(recipe, tmp_path / "rough", verbose=0)
+    summary = run(recipe, tmp_path / "rough", verbose=0)
+
+    assert not stops
+    assert summary["early_bird_epoch"] == 3
+    for row, smooth in zip(rows_of(tmp_path / "rough"), rows_of(tmp_path / "smooth"), strict=True):
+        assert row.keys() == smooth.keys()
+        for name, value in smooth.items():
+            assert row[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value)
+    plans = [json.loads((tmp_path / name / "plan.json").read_text()) for name in ("rough", "smooth")]
+    assert plans[0] == plans[1]
+    for name in ("slim.keras", "dense.keras"):
+        models = [keras.models.load_model(tmp_path / folder / name) for folder in ("rough", "smooth")]
+        for weights, smooth in zip(*(model.get_weights() for model in models), strict=True):
+            np.testing.assert_allclose(weights, smooth, rtol=1e-6, atol=1e-6)
+
+
+def test_whole_run_leaves_what_it_promises(keras, tmp_path):
+    recipe = Recipe(keras=keras.__name__, **SMALL)
+    summary = run(recipe, tmp_path, verbose=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["dense.keras", "flags.cfg", "history.jsonl", "logs", "plan.json", "serving", "slim.keras"]
+        + ["summary.json", "training.png", "units.png"]
+    )
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    rows = rows_of(tmp_path)
+    assert [(row["phase"], row["epoch"]) for row in rows] == [
+        *(("search", epoch) for epoch in (1, 2, 3)),
+        ("prune", 3),
+        *(("retrain", epoch) for epoch in (4, 5, 6)),
+        *(("baseline", epoch) for epoch in (4, 5, 6)),
+    ]
+    assert rows[0]["partition_distance"] is None  # nothing to compare with, and JSON has no NaN
+    rates = {row["epoch"]: row["learning_rate"] for row in rows if row["phase"] == "retrain"}
+    assert rates == {epoch: recipe.learning_rate_at(epoch - 1) for epoch in (4, 5, 6)}
+
+    # 1,437 training images less a tenth, in batches of 128, the last one dropped: 10 x 128 images an epoch.
+    assert summary["dense"]["macs"] == 64 * 32 + 32 * 32 + 32 * 10
+    assert summary["dense"]["training_flops"] == 3 * 2 * summary["dense"]["macs"] * 6 * 1280
+    assert summary["slim"]["macs"] == 64 * 16 + 16 * 16 + 16 * 10
+    spent = 3 * 2 * (3 * summary["dense"]["macs"] + 3 * summary["slim"]["macs"]) * 1280
+    assert summary["slim"]["training_flops"] == spent
+    assert summary["training_flops_reduction"] == pytest.approx(summary["dense"]["training_flops"] / spent)
+
+    digits = data.load("digits", validation_split=0.1)
+    x, y = digits.normalize(digits.test.images), digits.test.labels
+    for name in ("dense", "slim"):
+        model = keras.models.load_model(tmp_path / f"{name}.keras")
+        accuracy = np.mean(np.argmax(model(x), axis=1) == y)
+        assert summary[name]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
+        assert model.count_params() == summary[name]["params"]
+
+
+def test_baseline_is_a_dense_training_without_a_search(keras, tmp_path):
+    recipe = Recipe(keras=keras.__name__, **SMALL)
+    run(recipe, tmp_path / "searched", verbose=0)
+    # A bird that cannot be found, and a search of all but one epoch: the other way to train dense to the end.
+    other = Recipe(keras=keras.__name__, **SMALL | {"search_epochs": 5, "eb_threshold": 1e-9})
+    run(other, tmp_path / "straight", verbose=0)
+    models = [keras.models.load_model(tmp_path / name / "dense.keras") for name in ("searched", "straight")]
+    for weights, straight in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(weights, straight, rtol=1e-6, atol=1e-6)
+
+
+def test_bird_that_never_came_is_null(tmp_path):
+    summary = run(Recipe(**SMALL | {"eb_threshold": 1e-9, "baseline": False}), tmp_path, verbose=0)
+    assert summary["early_bird_epoch"] is None
+    assert summary["search_epochs"] == 4
+    assert "accuracy" not in summary["dense"]
+    assert "not found, pruned at epoch 4 of 6" in table(summary)
+
+
+def test_training_flops_reduction_is_kept(tmp_path):
+    budget = {"ratio": None, "training_flops_reduction": 1.4, "baseline": False, "width": 1.0}
+    summary = run(Recipe(**SMALL | budget), tmp_path, verbose=0)
+    assert 1.4 <= summary["training_flops_reduction"] < 1.45
+
+
+def test_weight_decay_is_that_of_papers_and_spares_what_is_no_kernel(keras, tmp_path):
+    recipe = Recipe(keras=keras.__name__, ratio=0.5, network="mlp", weight_decay=1e-3, momentum=0.9)
+    under_way = tfspline.runner._Run(recipe, RunDir(str(tmp_path), {}), 0)
+    model = tfspline.models.build("mlp", (8, 8, 1), 10, keras=keras.__name__)
+    model.get_layer("head").bias.assign(np.ones(10))
+    under_way.compile(model)
+    before = model.get_layer("head").get_weights()
+    zeros = [np.zeros(variable.shape, "float32") for variable in model.trainable_variables]
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.apply_gradients(zip(zeros, model.trainable_variables, strict=True))
+    kernel, bias = model.get_layer("head").get_weights()
+    np.testing.assert_allclose(kernel, before[0] * (1 - 0.1 * 1e-3 / (1 - 0.9)), rtol=1e-6)
+    np.testing.assert_array_equal(bias, before[1])
+
+
+def test_loss_that_is_no_number_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="loss that stays finite. Received: nan in epoch 1 of the search"):
+        run(Recipe(**SMALL | {"learning_rate": 1e20}), tmp_path, verbose=0)
+
+
+class TestRunDir:
+    def test_other_flags_are_refused(self, tmp_path):
+        RunDir(str(tmp_path), {"epochs": "3", "ratio": "0.5"}).start()
+        with pytest.raises(ValueError, match="--epochs=3 --ratio=0.5. Received: --epochs=4 no --ratio"):
+            RunDir(str(tmp_path), {"epochs": "4"})
+
+    def test_file_is_refused(self, tmp_path):
+        (tmp_path / "run").touch()
+        with pytest.raises(NotADirectoryError, match="which is a file"):
+            RunDir(str(tmp_path / "run"), {})
+
+    def test_folder_of_somebody_else_is_refused(self, tmp_path):
+        (tmp_path / "thesis.tex").touch()
+        with pytest.raises(FileExistsError, match="which holds other files"):
+            RunDir(str(tmp_path), {})
+
+    def test_keeps_the_last_checkpoint_of_each_phase(self, tmp_path):
+        folder = RunDir(str(tmp_path), {})
+        folder.start()
+        for phase, epoch in [("search", 9), ("search", 10), ("prune", 10)]:
+            row = {"phase": phase, "epoch": epoch, "seconds": 0.5}
+            folder.record(row, lambda path: [pathlib.Path(path(end)).touch() for end in (".keras", ".npz")])
+        assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+            *("prune-0010.keras", "prune-0010.npz"),
+            *("search-0010.keras", "search-0010.npz"),
+        ]
+        again = RunDir(str(tmp_path), {})
+        assert again.history == folder.history
+        assert (again.last_epoch("search"), again.last_epoch("retrain")) == (10, None)
+        assert again.seconds("search", "prune") == 1.5
+
+
+@pytest.fixture(scope="module")
+def train():
+    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def start(train, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    with flagsaver.flagsaver():
+        train.main(flags.FLAGS(sys.argv))
+
+
+def small_flagfile(folder):
+    lines = [f"--{name}={value}" for name, value in Recipe(**SMALL | {"baseline": False}).as_flags().items()]
+    (folder / "small.cfg").write_text("\n".join(lines))
+    return f"--flagfile={folder / 'small.cfg'}"
+
+
+class TestTrain:
+    def test_every_field_is_a_flag(self, train):
+        defaults = {name: flags.FLAGS[name].default for name in Recipe.__dataclass_fields__}
+        assert defaults.pop("lr_drops") == []
+        assert defaults == {name: getattr(Recipe, name) for name in defaults}
+        assert all(flags.FLAGS[name].help for name in defaults)
+
+    def test_run_is_repeated_by_its_flags_and_refused_with_others(self, train, monkeypatch, tmp_path, capsys):
+        monkeypatch.chdir(tmp_path)
+        start(train, monkeypatch, small_flagfile(tmp_path), "--verbose=0")
+        printed = capsys.readouterr().out
+        assert "training FLOPs (2 x MACs)" in printed
+        folder = tmp_path / "runs" / "small-0"
+        before = (folder / "summary.json").stat().st_mtime_ns
+
+        start(train, monkeypatch, f"--flagfile={folder / 'flags.cfg'}", "--run_dir=runs/small-0")
+        assert capsys.readouterr().out == printed
+        assert (folder / "summary.json").stat().st_mtime_ns == before
+
+        with pytest.raises(SystemExit, match="--epochs=6. Received: --epochs=7"):
+            start(train, monkeypatch, small_flagfile(tmp_path), "--epochs=7")
+
+    @pytest.mark.parametrize(
+        ("argument", "message"),
+        [
+            ("--dataset=imagenet", "dataset out of"),
+            ("--ratio=1.5", "ratio"),
+            ("--batch_size=99999", "batch_size from 1 to"),
+            ("--data_dir=/nowhere", "data_dir"),
+            ("--image_size=a,b", "image_size to be integers. Received: a,b"),
+        ],
+    )
+    def test_mistake_writes_nothing(self, train, monkeypatch, tmp_path, argument, message):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit, match=message):
+            start(train, monkeypatch, "--network=mlp", "--ratio=0.5", argument)
+        assert not list(tmp_path.iterdir())
+
+    def test_mistake_is_one_line_and_a_failure(self, tmp_path):
+        command = [sys.executable, ROOT / "train.py", "--ratio=1.5"]
+        environment = {"PYTHONPATH": str(ROOT), "PATH": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert ended.returncode == 1
+        lines = [line for line in ended.stderr.splitlines() if line.startswith("train.py: ")]
+        assert len(lines) == 1
+        assert "Received: 1.5" in lines[0]
+        assert "Traceback" not in ended.stderr
+
+    @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.stem)
+    def test_configs_are_recipes(self, train, monkeypatch, config):
+        made = []
+        monkeypatch.setattr(train, "run", lambda recipe, run_dir, verbose: made.append((recipe, run_dir)))
+        monkeypatch.setattr(train, "table", str)
+        start(train, monkeypatch, f"--flagfile={config}", "--seed=3")
+        ((recipe, run_dir),) = made
+        assert run_dir == f"runs/{config.stem}-3"
+        assert recipe.seed == 3

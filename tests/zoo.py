@@ -1,0 +1,157 @@
+"""Small networks of every shape that slimming has to get right, and weights as training leaves them."""
+
+import numpy as np
+
+
+def scramble(model, rng):
+    """Moves every weight, the statistics of BatchNormalization included, away from its initial value."""
+    for weight in model.weights:
+        value = weight.numpy()
+        name = getattr(weight, "path", weight.name)
+        if "variance" in name or "gamma" in name:
+            value = rng.uniform(0.5, 1.5, value.shape)
+        elif value.ndim == 1:
+            value = rng.normal(0, 0.3, value.shape)
+        weight.assign(value.astype("float32"))
+    return model
+
+
+def difference(a, b):
+    """Largest difference over largest value, over all outputs."""
+    pairs = zip(a, b, strict=True) if isinstance(a, (list, tuple)) else [(a, b)]
+    return max(float(np.abs(x - y).max() / np.abs(x).max()) for x, y in (map(np.asarray, pair) for pair in pairs))
+
+
+def inputs_for(model, rng, batch=3):
+    """Random inputs of a model's shapes."""
+    arrays = [rng.normal(size=(batch, *tensor.shape[1:])).astype("float32") for tensor in model.inputs]
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+def chain(keras):
+    """Dense layers only."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(12, "relu", name="a"),
+            layers.Dense(8, name="b"),
+            layers.ReLU(),
+            layers.Dense(3),
+        ]
+    )
+
+
+def flattened(keras):
+    """Convolutions, pooling and padding, then flattened into dense layers."""
+    layers = keras.layers
+    x = inputs = keras.Input((9, 9, 2))
+    x = layers.Conv2D(8, 3, activation="relu", name="conv")(x)
+    x = layers.ZeroPadding2D(1)(layers.MaxPooling2D(2)(x))
+    x = layers.Dropout(0.5)(layers.Flatten()(x))
+    return keras.Model(inputs, layers.Dense(4)(layers.Dense(10, "relu", name="fc")(x)))
+
+
+def residual(keras):
+    """Residual adds with and without a projection, batch norm after the convolutions."""
+    layers = keras.layers
+
+    def bn_conv(x, filters, strides=1, relu=True, **options):
+        x = layers.Conv2D(filters, 3, strides, "same", use_bias=False, **options)(x)
+        x = layers.BatchNormalization()(x)
+        return layers.ReLU()(x) if relu else x
+
+    inputs = keras.Input((8, 8, 3))
+    x = bn_conv(inputs, 8, name="stem")
+    x = layers.ReLU()(layers.Add()([x, bn_conv(bn_conv(x, 6, name="inner"), 8, relu=False)]))
+    y = bn_conv(bn_conv(x, 12, strides=2), 12, relu=False)
+    x = layers.Add()([layers.Conv2D(12, 1, strides=2, name="projection")(x), y])
+    return keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(layers.ReLU()(x))))
+
+
+def preactivated(keras):
+    """Batch norm before the convolutions, and a residual stream that nothing normalises."""
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same", name="stem")(inputs)
+    for name in "ab":
+        y = layers.ReLU()(layers.BatchNormalization()(x))
+        y = layers.Conv2D(6, 1, name=f"{name}1")(y)
+        y = layers.ReLU()(layers.BatchNormalization()(y))
+        x = layers.Add()([x, layers.Conv2D(8, 3, padding="same", name=f"{name}2")(y)])
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    return keras.Model(inputs, layers.Dense(3)(layers.GlobalMaxPooling2D()(x)))
+
+
+def dense_concat(keras):
+    """Every convolution sees all that came before (DenseNet)."""
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3, padding="same", name="stem")(inputs)
+    for i in range(3):
+        y = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.Concatenate()([x, layers.Conv2D(4, 3, padding="same", name=f"growth{i}")(y)])
+    x = layers.AveragePooling2D(2)(layers.Conv2D(6, 1, name="transition", activation="relu")(x))
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+def inverted(keras):
+    """Depthwise convolutions with a multiplier, and squeeze-and-excite with its sigmoid gate (MobileNet)."""
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same", name="expand")(inputs)
+    x = layers.ReLU(max_value=6.0)(layers.BatchNormalization()(x))
+    x = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(x)
+    x = layers.ReLU(max_value=6.0)(layers.BatchNormalization()(x))
+    gate = layers.Reshape((1, 1, 16))(layers.GlobalAveragePooling2D()(x))
+    gate = layers.Conv2D(4, 1, activation="relu", name="squeeze")(gate)
+    gate = layers.Conv2D(16, 1, activation="sigmoid", name="excite")(gate)
+    x = layers.Multiply()([x, gate])
+    x = layers.SeparableConv2D(6, 3, depth_multiplier=2, name="separable")(x)
+    return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D(keepdims=True)(x)))
+
+
+def grouped(keras):
+    """Grouped convolutions, a channel shuffle between them, and a group a channel."""
+    layers = keras.layers
+    inputs = keras.Input((6, 6, 4))
+    x = layers.Conv2D(12, 3, padding="same", activation="relu", name="wide")(inputs)
+    x = layers.Conv2D(12, 3, padding="same", groups=3, name="grouped")(x)
+    x = layers.Reshape((6, 6, 3, 4))(x)
+    x = layers.Reshape((6, 6, 12))(layers.Permute((1, 2, 4, 3))(x))
+    x = layers.Conv2D(12, 1, groups=3, activation="relu", name="shuffled")(x)
+    x = layers.Conv2D(24, 3, groups=12, activation="tanh", name="each")(x)
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+def shared_and_nested(keras):
+    """A layer that is called twice, a model as a layer, bare ops, two inputs and two outputs."""
+    layers = keras.layers
+    left, right = keras.Input((8,), name="left"), keras.Input((8,), name="right")
+    twice = layers.Dense(10, "relu", name="twice")
+    inner = keras.Sequential(
+        [keras.Input((10,)), layers.Dense(12, "relu", name="hidden"), layers.Dense(10)], name="inner"
+    )
+    a, b = twice(left), twice(right)
+    x = inner(a) + b
+    x = layers.PReLU(name="prelu")(x * 0.5)
+    y = layers.Dense(6, "sigmoid", name="gate")(inner(b))
+    return keras.Model([left, right], [layers.Dense(2)(x), layers.Dense(3)(layers.Concatenate()([x, y]))])
+
+
+def odd_ones(keras):
+    """One-dimensional and transposed convolutions, upsampling, a repeated vector, Dense -> Reshape -> Conv."""
+    layers = keras.layers
+    inputs = keras.Input((5,))
+    x = layers.Reshape((4, 4, 6))(layers.Dense(96, "relu", name="seed")(inputs))
+    x = layers.Conv2DTranspose(8, 3, strides=2, padding="same", activation="relu", name="up")(x)
+    x = layers.UpSampling2D(2)(layers.Cropping2D(1)(x))
+    x = layers.Reshape((144, 8))(x)
+    x = layers.Conv1D(6, 3, activation="elu", name="conv1d")(layers.AveragePooling1D(2)(x))
+    x = layers.RepeatVector(3)(layers.GlobalMaxPooling1D()(x))
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Dense(7, "relu", name="each")(x))))
+
+
+FAMILIES = (
+    chain, flattened, residual, preactivated, dense_concat, inverted, grouped, shared_and_nested, odd_ones,
+)  # fmt: skip

@@ -1,0 +1,246 @@
+"""Keras callbacks: what tfspline does while a model trains."""
+
+import collections
+import math
+import numbers
+import operator
+import os
+from typing import Any
+
+import numpy as np
+
+from tfspline import _keras
+from tfspline.codes import Codes, RegionEncoder, check_inputs, read_npz, write_npz
+from tfspline.partition import partition_distance
+from tfspline.recorder import Recorder
+
+# metric -> threshold, lookback and how the distance compares with the threshold, as in the authors' released
+# code. The mask test keeps a queue of five masks, so the newest is compared with four.
+_METRICS = {"partition": (0.16, 3, operator.lt), "mask": (0.1, 4, operator.le)}
+
+
+class EarlyBird(_keras.Callback):
+    """Stops the training once the model's partition of its input space has settled: the early-bird ticket.
+
+    After each epoch the region codes of a fixed set of inputs, the probe, are compared with those of the
+    epochs before. The bird is found at the first epoch t at which
+
+        max over 1 <= k <= lookback of distance(t, t - k) < threshold
+
+    (You et al., "Max-Affine Spline Insights Into Deep Network Pruning", TMLR 2022). With `metric="mask"` it
+    is the older test of You et al., "Drawing Early-Bird Tickets" (ICLR 2020): the same with <=, where the
+    distance is that of two pruning masks, the share of units on which they disagree. The mask leaves out the
+    `ratio` of all units with the smallest |gamma| of their BatchNormalization; in a model without one, of
+    those with the smallest l1 norm of their Dense or Conv kernel, the last such layer (the head) not counted.
+
+    The model is not changed in any way. Where `probe` is not given, the inputs of the first training batches
+    are recorded from inside the train step, which is rebuilt for this at the beginning of `fit`, and the
+    model's own one put back at its end.
+
+    The distance stands in the logs of every epoch as "partition_distance" ("mask_distance" with that metric):
+    the max above, over as many earlier epochs as there are yet, NaN where there are none. Put callbacks that
+    read it (`CSVLogger`, `TensorBoard`) behind this one in the list. An epoch whose loss is not finite gives
+    NaN, and the comparison starts anew after it.
+
+    One object watches one training: a further `fit` goes on where the one before ended. A bird is found only
+    once.
+
+    Attributes:
+        found: whether the bird has been found.
+        epoch: how many epochs were trained when it was found, as Keras counts them; None before.
+        distances: the distance of each epoch, as in the logs.
+
+    Args:
+        threshold: the distance below which the partition has settled, in (0, 1); 0.16 by default, 0.1 for
+            masks.
+        lookback: with how many epochs before it an epoch is compared; 3 by default, 4 for masks.
+        metric: "partition" or "mask".
+        probe: inputs to take the codes on, as the model takes them, such as `tfspline.plane`; by default the
+            first ones trained on. Only for `metric="partition"`.
+        probe_size: how many inputs are recorded where `probe` is not given.
+        ratio: the share of units that the mask leaves out, in (0, 1). Only for `metric="mask"`.
+        stop_training: stop when the bird is found.
+        verbose: 1 to print a line when it is found.
+
+    Raises:
+        ValueError: an argument out of range, at once; when `fit` begins: a probe that does not fit the model,
+            a model whose codes cannot be taken (see `tfspline.region_codes`) or without units to mask.
+
+    Example:
+
+    >>> early_bird = tfspline.EarlyBird()
+    >>> history = model.fit(x, y, epochs=160, callbacks=[early_bird])
+    >>> early_bird.epoch, history.history["partition_distance"][-1]
+    """
+
+    def __init__(
+        self,
+        threshold: float | None = None,
+        lookback: int | None = None,
+        metric: str = "partition",
+        probe: Any = None,
+        probe_size: int = 512,
+        ratio: float = 0.5,
+        stop_training: bool = True,
+        verbose: int = 0,
+    ):
+        super().__init__()
+        if metric not in _METRICS:
+            raise ValueError(f"Expected a metric of {list(_METRICS)}. Received: {metric!r}")
+        default_threshold, default_lookback, self._below = _METRICS[metric]
+        self.metric = metric
+        self.threshold = _share("threshold", default_threshold if threshold is None else threshold)
+        self.lookback = _count("lookback", default_lookback if lookback is None else lookback)
+        if metric == "mask" and probe is not None:
+            raise ValueError("Expected no probe with metric='mask', which looks at weights only. Received: a probe")
+        self.probe = probe
+        self.probe_size = _count("probe_size", probe_size)
+        self.ratio = _share("ratio", ratio)
+        self.stop_training = stop_training
+        self.verbose = verbose
+        self.epoch = None
+        self.distances = []
+        self._history = collections.deque(maxlen=self.lookback)  # the codes or masks of the epochs before
+        self._recorded = None  # the probe, if it was recorded
+        self._encoder = None
+        self._recorder = None
+
+    @property
+    def found(self) -> bool:
+        """Whether the bird has been found."""
+        return self.epoch is not None
+
+    def on_train_begin(self, logs=None):
+        """Refuses what cannot be watched, and begins to record the probe if there is none yet."""
+        if self.metric == "mask":
+            _mask(self.model, self.ratio)
+            return
+        self._encoder = RegionEncoder(self.model)
+        if self.probe is not None:
+            check_inputs(self.model, self.probe)
+        elif self._recorded is not None:
+            check_inputs(self.model, self._recorded)
+        else:
+            self._recorder = Recorder(self.model, self.probe_size)
+            self._recorder.start()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Compares the epoch with those before it."""
+        logs = {} if logs is None else logs
+        distance, settled = math.nan, False
+        if np.all(np.isfinite(logs.get("loss", 0.0))):
+            code = _mask(self.model, self.ratio) if self.metric == "mask" else self._encoder(self._inputs())
+            distance = max((partition_distance(code, earlier) for earlier in self._history), default=math.nan)
+            settled = len(self._history) == self.lookback and self._below(distance, self.threshold)
+            self._history.append(code)
+        else:
+            # The units of a network of NaNs are all off, so that its partition would look settled.
+            self._history.clear()
+        self.distances.append(distance)
+        logs[f"{self.metric}_distance"] = distance
+        if settled and not self.found:
+            self.epoch = epoch + 1
+            self.model.stop_training = self.model.stop_training or self.stop_training
+            if self.verbose:
+                print(
+                    f"\nEpoch {self.epoch}: early bird found, {self.metric} distance {distance:.4f}",
+                    flush=True,
+                )
+
+    def on_train_end(self, logs=None):
+        """Puts the model's own train function back."""
+        if self._recorder is not None:
+            self._recorder.stop()
+        self._recorder = self._encoder = None
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes what the callback remembers to an .npz file, for `load` in a later process.
+
+        The probe is in it if it was recorded; one that was given has to be given again.
+        """
+        arrays = {
+            "settings": np.array(self._settings()),
+            "epoch": np.array(self.epoch or 0),
+            "distances": np.array(self.distances, np.float64),
+        }
+        arrays.update({f"probe/{i}": value for i, value in enumerate(self._recorded or [])})
+        for i, codes in enumerate(self._history):
+            arrays.update({f"codes/{i}/{key}": array for key, array in codes.to_arrays().items()})
+        write_npz(path, arrays)
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Goes on where the callback that wrote this file with `save` was, one made with the same arguments.
+
+        Raises:
+            ValueError: the file is damaged, or was written by a callback with other arguments.
+        """
+        settings, epoch, distances, recorded, history = read_npz(path, _state)
+        if settings != self._settings():
+            raise ValueError(f"Expected the state of an EarlyBird with {self._settings()}. Received: {settings}")
+        self.epoch = epoch or None
+        self.distances = distances
+        self._recorded = recorded or None
+        self._history = collections.deque(history, maxlen=self.lookback)
+
+    def _settings(self):
+        probe = f"the first {self.probe_size} inputs" if self.probe is None else "given"
+        what = f"ratio={self.ratio}" if self.metric == "mask" else f"probe={probe}"
+        return f"metric={self.metric} threshold={self.threshold} lookback={self.lookback} {what}"
+
+    def _inputs(self):
+        if self.probe is not None:
+            return self.probe
+        if self._recorded is None:
+            self._recorded = self._recorder.inputs()
+        return self._recorded
+
+
+def _mask(model, ratio: float) -> Codes:
+    """The pruning mask of EB Train as the code of a single sample: 1 for each unit that stays."""
+    layers = _keras.layer_paths(_keras.check_model(model)).values()
+    scores = [
+        np.abs(layer.gamma.numpy())
+        for layer in layers
+        if _keras.of_class(layer, "BatchNormalization") and layer.gamma is not None
+    ]
+    if not scores:
+        kernels = [
+            layer.kernel.numpy()
+            for layer in layers
+            if _keras.builtin_class_name(layer) in ("Dense", "Conv1D", "Conv2D", "Conv3D")
+        ]
+        scores = [np.abs(kernel).reshape(-1, kernel.shape[-1]).sum(0) for kernel in kernels[:-1]]
+    if not scores:
+        raise ValueError(
+            "Expected a model with units to mask: BatchNormalization with a scale, or at least two Dense "
+            f"or Conv layers. Received: {model.name!r}"
+        )
+    scores = np.concatenate(scores)
+    mask = np.ones(len(scores), np.uint8)
+    mask[np.argsort(scores, kind="stable")[: math.ceil(ratio * len(scores))]] = 0
+    return Codes({"mask": np.packbits(mask, bitorder="little")[None]}, {"mask": len(mask)})
+
+
+def _state(arrays: dict) -> tuple:
+    """What `EarlyBird.save` has written: settings, epoch, distances, recorded probe, codes."""
+
+    def part(prefix):
+        return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+
+    recorded = [part("probe/")[str(i)] for i in range(len(part("probe/")))]
+    history = []
+    while codes := part(f"codes/{len(history)}/"):
+        history.append(Codes.from_arrays(codes))
+    return str(arrays["settings"]), int(arrays["epoch"]), arrays["distances"].tolist(), recorded, history
+
+
+def _share(name: str, value: float) -> float:
+    if not isinstance(value, numbers.Real) or not 0 < value < 1:
+        raise ValueError(f"Expected a {name} between 0 and 1, both excluded. Received: {value!r}")
+    return value
+
+
+def _count(name: str, value: int) -> int:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"Expected an integer of at least 1 for {name}. Received: {value!r}")
+    return int(value)

@@ -1,0 +1,297 @@
+"""Datasets of labelled images, and the batches that a training and an evaluation read from them."""
+
+import dataclasses
+import functools
+import numbers
+import os
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from sklearn.model_selection import train_test_split
+
+from tfspline import _readers
+
+__all__ = ["Dataset", "Split", "load"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Images, uint8 `[n, height, width, channels]`, and their labels, int32 `[n]`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self):
+        images, labels = self.images, self.labels
+        if images.dtype != np.uint8 or images.ndim != 4 or not images.size or labels.shape != images.shape[:1]:
+            raise ValueError(
+                "Expected uint8 images [n, height, width, channels] and a label for each. "
+                f"Received: {images.dtype} {images.shape} and labels {labels.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A classification dataset in memory; `validation` is None where nothing was held out of `train`.
+
+    Example:
+        >>> digits = tfspline.data.load("digits")
+        >>> model = tfspline.models.build("resnet8", digits.input_shape, digits.classes)
+        >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        >>> model.compile("sgd", loss, metrics=["accuracy"])
+        >>> batches, steps = digits.train_batches(128), digits.steps_per_epoch(128)
+        >>> history = model.fit(batches, steps_per_epoch=steps, epochs=2, shuffle=False)
+        >>> loss, accuracy = model.evaluate(digits.evaluation_batches(256))
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Split
+    validation: Split | None
+    test: Split
+    seed: int = 0
+
+    def __post_init__(self):
+        for split in filter(None, (self.train, self.validation, self.test)):
+            if split.labels.min() < 0 or split.labels.max() >= self.classes:
+                raise ValueError(
+                    f"Expected labels in [0, {self.classes}) for {self.name!r}. "
+                    f"Received: labels from {split.labels.min()} to {split.labels.max()}"
+                )
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """`(height, width, channels)` of an image."""
+        return self.train.images.shape[1:]
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean of the training pixels, float32 `[channels]`, on the scale 0..255."""
+        return self._moments[0].astype(np.float32)
+
+    @property
+    def std(self) -> np.ndarray:
+        """Standard deviation of the training pixels, float32 `[channels]`; 1 for a constant channel."""
+        return np.where(self._moments[1] > 0, self._moments[1], 1).astype(np.float32)
+
+    @functools.cached_property
+    def _moments(self):
+        pixels = self.train.images.reshape(-1, self.input_shape[-1])
+        totals = squares = 0.0
+        # In chunks, since float64 takes eight times the memory of the images.
+        for start in range(0, len(pixels), 2**20):
+            chunk = pixels[start : start + 2**20].astype(np.float64)
+            totals = totals + chunk.sum(axis=0)
+            squares = squares + np.square(chunk).sum(axis=0)
+        mean = totals / len(pixels)
+        return mean, np.sqrt(squares / len(pixels) - mean**2)
+
+    def normalize(self, images) -> tf.Tensor:
+        """What the networks are fed: `(images - mean) / std` as float32, for images on the scale 0..255."""
+        return (tf.cast(images, tf.float32) - self.mean) / self.std
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Batches in a training epoch; the last, partial one is dropped.
+
+        Raises:
+            ValueError: a batch size that is not between 1 and the number of training images.
+        """
+        if not 1 <= batch_size <= len(self.train):
+            raise ValueError(f"Expected a batch_size from 1 to {len(self.train)}. Received: {batch_size!r}")
+        return len(self.train) // batch_size
+
+    def train_batches(self, batch_size: int, epoch: int = 0, augment: str = "none") -> tf.data.Dataset:
+        """Training batches without end: the epochs `epoch`, `epoch + 1`, ... one after the other.
+
+        The batches of an epoch, augmentation included, depend on the dataset's seed and the number of the
+        epoch and on nothing else. So a training that is resumed with `fit(dataset.train_batches(batch_size,
+        epoch=e), initial_epoch=e, steps_per_epoch=dataset.steps_per_epoch(batch_size))` sees what it would
+        have seen without the interruption. Without `steps_per_epoch` the first epoch would never end. (In
+        Keras 3, `steps_per_execution` must divide the steps of an epoch: otherwise `fit` reads on into the
+        next one.)
+
+        Args:
+            batch_size: images a batch.
+            epoch: number of the first epoch, counted from 0 as `fit` does.
+            augment: `"none"`; `"crop"`, which shifts an image by up to an eighth of its size each way and
+                fills up with black (4 pixels for CIFAR, as He et al., 2015, section 4.2); or `"crop_flip"`,
+                which also mirrors half of the images.
+
+        Returns:
+            Pairs of normalised images, float32 `[batch_size, *input_shape]`, and labels, int32
+            `[batch_size]`.
+
+        Raises:
+            ValueError: a bad batch size, a negative epoch or an unknown `augment`.
+        """
+        steps = self.steps_per_epoch(batch_size)
+        if epoch < 0:
+            raise ValueError(f"Expected an epoch that is not negative. Received: {epoch!r}")
+        if augment not in _AUGMENTATIONS:
+            raise ValueError(f"Expected augment out of: {', '.join(_AUGMENTATIONS)}. Received: {augment!r}")
+        images, labels = _on_host(self.train)
+        changes = _AUGMENTATIONS[augment]
+
+        def one_epoch(number):
+            seeds = tf.random.split(tf.stack([tf.constant(self.seed, tf.int64), number]), steps + 1)
+            order = tf.random.experimental.stateless_shuffle(tf.range(len(self.train)), seeds[0])
+            indices = tf.reshape(order[: steps * batch_size], [steps, batch_size])
+            return tf.data.Dataset.from_tensor_slices((indices, seeds[1:]))
+
+        def one_batch(indices, seed):
+            batch = tf.gather(images, indices)
+            seeds = tf.unstack(tf.random.split(seed, len(changes)))
+            for change, change_seed in zip(changes, seeds, strict=True):
+                batch = change(batch, change_seed)
+            return self.normalize(batch), tf.gather(labels, indices)
+
+        epochs = tf.data.Dataset.counter(epoch).flat_map(one_epoch)
+        batches = epochs.map(one_batch, num_parallel_calls=tf.data.AUTOTUNE)
+        # Told that there is no end, tf_keras' fit asks for a missing steps_per_epoch; Keras 3's does not.
+        endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+        return batches.apply(endless).prefetch(tf.data.AUTOTUNE)
+
+    def evaluation_batches(self, batch_size: int, split: str = "test") -> tf.data.Dataset:
+        """All images of a split once, in their order, as they are; the last batch may be smaller.
+
+        Args:
+            batch_size: images a batch.
+            split: `"train"`, `"validation"` or `"test"`.
+
+        Returns:
+            Pairs of normalised images, float32 `[batch, *input_shape]`, and labels, int32 `[batch]`.
+
+        Raises:
+            ValueError: a batch size below 1, an unknown split, or `"validation"` where nothing was held out.
+        """
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        if splits.get(split) is None:
+            there = ", ".join(name for name in splits if splits[name] is not None)
+            raise ValueError(f"Expected a split out of: {there}. Received: {split!r}")
+        if batch_size < 1:
+            raise ValueError(f"Expected a batch_size of at least 1. Received: {batch_size!r}")
+        images, labels = _on_host(splits[split])
+
+        def one_batch(indices):
+            return self.normalize(tf.gather(images, indices)), tf.gather(labels, indices)
+
+        indices = tf.data.Dataset.range(len(splits[split])).batch(batch_size)
+        return indices.map(one_batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def load(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    validation_split: float = 0.0,
+    seed: int = 0,
+    image_size: tuple[int, int] | None = None,
+) -> Dataset:
+    """Loads a dataset into memory.
+
+    Args:
+        name: `"digits"` (scikit-learn's 1,797 images of 8x8, a fifth of each class for testing),
+            `"fashion_mnist"`, `"cifar10"`, `"cifar100"` or `"image_folder"`.
+        data_dir: where the files are. For `fashion_mnist` the four idx .gz files (default: where Debian's
+            package dataset-fashion-mnist puts them, otherwise `keras.datasets` downloads them); for
+            `cifar10` and `cifar100` the python batches (default: `keras.datasets` downloads them); for
+            `image_folder` a folder with `train` and `test`, each with a sub-folder a class. `digits` takes
+            none.
+        validation_split: share of each class's training images that is held out as `validation`, in [0, 1).
+        seed: of the validation split and of the order and augmentation of the training batches.
+        image_size: `(height, width)` that the images of an `image_folder` are resized to; by default the
+            size of the first one.
+
+    Raises:
+        ValueError: an unknown name; a `data_dir` or `image_size` missing, or given where none is taken;
+            `validation_split` outside [0, 1); files that do not hold what they should; classes that differ
+            between `train` and `test`; images of more than 2 GiB.
+        FileNotFoundError: `data_dir`, or something that should be in it, is not there.
+
+    Example:
+        >>> digits = tfspline.data.load("digits", validation_split=0.1)
+        >>> digits.input_shape, digits.classes, len(digits.test)
+        ((8, 8, 1), 10, 360)
+    """
+    if name not in _READERS:
+        raise ValueError(f"Expected a dataset out of: {', '.join(_READERS)}. Received: {name!r}")
+    if not 0 <= validation_split < 1:
+        raise ValueError(f"Expected a validation_split in [0, 1). Received: {validation_split!r}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"Expected a seed in [0, 2**32). Received: {seed!r}")
+    options = {} if image_size is None else {"image_size": _checked_size(image_size, name)}
+    class_names, train, test = _READERS[name](_checked_folder(data_dir), **options)
+    train, validation = _split(*train), None
+    if validation_split > 0:
+        parts = train_test_split(
+            np.arange(len(train)), test_size=validation_split, random_state=seed, stratify=train.labels
+        )
+        train, validation = (Split(train.images[part], train.labels[part]) for part in parts)
+    return Dataset(name, tuple(class_names), train, validation, _split(*test), seed)
+
+
+def _checked_size(image_size, name) -> tuple[int, int]:
+    if name != "image_folder":
+        raise ValueError(f"Expected an image_size for 'image_folder' only. Received: {image_size!r} for {name!r}")
+    size = tuple(image_size)
+    if len(size) != 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in size):
+        raise ValueError(f"Expected image_size=(height, width) of positive integers. Received: {image_size!r}")
+    return size
+
+
+def _checked_folder(data_dir) -> Path | None:
+    if data_dir is None:
+        return None
+    path = Path(data_dir)
+    if not path.is_dir():
+        raise FileNotFoundError(f"Expected data_dir to be a folder that is there. Received: {str(data_dir)!r}")
+    if not any(path.iterdir()):
+        raise FileNotFoundError(f"Expected files in data_dir. Received: {str(data_dir)!r}, which is empty")
+    return path
+
+
+def _split(images, labels) -> Split:
+    images = np.ascontiguousarray(images if images.ndim == 4 else images[..., np.newaxis])
+    return Split(images, np.asarray(labels, np.int32).reshape(-1))
+
+
+def _on_host(split: Split):
+    # tf.data runs on the host: images on an accelerator would be copied back for every batch.
+    with tf.device("CPU"):
+        return tf.constant(split.images), tf.constant(split.labels)
+
+
+def _crop(images, seed):
+    height, width = images.shape[1:3]
+    pads = [height // 8, width // 8]
+    padded = tf.pad(images, [[0, 0], [pads[0]] * 2, [pads[1]] * 2, [0, 0]])
+    top, left = (
+        tf.random.stateless_uniform([len(images)], offset_seed, 0, 2 * pad + 1, tf.int32)
+        for offset_seed, pad in zip(tf.unstack(tf.random.split(seed, 2)), pads, strict=True)
+    )
+    rows = tf.gather(padded, top[:, tf.newaxis] + tf.range(height), batch_dims=1)
+    return tf.gather(rows, left[:, tf.newaxis] + tf.range(width), axis=2, batch_dims=1)
+
+
+def _flip(images, seed):
+    flipped = tf.random.stateless_uniform([len(images), 1, 1, 1], seed) < 0.5
+    return tf.where(flipped, images[:, :, ::-1], images)
+
+
+_AUGMENTATIONS = {"none": (), "crop": (_crop,), "crop_flip": (_crop, _flip)}
+
+_READERS = {
+    "digits": _readers.digits,
+    "fashion_mnist": _readers.fashion_mnist,
+    "cifar10": _readers.cifar10,
+    "cifar100": _readers.cifar100,
+    "image_folder": _readers.image_folder,
+}

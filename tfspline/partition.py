@@ -1,0 +1,76 @@
+"""Partitions of the input space: how far apart two of them are, and a plane of inputs to look at them on."""
+
+import numpy as np
+
+from tfspline.codes import Codes
+
+
+def partition_distance(a: Codes, b: Codes, per_layer: bool = False) -> float | dict[str, float]:
+    """How much of the partition changed between two models, or two moments of one, on the same inputs.
+
+    In each layer the share of bits that differ (the normalised Hamming distance of the codes); then the mean
+    over the layers, unweighted, as in the code of You et al., "Max-Affine Spline Insights Into Deep Network
+    Pruning" (TMLR 2022): a small layer counts as much as a large one.
+
+    Args:
+        a: the codes of one model, see `tfspline.region_codes`.
+        b: the codes of the other on the same inputs.
+        per_layer: return the parts instead of their mean.
+
+    Returns:
+        A float in [0, 1], 0 where no bit differs; with `per_layer`, a dict, layer name -> such a float.
+
+    Raises:
+        TypeError: `a` or `b` is not a `Codes`.
+        ValueError: codes of different numbers of samples, or not of the same layers with as many bits.
+
+    Example:
+
+    >>> a = tfspline.Codes({"relu": np.array([[0b11]], "uint8")}, {"relu": 4})
+    >>> b = tfspline.Codes({"relu": np.array([[0b10]], "uint8")}, {"relu": 4})
+    >>> tfspline.partition_distance(a, b)
+    0.25
+    """
+    for codes in (a, b):
+        if not isinstance(codes, Codes):
+            raise TypeError(f"Expected the codes that region_codes gives. Received: {type(codes).__name__}")
+    if len(a) != len(b):
+        raise ValueError(f"Expected codes of the same inputs. Received: {len(a)} and {len(b)} samples")
+    if list(a.bits.items()) != list(b.bits.items()):
+        raise ValueError(f"Expected codes of the same layers with as many bits. Received: {a.bits} and {b.bits}")
+    distances = {
+        name: float(np.bitwise_count(a[name] ^ b[name]).sum(dtype=np.int64) / (len(a) * bits))
+        for name, bits in a.bits.items()
+    }
+    return distances if per_layer else float(np.mean(list(distances.values())))
+
+
+def plane(x0: np.ndarray, x1: np.ndarray, n: int) -> np.ndarray:
+    """The inputs a * x0 + b * x1 for a, b on an even n x n grid over [0, 1]: a plane through both.
+
+    This is the canvas on which You et al. (TMLR 2022) compare partitions; on it, `early_bird =
+    tfspline.EarlyBird(probe=tfspline.plane(x0, x1, 100))` is their early-bird test.
+
+    Args:
+        x0: one input without its batch dimension, of any shape.
+        x1: another one of the same shape.
+        n: how many steps a and b take, both ends included, at least 2.
+
+    Returns:
+        A float32 array `[n * n, *x0.shape]`, a running fastest: 0 comes first, x0 at n - 1, x0 + x1 last.
+
+    Raises:
+        ValueError: different shapes, or fewer than two steps.
+
+    Example:
+
+    >>> tfspline.plane(np.array([1.0, 0.0]), np.array([0.0, 1.0]), 2).tolist()
+    [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+    """
+    x0, x1 = np.asarray(x0, np.float32), np.asarray(x1, np.float32)
+    if x0.shape != x1.shape:
+        raise ValueError(f"Expected two inputs of the same shape. Received: {x0.shape} and {x1.shape}")
+    if n < 2:
+        raise ValueError(f"Expected at least 2 steps. Received: {n}")
+    b, a = np.meshgrid(*2 * [np.linspace(0, 1, n, dtype=np.float32)], indexing="ij")
+    return np.multiply.outer(a.ravel(), x0) + np.multiply.outer(b.ravel(), x1)

@@ -1,0 +1,161 @@
+"""The recipe as data: train dense until the partition has settled, prune, slim, train on."""
+
+import dataclasses
+import math
+
+from tfspline import criteria, models
+from tfspline.callbacks import EarlyBird
+from tfspline.plan import SCOPES
+
+_BUDGETS = ("ratio", "flops", "training_flops_reduction")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a run does; each field is a flag of `train.py`, and `python train.py --help` says what it means.
+
+    Exactly one of `ratio`, `flops` and `training_flops_reduction` says how much is pruned.
+
+    Raises:
+        ValueError: a field outside its range, or fields that contradict each other.
+
+    Example:
+        >>> recipe = Recipe(network="mlp", dataset="digits", epochs=10, ratio=0.5)
+        >>> recipe.search_limit
+        4
+    """
+
+    network: str = "resnet20"
+    width: float = 1.0
+    dataset: str = "digits"
+    data_dir: str | None = None
+    image_size: tuple[int, int] | None = None
+    validation_split: float = 0.0
+    augment: str = "none"
+    keras: str = "keras"
+    seed: int = 0
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    lr_schedule: str = "cosine"
+    lr_drops: tuple[int, ...] = ()
+    lr_drop_factor: float = 0.1
+    search_epochs: int | None = None
+    eb_metric: str = "partition"
+    eb_threshold: float | None = None
+    eb_lookback: int | None = None
+    criterion: str = "spline"
+    scope: str = "layer"
+    ratio: float | None = None
+    flops: float | None = None
+    training_flops_reduction: float | None = None
+    min_units: int = 1
+    baseline: bool = False
+
+    def __post_init__(self):
+        # These three refuse what they do not know; the shape of the images is not known before they are read.
+        models.build(self.network, (32, 32, 3), 2, self.width, self.keras)
+        criteria.named(self.criterion)
+        self.early_bird()
+        _one_of("augment", self.augment, ("none", "crop", "crop_flip"))
+        _one_of("lr_schedule", self.lr_schedule, ("cosine", "step"))
+        _one_of("scope", self.scope, SCOPES)
+        _check("epochs", self.epochs, self.epochs >= 2, "at least 2")
+        _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "positive")
+        _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
+        _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")
+        _check("lr_drop_factor", self.lr_drop_factor, 0 < self.lr_drop_factor < 1, "in (0, 1)")
+        _check("min_units", self.min_units, self.min_units >= 1, "at least 1")
+        self._check_drops()
+        self._check_search()
+        self._check_budget()
+
+    def _check_drops(self):
+        drops = self.lr_drops
+        if drops and self.lr_schedule != "step":
+            raise ValueError(f"Expected no lr_drops with lr_schedule={self.lr_schedule!r}. Received: {drops}")
+        # Drops after the last epoch are no mistake: that is how a schedule is tried out in fewer epochs.
+        rising = list(drops) == sorted(set(drops)) and all(epoch > 0 for epoch in drops)
+        _check("lr_drops", drops, rising, "rising epochs, from 1")
+
+    def _check_search(self):
+        limit, most = self.search_limit, self.epochs - 1
+        _check("search_epochs", limit, 1 <= limit <= most, f"from 1 to epochs - 1 = {most}")
+
+    def _check_budget(self):
+        given = {name: getattr(self, name) for name in _BUDGETS if getattr(self, name) is not None}
+        if len(given) != 1:
+            raise ValueError(f"Expected exactly one of {', '.join(_BUDGETS)}. Received: {given or 'none'}")
+        (name, value), *_ = given.items()
+        if name == "training_flops_reduction":
+            _check(name, value, 1 < value < math.inf, "greater than 1")
+            self.slim_share(self.search_limit)
+        else:
+            _check(name, value, 0 < value < 1, "in (0, 1)")
+
+    @property
+    def search_limit(self) -> int:
+        """How many epochs the search may take: `search_epochs`, or a fifth of `epochs`, rounded up.
+
+        A fifth, since longer searches eat up what pruning saves; but not less than the early bird needs to
+        compare, and never all epochs.
+        """
+        if self.search_epochs is not None:
+            return self.search_epochs
+        return min(max(math.ceil(self.epochs / 5), self.early_bird().lookback + 1), self.epochs - 1)
+
+    def slim_share(self, searched: int) -> float | None:
+        """The share of the dense network's MACs that the slim one may have after `searched` dense epochs.
+
+        It is `flops` where that is given, None where `ratio` is. Training FLOPs go with forward FLOPs times
+        samples: with t epochs searched out of E, the search and the retraining together cost 1/R of the dense
+        training where t + f (E - t) = E / R, f being the share.
+
+        Raises:
+            ValueError: the search alone costs more than `training_flops_reduction` leaves.
+        """
+        if self.training_flops_reduction is None:
+            return self.flops
+        allowed = self.epochs / self.training_flops_reduction
+        if searched >= allowed:
+            raise ValueError(
+                f"Expected a search shorter than epochs / training_flops_reduction = {self.epochs} / "
+                f"{self.training_flops_reduction:g} = {allowed:.2f} epochs, which is all that they may cost. "
+                f"Received: a search of up to {searched} epochs; set search_epochs or epochs."
+            )
+        return (allowed - searched) / (self.epochs - searched)
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0; the same for dense and slim network."""
+        if self.lr_schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        return self.learning_rate * self.lr_drop_factor ** sum(epoch >= drop for drop in self.lr_drops)
+
+    def early_bird(self, **options) -> EarlyBird:
+        """The early-bird callback of the recipe; `options` are further arguments of it."""
+        if self.ratio is not None:
+            options["ratio"] = self.ratio
+        return EarlyBird(self.eb_threshold, self.eb_lookback, self.eb_metric, **options)
+
+    def as_flags(self) -> dict[str, str]:
+        """The fields as they are written on a command line; fields that are None are left out."""
+        values = dataclasses.asdict(self)
+        return {name: _as_flag(value) for name, value in values.items() if value is not None}
+
+
+def _check(name, value, holds, expected):
+    if not holds:
+        raise ValueError(f"Expected {name} to be {expected}. Received: {value!r}")
+
+
+def _one_of(name, value, known):
+    _check(name, value, value in known, f"one of {', '.join(known)}")
+
+
+def _as_flag(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

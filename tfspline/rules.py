@@ -1,0 +1,354 @@
+"""What each layer does with its channels: one small rule a kind of layer.
+
+A rule sees a `Call`: the layer, and for each input an array of channel ids that has the rank of the tensor without
+its batch dimension, an axis of length 1 standing for "the same ids all along". It returns the ids of the output.
+On the way it says which axes of which weights go with which ids:
+
+- `call.produce(weight, axis)` makes fresh channels (Conv, Dense), `call.consume(weight, axis, ids)` reads them
+  through a kernel, `call.carry(weight, axis, ids)` lets a weight travel with its channel (BatchNormalization);
+- `call.tie(a, b)` makes units of two ids one unit, `call.protect(ids, why)` keeps them whatever happens;
+- `call.resize(key, value_of)` names a config entry that shrinks, `call.macs(weight, positions)` counts the work.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfspline import _keras
+
+# Activations that act on each number alone; any other may mix channels (softmax), so its channels are protected.
+ELEMENTWISE = frozenset(
+    [
+        *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "swish", "mish", "threshold"),
+        *("sigmoid", "hard_sigmoid", "hard_silu", "hard_swish", "log_sigmoid", "tanh", "hard_tanh", "tanh_shrink"),
+        *("softplus", "softsign", "exponential", "hard_shrink", "soft_shrink", "squareplus", "sparse_plus"),
+    ]
+)
+
+_custom: dict[type, Callable] = {}
+
+
+def register_channel_rule(layer_class: type, rule: Callable) -> None:
+    """Teaches tfspline what a custom layer does with its channels, so that units can be pruned through it.
+
+    Args:
+        layer_class: the layer's class; its subclasses follow the same rule unless they have one of their own.
+        rule: called as `rule(call)`, with `call.layer`, `call.inputs` (channel ids, see `tfspline.rules`) and the
+            methods `produce`, `consume`, `carry`, `tie`, `protect`, `resize` and `macs`; returns the output's ids.
+
+    Raises:
+        TypeError: `layer_class` is not a class or `rule` cannot be called.
+
+    Example:
+
+    >>> import keras, tfspline
+    >>> class Scale(keras.layers.Layer):
+    ...     def build(self, shape):
+    ...         self.scale = self.add_weight(name="scale", shape=shape[-1:], initializer="ones")
+    ...     def call(self, x):
+    ...         return x * self.scale
+    >>> def rule(call):
+    ...     call.carry("scale", 0, call.channels())
+    ...     return call.inputs[0]
+    >>> tfspline.register_channel_rule(Scale, rule)
+    """
+    if not isinstance(layer_class, type) or not callable(rule):
+        raise TypeError(f"Expected a layer class and a callable. Received: {layer_class!r} and {rule!r}")
+    _custom[layer_class] = rule
+
+
+def rule_for(layer: Any) -> Callable:
+    """The rule of a layer or bare op; `unknown` where there is none."""
+    for base in type(layer).__mro__:
+        if base in _custom:
+            return _custom[base]
+    op = _keras.op_name(layer)
+    if op is not None:
+        return OPS.get(op, unknown)
+    return LAYERS.get(_keras.builtin_class_name(layer), unknown)
+
+
+def unknown(call):
+    """Nothing is known of this layer, so what it reads keeps its shape and what it makes is nobody's unit."""
+    for ids in call.inputs:
+        call.protect(ids, f"{call.described()} is not a layer that tfspline knows")
+    return call.opaque()
+
+
+def elementwise(call):
+    """Acts on every number alone: dropout, activations, and ops with a scalar."""
+    if getattr(call.layer, "activation", None) is not None:
+        return activated(call, call.inputs[0])
+    return call.inputs[0]
+
+
+def rescaling(call):
+    """Elementwise if it scales all channels alike; a scale a channel sits in the config, where it cannot be cut."""
+    alike = np.ndim(call.layer.scale) == np.ndim(call.layer.offset) == 0
+    return call.inputs[0] if alike else unknown(call)
+
+
+def activated(call, ids):
+    """`ids` after the layer's own activation."""
+    activation = getattr(call.layer, "activation", None)
+    name = getattr(activation, "__name__", type(activation).__name__)
+    homes = [
+        tf.nn,
+        tf.math,
+        *(getattr(m, home, None) for m in _keras.kerases() for home in ("activations", "ops")),
+    ]
+    builtin = any(getattr(home, name, None) is activation for home in homes)
+    # An activation given as a layer (keras.layers.ReLU()) is elementwise if that layer's rule is.
+    if activation is None or (builtin and name in ELEMENTWISE) or rule_for(activation) is elementwise:
+        return ids
+    call.protect(ids, f"the activation {name!r} of {call.described()} may mix channels")
+    return ids
+
+
+def merge(call):
+    """Add, Multiply, Maximum ...: what meets at a place is one unit, an axis of length 1 broadcast over the others."""
+    if not call.constants_are_scalars():
+        return unknown(call)
+    if len(call.inputs) == 1:
+        return call.inputs[0]
+    if len({ids.ndim for ids in call.inputs}) > 1:
+        return unknown(call)
+    target = np.broadcast_shapes(*(ids.shape for ids in call.inputs))
+    met = []
+    for i, ids in enumerate(call.inputs):
+        if any(real == 1 < varying for real, varying in zip(call.shape(i), target, strict=True)):
+            call.protect(ids, f"{call.described()} broadcasts it over several channels")
+        else:
+            met.append(np.broadcast_to(ids, target))
+    for other in met[1:]:
+        call.tie(met[0], other)
+    return met[0]
+
+
+def batch_normalization(call):
+    """Scale, offset and statistics travel with their channel."""
+    axis = call.layer.axis
+    ids = call.channels(axis=call.axis(axis if isinstance(axis, int) else axis[0]))
+    for weight in ("gamma", "beta"):
+        call.carry(weight, 0, ids)
+    for weight in ("moving_mean", "moving_variance"):
+        call.carry(weight, 0, ids, state=True)
+    return call.inputs[0]
+
+
+def normalise_over_channels(call):
+    """LayerNormalization and its kin: removing one channel changes all others, so the channels are protected."""
+    axis = getattr(call.layer, "axis", -1)
+    for one in [axis] if isinstance(axis, int) else axis:
+        ids = call.channels(axis=call.axis(one))
+        for weight in ("gamma", "beta", "scale"):
+            if getattr(getattr(call.layer, weight, None), "shape", None) == ids.shape:  # tf_keras: scale=True is a flag
+                call.carry(weight, 0, ids)
+        call.protect(ids, f"{call.described()} normalises over channels", inexact=True)
+    return call.inputs[0]
+
+
+def softmax(call):
+    """Shares of a whole: no channel can go without changing the others."""
+    call.protect(call.inputs[0], f"{call.described()} mixes channels")
+    return call.inputs[0]
+
+
+def prelu(call):
+    """A slope a place, shared along `shared_axes`."""
+    for axis, size in enumerate(call.layer.alpha.shape):
+        if size > 1 and call.inputs[0].shape[axis] > 1:
+            call.carry("alpha", axis, call.channels(axis=axis))
+    return call.inputs[0]
+
+
+def dense(call):
+    """Mixes the channels of the last axis."""
+    call.consume("kernel", 0, call.channels())
+    outputs = call.produce("kernel", 1)
+    call.carry("bias", 0, outputs)
+    call.resize("units", lambda kept: int(kept[outputs].sum()))
+    call.macs("kernel", _size(call.shape()[:-1]))
+    return activated(call, call.place(outputs))
+
+
+def conv(call):
+    """Conv1D/2D/3D, grouped or not: kernel [*window, inputs / groups, outputs]."""
+    inputs, groups = call.channels(axis=call.channel_axis()), call.layer.groups
+    outputs = call.produce("kernel", -1)
+    call.macs("kernel", _size(call.spatial(call.output_shapes[0])))
+    call.carry("bias", 0, outputs)
+    call.resize("filters", lambda kept: int(kept[outputs].sum()))
+    if groups == 1:
+        call.consume("kernel", -2, inputs)
+    elif groups == inputs.size:  # a group is one channel: it goes with all that is made of it
+        call.tie(np.repeat(inputs, outputs.size // groups), outputs)
+        call.resize("groups", lambda kept: int(kept[inputs].sum()))
+    else:  # all groups must stay equally wide: the same place of every group goes at once
+        columns = _equal_groups(call, inputs, groups)
+        _equal_groups(call, outputs, groups)
+        call.consume("kernel", -2, columns)
+    return activated(call, call.place(outputs))
+
+
+def _equal_groups(call, ids, groups):
+    rows = ids.reshape(groups, -1)
+    call.tie(np.broadcast_to(rows[:1], rows.shape), rows)
+    return rows[0]
+
+
+def conv_transpose(call):
+    """Conv1D/2D/3DTranspose: kernel [*window, outputs, inputs]."""
+    call.consume("kernel", -1, call.channels(axis=call.channel_axis()))
+    outputs = call.produce("kernel", -2)
+    call.carry("bias", 0, outputs)
+    call.resize("filters", lambda kept: int(kept[outputs].sum()))
+    call.macs("kernel", _size(call.spatial(call.shape())))
+    return activated(call, call.place(outputs))
+
+
+def depthwise(call):
+    """DepthwiseConv1D/2D: `depth_multiplier` channels out of each channel, none mixed."""
+    weight = "depthwise_kernel" if hasattr(call.layer, "depthwise_kernel") else "kernel"
+    inputs = call.channels(axis=call.channel_axis())
+    call.carry(weight, -2, inputs)
+    outputs = np.repeat(inputs, call.layer.depth_multiplier)
+    call.carry("bias", 0, outputs)
+    call.macs(weight, _size(call.spatial(call.output_shapes[0])))
+    return activated(call, call.place(outputs))
+
+
+def separable(call):
+    """SeparableConv1D/2D: a depthwise convolution, then a pointwise one that mixes."""
+    inputs = call.channels(axis=call.channel_axis())
+    call.carry("depthwise_kernel", -2, inputs)
+    call.consume("pointwise_kernel", -2, np.repeat(inputs, call.layer.depth_multiplier))
+    outputs = call.produce("pointwise_kernel", -1)
+    call.carry("bias", 0, outputs)
+    call.resize("filters", lambda kept: int(kept[outputs].sum()))
+    for weight in ("depthwise_kernel", "pointwise_kernel"):
+        call.macs(weight, _size(call.spatial(call.output_shapes[0])))
+    return activated(call, call.place(outputs))
+
+
+def embedding(call):
+    """Makes its output's channels out of integers."""
+    outputs = call.produce("embeddings", 1)
+    call.resize("output_dim", lambda kept: int(kept[outputs].sum()))
+    return outputs.reshape((1,) * (len(call.output_shapes[0]) - 1) + (-1,))
+
+
+def move_in_space(call):
+    """Pooling, padding, cropping, upsampling: every channel stays where it is."""
+    axis = call.channel_axis()
+    return call.place(call.channels(axis=axis), axis)
+
+
+def global_pool(call):
+    """One number a channel."""
+    ids = call.channels(axis=call.channel_axis())
+    return call.place(ids, call.channel_axis()) if call.layer.keepdims else ids
+
+
+def flatten(call):
+    """Every channel goes to as many places as its map has."""
+    ids = call.full()
+    if ids is None:
+        return unknown(call)
+    if getattr(call.layer, "data_format", None) == "channels_first":
+        ids = np.moveaxis(ids, 0, -1)  # Keras flattens in channels_last order whatever the input's order
+    return ids.reshape(-1)
+
+
+def reshape(call):
+    """Moves ids as it moves numbers; where that spreads channels over several axes, the last one is cut as a whole."""
+    ids, shape = call.full(), call.output_shapes[0]
+    if ids is None or None in shape:
+        return unknown(call)
+    ids = ids.reshape(shape)
+    varying = [axis for axis in range(ids.ndim) if (ids != ids.take([0], axis=axis)).any()]
+    if not varying:
+        return ids[(slice(1),) * ids.ndim]
+    columns = np.moveaxis(ids, varying[-1], -1).reshape(-1, shape[varying[-1]])
+    call.tie(np.broadcast_to(columns[:1], columns.shape), columns)
+    row = columns[0]
+
+    def target_shape(kept):
+        return tuple(int(kept[row].sum()) if axis == varying[-1] else size for axis, size in enumerate(shape))
+
+    call.resize("target_shape", target_shape)
+    return call.place(row, varying[-1])
+
+
+def permute(call):
+    """Transposes the ids."""
+    return np.transpose(call.inputs[0], [dim - 1 for dim in call.layer.dims])
+
+
+def repeat_vector(call):
+    """[channels] -> [n, channels]."""
+    return call.inputs[0].reshape(1, -1)
+
+
+def concatenate(call):
+    """Puts ids side by side; along an axis where they do not vary, what is at the same place shares its id."""
+    axis = call.axis(call.layer.axis)
+    sizes = [call.shape(i)[axis] for i in range(len(call.inputs))]
+    rest = np.broadcast_shapes(*(np.delete(ids.shape, axis) for ids in call.inputs))
+    if any(ids.shape[axis] > 1 for ids in call.inputs) or all(size == 1 for size in sizes):
+        return np.concatenate(
+            [
+                np.broadcast_to(ids, (*rest[:axis], size, *rest[axis:]))
+                for ids, size in zip(call.inputs, sizes, strict=True)
+            ],
+            axis=axis,
+        )
+    met = [np.broadcast_to(ids, (*rest[:axis], 1, *rest[axis:])) for ids in call.inputs]
+    for other in met[1:]:
+        call.tie(met[0], other)
+    return met[0]
+
+
+def _size(shape) -> int:
+    return int(np.prod([size or 1 for size in shape], dtype=np.int64))
+
+
+def _dimensions(*names, dimensions=(1, 2, 3)):
+    return [f"{name}{n}D" for name in names for n in dimensions]
+
+
+LAYERS: dict[str, Callable] = {
+    **dict.fromkeys(["Activation", "ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Identity"], elementwise),
+    **dict.fromkeys(["Dropout", "AlphaDropout", "GaussianDropout", "GaussianNoise"], elementwise),
+    **dict.fromkeys(["ActivityRegularization", *_dimensions("SpatialDropout")], elementwise),
+    **dict.fromkeys(["Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"], merge),
+    **dict.fromkeys(_dimensions("Conv"), conv),
+    **{f"Conv{n}DTranspose": conv_transpose for n in (1, 2, 3)},
+    **dict.fromkeys(_dimensions("DepthwiseConv", dimensions=(1, 2)), depthwise),
+    **dict.fromkeys(_dimensions("SeparableConv", dimensions=(1, 2)), separable),
+    **dict.fromkeys(
+        _dimensions("MaxPooling", "AveragePooling", "ZeroPadding", "Cropping", "UpSampling"), move_in_space
+    ),
+    **dict.fromkeys(_dimensions("GlobalAveragePooling", "GlobalMaxPooling"), global_pool),
+    **dict.fromkeys(["LayerNormalization", "GroupNormalization"], normalise_over_channels),
+    **dict.fromkeys(["UnitNormalization", "RMSNormalization"], normalise_over_channels),
+    "BatchNormalization": batch_normalization,
+    "Concatenate": concatenate,
+    "Dense": dense,
+    "Embedding": embedding,
+    "Flatten": flatten,
+    "PReLU": prelu,
+    "Permute": permute,
+    "RepeatVector": repeat_vector,
+    "Rescaling": rescaling,
+    "Reshape": reshape,
+    "Softmax": softmax,
+}
+
+OPS: dict[str, Callable] = {
+    **dict.fromkeys(["add", "subtract", "multiply", "maximum", "minimum"], merge),
+    **dict.fromkeys(["relu", "relu6", "leakyrelu", "leaky_relu", "elu", "silu"], elementwise),
+    **dict.fromkeys(["sigmoid", "hardsigmoid", "tanh", "abs", "absolute"], elementwise),
+}

@@ -1,0 +1,289 @@
+"""Runs a recipe in a folder: search, prune, retrain, baseline, summary; can be interrupted at any moment."""
+
+import importlib.metadata
+import math
+import os
+import platform
+import time
+from typing import Any
+
+from tfspline import data, models
+from tfspline._keras import keras_named
+from tfspline.flops import flops, training_flops
+from tfspline.plan import plan
+from tfspline.recipe import Recipe
+from tfspline.run_dir import RunDir
+from tfspline.serving import export
+
+_PROBE_SIZE = 512  # training images on which the partition is watched
+
+
+def run(recipe: Recipe, run_dir: str | os.PathLike, verbose: int = 1) -> dict:
+    """Carries a recipe out, or goes on with it where it was interrupted.
+
+    Args:
+        recipe: what to do.
+        run_dir: a folder for it: a new one, or that of the same recipe. It is left holding `flags.cfg`,
+            `history.jsonl` (a line an epoch, one for the pruning), `summary.json`, `plan.json`, `slim.keras`,
+            `dense.keras` (at the end of the baseline if there is one, otherwise at the end of the search),
+            `serving/<version>/`, `training.png`, `units.png` and `logs/` for TensorBoard.
+        verbose: as in Keras' `fit`: 0 is silent, 1 shows a progress bar, 2 prints one line an epoch.
+
+    Returns:
+        What is in `summary.json`.
+
+    Raises:
+        ValueError, OSError: data or a `run_dir` that does not fit the recipe; nothing has been written then.
+        ValueError: a training whose loss is no number any more, or a budget that pruning cannot meet.
+
+    Example:
+        >>> import tempfile
+        >>> recipe = Recipe(network="mlp", epochs=10, ratio=0.5, learning_rate=0.02)
+        >>> summary = run(recipe, tempfile.mkdtemp(), verbose=0)
+        >>> summary["training_flops_reduction"] > 1
+        True
+    """
+    folder = RunDir(os.fspath(run_dir), recipe.as_flags())
+    if folder.summary() is None:
+        _Run(recipe, folder, verbose).run()
+    return folder.summary()
+
+
+def table(summary: dict) -> str:
+    """The closing table of a run, dense network against slim one.
+
+    Args:
+        summary: what `run` returns; without a baseline the dense network has no accuracy and no time.
+
+    Returns:
+        A table of lines, FLOPs being 2 x MACs.
+    """
+    rows = [
+        ("test accuracy", "accuracy", "{:.2%}"),
+        ("parameters", "params", "{:,}"),
+        ("MACs an image", "macs", "{:,}"),
+        ("training FLOPs (2 x MACs)", "training_flops", "{:.3e}"),
+        ("training time (s)", "seconds", "{:.1f}"),
+    ]
+    line = "{:<26} {:>14} {:>14} {:>10}".format
+    lines = [line("", "dense", "slim", "reduction")]
+    for label, key, form in rows:
+        dense, slim = summary["dense"].get(key), summary["slim"][key]
+        reduction = f"{dense / slim:.2f}x" if dense is not None and key != "accuracy" else ""
+        lines.append(line(label, "-" if dense is None else form.format(dense), form.format(slim), reduction))
+    bird = summary["early_bird_epoch"]
+    found = f"at epoch {bird}" if bird else f"not found, pruned at epoch {summary['search_epochs']}"
+    return "\n".join([*lines, f"early bird: {found} of {summary['epochs']}"])
+
+
+class _Run:
+    """A recipe under way in a folder; each phase leaves its network as a checkpoint for those after it."""
+
+    def __init__(self, recipe, folder, verbose):
+        self.recipe, self.folder, self.verbose = recipe, folder, verbose
+        self.keras = keras_named(recipe.keras)
+        self.data = data.load(recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.seed, recipe.image_size)
+        self.steps = self.data.steps_per_epoch(recipe.batch_size)
+
+    def run(self):
+        recipe, folder = self.recipe, self.folder
+        self.keras.utils.set_random_seed(recipe.seed)
+        model = models.build(recipe.network, self.data.input_shape, self.data.classes, recipe.width, recipe.keras)
+        folder.start()
+        bird = self.search(model)
+        self.prune()
+        slim = self.retrain()
+        dense = self.train_on("baseline", after="search") if recipe.baseline else self.load("search")
+        dense.save(folder.file("dense.keras"))
+        self.draw("training", "training.png", folder.history, bird)
+        folder.finish(self.summary(bird, dense, slim))
+
+    def search(self, model):
+        """Trains the dense network until the partition has settled; returns the early bird."""
+        bird = self.recipe.early_bird(probe=self.probe(), verbose=self.verbose)
+        done = self.folder.last_epoch("search") or 0
+        if done:
+            bird.load(self.folder.checkpoint("search", ".npz"))
+            model = self.load("search")
+        else:
+            self.compile(model)
+        if not bird.found and done < self.recipe.search_limit:
+            self.fit("search", model, done, self.recipe.search_limit, bird)
+        return bird
+
+    def prune(self):
+        """Plans on the searched network and cuts it down."""
+        if self.folder.last_epoch("prune"):
+            return
+        recipe, searched = self.recipe, self.folder.last_epoch("search")
+        start = time.perf_counter()
+        dense = self.load("search")
+        cut = plan(
+            dense,
+            ratio=recipe.ratio,
+            flops=recipe.slim_share(searched),
+            criterion=recipe.criterion,
+            scope=recipe.scope,
+            min_units=recipe.min_units,
+            seed=recipe.seed,
+        )
+        slim = cut.apply(dense)
+        seconds = time.perf_counter() - start
+        if self.verbose:
+            print(cut)
+        cut.save(self.folder.file("plan.json"))
+        self.draw("units_kept", "units.png", cut.rows())
+        row = {"phase": "prune", "epoch": searched, "ratio": cut.ratio, "seconds": seconds}
+        self.folder.record(row, lambda path: slim.save(path(".keras")))
+
+    def retrain(self):
+        """Trains the slim network on to the end and publishes it; returns it."""
+        slim = self.train_on("retrain", after="prune")
+        if not os.path.exists(self.folder.file("slim.keras")):
+            export(slim, self.folder.file("serving"))
+            slim.save(self.folder.file("slim.keras"))
+        return slim
+
+    def train_on(self, phase, after):
+        """Trains the network that another phase left on to the last epoch; returns it."""
+        done = self.folder.last_epoch(phase)
+        model = self.load(phase if done else after)
+        done = done or self.folder.last_epoch(after)
+        if done < self.recipe.epochs:
+            self.fit(phase, model, done, self.recipe.epochs)
+        return model
+
+    def fit(self, phase, model, done, epochs, *callbacks):
+        """Trains from epoch `done` to `epochs`, or until a callback has it; records every epoch."""
+        recipe, callback_of = self.recipe, self.keras.callbacks
+        started = 0.0
+
+        def begin(epoch, logs):
+            nonlocal started
+            started = time.perf_counter()
+
+        def record(epoch, logs):
+            seconds = time.perf_counter() - started
+            if not math.isfinite(logs["loss"]):
+                raise ValueError(
+                    f"Expected a loss that stays finite. Received: {logs['loss']} in epoch {epoch + 1} of "
+                    f"the {phase}; try a smaller learning_rate."
+                )
+            row = {"phase": phase, "epoch": epoch + 1} | {name: float(value) for name, value in logs.items()}
+            row.pop("lr", None)  # tf_keras' name for the learning rate
+            row |= {"learning_rate": recipe.learning_rate_at(epoch), "seconds": seconds}
+            self.folder.record(row, save)
+
+        def save(path):
+            model.save(path(".keras"))
+            for callback in callbacks:
+                callback.save(path(".npz"))
+
+        held_out = self.data.validation
+        model.fit(
+            self.data.train_batches(recipe.batch_size, done, recipe.augment),
+            steps_per_epoch=self.steps,
+            initial_epoch=done,
+            epochs=epochs,
+            validation_data=None if held_out is None else self.batches("validation"),
+            shuffle=False,  # the batches are; Keras 3 warns otherwise
+            verbose=self.verbose,
+            callbacks=[
+                callback_of.LambdaCallback(on_epoch_begin=begin),
+                callback_of.LearningRateScheduler(recipe.learning_rate_at),
+                *callbacks,
+                callback_of.TensorBoard(self.folder.file("logs", phase), write_graph=False),
+                callback_of.LambdaCallback(on_epoch_end=record),
+            ],
+        )
+
+    def load(self, phase):
+        """The network that a phase left, and its optimizer, ready to be trained on."""
+        model = self.keras.models.load_model(self.folder.checkpoint(phase))
+        self.compile(model)
+        return model
+
+    def compile(self, model):
+        """Compiles for training; an optimizer that the model was loaded with hands its state on."""
+        recipe = self.recipe
+        optimizer = self.keras.optimizers.SGD(
+            recipe.learning_rate,
+            momentum=recipe.momentum,
+            # Papers add the decay to the gradient, which momentum multiplies by 1 / (1 - momentum) in the
+            # long run; Keras decays outside of the momentum.
+            weight_decay=recipe.weight_decay / (1 - recipe.momentum) or None,
+        )
+        # Not saved with a model, and to be set before an optimizer is built: hence always a new optimizer.
+        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+        saved = getattr(model, "optimizer", None)
+        if saved is not None:
+            optimizer.build(model.trainable_variables)
+            for variable, value in zip(optimizer.variables, saved.variables, strict=True):
+                variable.assign(value)
+        loss = self.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer, loss, metrics=["accuracy"])
+
+    def probe(self):
+        # A probe that is given is the same again after an interruption.
+        if self.recipe.eb_metric == "partition":
+            return self.data.normalize(self.data.train.images[:_PROBE_SIZE]).numpy()
+
+    def batches(self, split):
+        return self.data.evaluation_batches(self.recipe.batch_size, split)
+
+    def draw(self, picture, name, *arguments):
+        from tfspline import plots  # matplotlib is slow to import, and only needed here
+
+        getattr(plots, picture)(*arguments).savefig(self.folder.file(name), dpi=150)
+
+    def summary(self, bird, dense, slim):
+        recipe, folder = self.recipe, self.folder
+        searched = folder.last_epoch("search")
+        images = self.steps * recipe.batch_size  # an epoch
+        dense_training = training_flops(dense, recipe.epochs * images)
+        slim_training = training_flops(dense, searched * images)
+        slim_training += training_flops(slim, (recipe.epochs - searched) * images)
+        seconds = {phase: folder.seconds(phase) for phase in ("search", "prune", "retrain", "baseline")}
+        of_dense = {**_size(dense), "training_flops": dense_training}
+        of_slim = {**self.test(slim), **_size(slim), "training_flops": slim_training}
+        of_slim["seconds"] = seconds["search"] + seconds["prune"] + seconds["retrain"]
+        if recipe.baseline:
+            of_dense = self.test(dense) | of_dense | {"seconds": seconds["search"] + seconds["baseline"]}
+        (pruned,) = (row for row in folder.history if row["phase"] == "prune")
+        return {
+            "network": recipe.network,
+            "dataset": recipe.dataset,
+            "seed": recipe.seed,
+            "epochs": recipe.epochs,
+            "criterion": recipe.criterion,
+            "ratio": pruned["ratio"],
+            "early_bird_epoch": bird.epoch,
+            "search_epochs": searched,
+            "training_flops_reduction": dense_training / slim_training,
+            "dense": of_dense,
+            "slim": of_slim,
+            "seconds": seconds,
+            "versions": _versions(),
+        }
+
+    def test(self, model):
+        return {
+            name: float(value)
+            for name, value in model.evaluate(self.batches("test"), return_dict=True, verbose=0).items()
+            if name in ("accuracy", "loss")
+        }
+
+
+def _size(model):
+    counted = flops(model)
+    return {"params": counted.params, "macs": counted.macs}
+
+
+def _versions() -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for package in ("tfspline", "tensorflow", "keras", "tf_keras", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None  # tfspline, in a clone that was not installed
+    return versions
