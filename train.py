@@ -28,6 +28,7 @@ flags.DEFINE_enum("augment", Recipe.augment, ["none", "crop", "crop_flip"], "Ran
 
 flags.DEFINE_integer("epochs", Recipe.epochs, "Epochs in all, the search included.")
 flags.DEFINE_integer("batch_size", Recipe.batch_size, "Images a step.")
+flags.DEFINE_integer("steps_per_epoch", Recipe.steps_per_epoch, "Cuts epochs short. Default: all images once.")
 flags.DEFINE_float("learning_rate", Recipe.learning_rate, "Learning rate of the first epoch (SGD).")
 flags.DEFINE_float("momentum", Recipe.momentum, "Momentum of SGD.")
 flags.DEFINE_float(

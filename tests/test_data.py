@@ -77,6 +77,16 @@ def test_resumed_batches_are_those_of_the_uninterrupted_run(small, augment):
     assert_same(whole[8:], take(small.train_batches(5, epoch=2, augment=augment), 4))
 
 
+def test_epochs_cut_short_hold_other_images_each(small):
+    steps = small.steps_per_epoch(4, 2)
+    assert steps == 2
+    batches = [labels.numpy() for _, labels in small.train_batches(4, steps=steps).take(4)]
+    whole = [labels.numpy() for _, labels in small.train_batches(4, epoch=1).take(2)]
+    np.testing.assert_array_equal(batches[2:], whole)
+    with pytest.raises(ValueError, match="Expected from 1 to .* steps, all batches of an epoch. Received: 1000"):
+        small.train_batches(4, steps=1000)
+
+
 def test_order_and_augmentation_depend_on_the_seed(small):
     other = dataclasses.replace(small, seed=4)
     (x, y), (other_x, other_y) = (next(iter(d.train_batches(23, augment="crop"))) for d in (small, other))

@@ -138,7 +138,7 @@ def variants(data):
     }
 
 
-@pytest.mark.parametrize("variant", ["compiled", "validated", "many steps", "eager", "dataset"])
+@pytest.mark.parametrize("variant", ["validated", "many steps", "eager", "dataset"])
 def test_records_the_first_inputs_and_leaves_nothing_behind(keras, data, variant):
     compile_arguments, train = variants(data)[variant]
     model = small_model(keras, **compile_arguments)
@@ -190,6 +190,7 @@ def test_training_is_the_same_bit_for_bit(keras, data, variant):
         model = small_model(keras, 0.01, dropout=dropout, **compile_arguments)
         train(model, callback)
         weights.append(model.get_weights() + [np.array(v) for v in _variables(model.optimizer)])
+    np.testing.assert_array_equal(callback._recorded[0], data[0])  # so the recording was really there
     for without, with_bird in zip(*weights, strict=True):
         np.testing.assert_array_equal(without, with_bird)
 
@@ -208,7 +209,7 @@ def test_a_train_step_of_the_users_own_is_kept(keras, data):
 
     inputs = keras.Input((4,))
     model = Model(inputs, keras.layers.Dense(1)(keras.layers.ReLU()(inputs)))
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     bird = EarlyBird()
     history = fit(model, data, bird)
     assert Model.calls
@@ -276,7 +277,7 @@ def test_several_inputs_are_recorded_each_on_its_own(keras, rng, as_dict):
     a, b = keras.Input((2,), name="a"), keras.Input((3,), name="b", dtype="int32")
     both = keras.layers.Concatenate()([a, keras.layers.Rescaling(0.5)(b)])
     model = keras.Model([a, b], keras.layers.Dense(1)(keras.layers.Dense(6, "relu")(both)))
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     x = {"a": rng.normal(size=(30, 2)).astype("float32"), "b": rng.integers(0, 9, (30, 3)).astype("int32")}
     bird = EarlyBird(probe_size=25, stop_training=False)
     fit(model, (x if as_dict else list(x.values()), np.zeros(30)), bird, epochs=2, shuffle=False)
@@ -349,7 +350,7 @@ def test_the_mask_bird_is_found_at_five_masks_that_agree(keras, data):
     inputs = keras.Input((4,))
     hidden = keras.layers.BatchNormalization()(keras.layers.Dense(20)(inputs))
     model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
-    model.compile(keras.optimizers.SGD(1e-9), "mse")
+    model.compile(keras.optimizers.SGD(1e-9), "mse", jit_compile=False)
     bird = EarlyBird(metric="mask", ratio=0.5)
     history = fit(model, data, Swap(), bird, epochs=12)
     assert (bird.threshold, bird.lookback) == (0.1, 4)
@@ -424,5 +425,5 @@ def test_what_cannot_be_watched_is_refused_before_the_first_step(keras, data):
     refused(linear, EarlyBird(metric="mask"), "Expected a model with units to mask")
     inputs = keras.Input((None, 4))
     model = keras.Model(inputs, keras.layers.Dense(1, "relu")(inputs))
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     refused(model, EarlyBird(), r"Expected inputs of one size.*\(None, None, 4\)")

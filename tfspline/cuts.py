@@ -25,11 +25,17 @@ _ACTIVATIONS = {name.replace("_", "") for name in dir(keras.activations)}
 
 
 def cuts_of_calls(model: Any, approximate: bool) -> Iterator[tuple[str, list[Cut]]]:
-    """The name and the cuts of each call in a model's graph, in its order, those in nested models in their place.
+    """The name and the cuts of each call in a model's graph, in its order, nested models in their place.
 
-    Raises: ValueError: a nested model whose graph is not known, or, unless `approximate`, an activation that
-        is not
-            piecewise affine.
+    A smooth activation at the very output has no cuts, whether approximated or not.
+
+    Args:
+        model: a model whose graph is known.
+        approximate: give the sign of the pre-activation for an activation that is not piecewise affine.
+
+    Raises:
+        ValueError: a nested model whose graph is not known, or, unless `approximate`, an activation that is
+            not piecewise affine.
     """
     return _calls(model, approximate, _unread(model))
 
@@ -115,6 +121,7 @@ def _hidden(layer) -> Any:
 
 
 def _levels(activation) -> tuple | None:
+    """The output levels at which the pieces of an activation meet; None if they are not known."""
     if _keras.of_class(activation, "LeakyReLU"):
         return _LEVELS["leakyrelu"]
     if _keras.of_class(activation, "ReLU") and not activation.threshold:

@@ -99,17 +99,23 @@ class Dataset:
         """What the networks are fed: `(images - mean) / std` as float32, for images on the scale 0..255."""
         return (tf.cast(images, tf.float32) - self.mean) / self.std
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Batches in a training epoch; the last, partial one is dropped.
+    def steps_per_epoch(self, batch_size: int, steps: int | None = None) -> int:
+        """Batches in a training epoch: `steps`, or all there are; the last, partial one is dropped.
 
         Raises:
-            ValueError: a batch size that is not between 1 and the number of training images.
+            ValueError: a batch size that is not between 1 and the number of training images, or more `steps`
+                than there are.
         """
         if not 1 <= batch_size <= len(self.train):
             raise ValueError(f"Expected a batch_size from 1 to {len(self.train)}. Received: {batch_size!r}")
-        return len(self.train) // batch_size
+        most = len(self.train) // batch_size
+        if steps is not None and not 1 <= steps <= most:
+            raise ValueError(f"Expected from 1 to {most} steps, all batches of an epoch. Received: {steps!r}")
+        return steps or most
 
-    def train_batches(self, batch_size: int, epoch: int = 0, augment: str = "none") -> tf.data.Dataset:
+    def train_batches(
+        self, batch_size: int, epoch: int = 0, augment: str = "none", steps: int | None = None
+    ) -> tf.data.Dataset:
         """Training batches without end: the epochs `epoch`, `epoch + 1`, ... one after the other.
 
         The batches of an epoch, augmentation included, depend on the dataset's seed and the number of the
@@ -125,15 +131,16 @@ class Dataset:
             augment: `"none"`; `"crop"`, which shifts an image by up to an eighth of its size each way and
                 fills up with black (4 pixels for CIFAR, as He et al., 2015, section 4.2); or `"crop_flip"`,
                 which also mirrors half of the images.
+            steps: batches an epoch, of other images in each; by default `steps_per_epoch(batch_size)`.
 
         Returns:
             Pairs of normalised images, float32 `[batch_size, *input_shape]`, and labels, int32
             `[batch_size]`.
 
         Raises:
-            ValueError: a bad batch size, a negative epoch or an unknown `augment`.
+            ValueError: a bad batch size, a negative epoch, an unknown `augment` or more `steps` than there are.
         """
-        steps = self.steps_per_epoch(batch_size)
+        steps = self.steps_per_epoch(batch_size, steps)
         if epoch < 0:
             raise ValueError(f"Expected an epoch that is not negative. Received: {epoch!r}")
         if augment not in _AUGMENTATIONS:

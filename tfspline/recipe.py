@@ -36,6 +36,7 @@ class Recipe:
     seed: int = 0
     epochs: int = 30
     batch_size: int = 128
+    steps_per_epoch: int | None = None
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -64,6 +65,8 @@ class Recipe:
         _one_of("scope", self.scope, SCOPES)
         _check("epochs", self.epochs, self.epochs >= 2, "at least 2")
         _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        steps = self.steps_per_epoch
+        _check("steps_per_epoch", steps, steps is None or steps >= 1, "at least 1")
         _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "positive")
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")

@@ -83,7 +83,7 @@ class _Run:
         self.recipe, self.folder, self.verbose = recipe, folder, verbose
         self.keras = keras_named(recipe.keras)
         self.data = data.load(recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.seed, recipe.image_size)
-        self.steps = self.data.steps_per_epoch(recipe.batch_size)
+        self.steps = self.data.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
 
     def run(self):
         recipe, folder = self.recipe, self.folder
@@ -181,7 +181,7 @@ class _Run:
 
         held_out = self.data.validation
         model.fit(
-            self.data.train_batches(recipe.batch_size, done, recipe.augment),
+            self.data.train_batches(recipe.batch_size, done, recipe.augment, self.steps),
             steps_per_epoch=self.steps,
             initial_epoch=done,
             epochs=epochs,
