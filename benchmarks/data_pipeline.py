@@ -58,7 +58,9 @@ def main(argv):
     devices = ", ".join(device.name for device in tf.config.list_logical_devices())
     print(f"{platform.machine()}, {os.cpu_count()} cores, {devices}; TensorFlow {tf.__version__}, {given.keras}")
     print(f"{given.network} on {given.dataset}, batch {given.batch_size}, augment={given.augment}")
-    print(f"pipeline {pipeline:,.0f} images/s, train step {training:,.0f} images/s: the pipeline is {ratio:.1f}x faster")
+    print(
+        f"pipeline {pipeline:,.0f} images/s, train step {training:,.0f} images/s: the pipeline is {ratio:.1f}x faster"
+    )
 
 
 if __name__ == "__main__":

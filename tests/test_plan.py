@@ -7,6 +7,7 @@ import pytest
 from zoo import chain, difference, inputs_for, residual, scramble
 
 import tfspline
+from tfspline import models
 
 
 def kept(plan):
@@ -35,12 +36,29 @@ def test_min_units_stay(keras, rng):
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_a_flops_budget_is_met_from_below(keras, rng, scope):
+@pytest.mark.parametrize(("budget", "counted"), [("flops", "macs"), ("params", "params")])
+def test_a_budget_is_met_from_below(keras, rng, budget, counted, scope):
+    model = scramble(models.build("resnet20", (16, 16, 3), 10, keras=keras.__name__), rng)
+    for share in (0.7, 1 / 3.5, 0.1):
+        before, after = tfspline.plan(model, **{budget: share}, scope=scope).cost()[counted]
+        assert 0.98 * share < after / before <= share
+
+
+def test_a_budget_is_that_of_the_slim_model(keras, rng):
     model = scramble(residual(keras), rng)
-    for share in (0.7, 0.3):
-        before, after = tfspline.plan(model, flops=share, scope=scope).cost()["macs"]
-        assert 0.85 * share < after / before <= share
-        assert tfspline.flops(tfspline.prune(model, flops=share, scope=scope)).macs == after
+    plan = tfspline.plan(model, flops=0.4)
+    assert tfspline.flops(plan.apply(model)).macs == plan.cost()["macs"][1] <= 0.4 * tfspline.flops(model).macs
+
+
+def test_ratios_by_layer(keras, rng):
+    model = scramble(residual(keras), rng)
+    assert list(kept(tfspline.plan(model, {"inner": 0.5, "stem": 0.25})).values()) == [6, 3, 12, 12, 3]
+
+
+def test_widths_are_rounded_up(keras, rng):
+    model = scramble(residual(keras), rng)
+    assert list(kept(tfspline.plan(model, 0.5, round_to=4)).values()) == [4, 4, 8, 8, 3]
+    assert list(kept(tfspline.plan(model, 0.5, round_to=8)).values()) == [8, 6, 8, 8, 3]
 
 
 def test_veto_and_addition(keras, rng):
@@ -117,8 +135,12 @@ def test_equal_seeds_draw_equal_plans(keras):
         ({"ratio": 0.0}, r"Expected `ratio` in \(0, 1\). Received: 0.0"),
         ({"ratio": 1.0}, r"Expected `ratio` in \(0, 1\). Received: 1.0"),
         ({"flops": 1.5}, r"Expected `flops` in \(0, 1\). Received: 1.5"),
-        ({}, "Expected either `ratio` or `flops`"),
-        ({"ratio": 0.5, "flops": 0.5}, "Expected either `ratio` or `flops`"),
+        ({"params": -1}, r"Expected `params` in \(0, 1\). Received: -1"),
+        ({"ratio": {"a": 2}}, r"Expected `ratio` in \(0, 1\). Received: {'a': 2}"),
+        ({"ratio": {"c": 0.5}}, r"Expected ratios of layers among \['a', 'b'\]. Received: 'c'"),
+        ({}, "Expected exactly one of `ratio`, `flops` and `params`. Received: none"),
+        ({"ratio": 0.5, "flops": 0.5}, "Expected exactly one of `ratio`, `flops` and `params`"),
+        ({"ratio": 0.5, "round_to": 0}, "Expected `round_to` to be an integer of at least 1. Received: 0"),
         ({"ratio": 0.5, "criterion": "best"}, "Expected a criterion among"),
         ({"ratio": 0.5, "scope": "world"}, "Expected `scope` among .* Received: 'world'"),
         ({"ratio": 0.5, "min_units": 0}, "Expected `min_units` to be an integer of at least 1. Received: 0"),

@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from tfspline import _keras, criteria, masks, slim
+from tfspline import criteria, masks, slim
 from tfspline import graph as graphs
-
-SCOPES = ("layer", "global")
+from tfspline.budget import Budget
+from tfspline.units import units_of
 
 
 class Plan:
@@ -177,12 +178,14 @@ def _from_to(row, what):
 
 def plan(
     model: Any,
-    ratio: float | None = None,
+    ratio: float | Mapping[str, float] | None = None,
     *,
     flops: float | None = None,
+    params: float | None = None,
     criterion: str = "spline",
     scope: str = "layer",
     min_units: int = 1,
+    round_to: int = 1,
     protect: tuple = (),
     allow_inexact: bool = False,
     seed: int = 0,
@@ -191,11 +194,15 @@ def plan(
 
     Args:
         model: a built functional or Sequential model of Keras 3 or tf_keras.
-        ratio: the share of the units that can go which goes, in (0, 1). Give this or `flops`.
-        flops: the share of the model's FLOPs that stays, in (0, 1).
+        ratio: the share of the units that goes, of those that may go, in (0, 1); or a mapping of layers to such
+            shares, where all other layers stay. Give exactly one of `ratio`, `flops` and `params`.
+        flops: the share of the model's FLOPs that stays, in (0, 1); met from below.
+        params: the share of the model's parameters that stays, in (0, 1); met from below.
         criterion: "spline", "bn_scale", "l1", "random", or one that `register_criterion` made known.
         scope: "layer" takes the same share of every group of units, "global" ranks all units together.
         min_units: no group is left with fewer units.
+        round_to: widths are rounded up to a multiple of it, 8 for instance, which hardware likes; a group that has
+            no such width stays whole.
         protect: layers whose units stay: their paths, or predicates of a layer.
         allow_inexact: also cut channels that LayerNormalization and its kin run over, which changes the others.
         seed: of the criterion "random".
@@ -205,7 +212,7 @@ def plan(
 
     Raises:
         TypeError, ValueError: the model's graph cannot be read; an argument is out of its range; nothing in the
-            model can be pruned; the FLOPs budget is smaller than what has to stay.
+            model can be pruned; the budget is smaller than what has to stay.
 
     Example:
 
@@ -215,120 +222,16 @@ def plan(
     (10, 6)
     """
     score = criteria.named(criterion)
-    if scope not in SCOPES:
-        raise ValueError(f"Expected `scope` among {SCOPES}. Received: {scope!r}")
-    if (ratio is None) == (flops is None):
-        raise ValueError(f"Expected either `ratio` or `flops`. Received: ratio={ratio}, flops={flops}")
-    for name, share in (("ratio", ratio), ("flops", flops)):
-        if share is not None and not 0 < share < 1:
-            raise ValueError(f"Expected `{name}` in (0, 1). Received: {share}")
-    if not (isinstance(min_units, int) and min_units >= 1):
-        raise ValueError(f"Expected `min_units` to be an integer of at least 1. Received: {min_units}")
-
+    budget = Budget(ratio=ratio, flops=flops, params=params, scope=scope, min_units=min_units, round_to=round_to)
     graph = graphs.read(model, tuple(protect), allow_inexact)
     groups = [group for group in graph.groups if not group.protected]
     if not groups:
         why = {group.name: group.protected for group in graph.groups}
         raise ValueError(f"Expected a model with units that can go. Received: {model.name!r}, where all stay: {why}")
     rng = np.random.default_rng(seed)
-    scores = [np.asarray(score(units)) for units in _units_of(model, graph, groups, rng)]
-    order, shares = _order(groups, scores, scope, min_units)
-
-    def kept(count):
-        kept = np.ones(graph.units, bool)
-        kept[order[:count]] = False
-        return kept
-
-    if ratio is not None:
-        count = int(np.searchsorted(shares, ratio + 1e-9, side="right"))
-    else:
-        budget = flops * sum(graph.macs().values())
-        low, count = 0, len(order)
-        if sum(graph.macs(kept(count)).values()) > budget:
-            least = sum(graph.macs(kept(count)).values()) / sum(graph.macs().values())
-            raise ValueError(f"Expected `flops` of at least {least:.4f}, what has to stay. Received: {flops}")
-        while low < count:
-            middle = (low + count) // 2
-            if sum(graph.macs(kept(middle)).values()) <= budget:
-                count = middle
-            else:
-                low = middle + 1
-    options = dataclasses.asdict(_Options(ratio, flops, criterion, scope, min_units, allow_inexact, seed))
-    return Plan(graph, ~kept(count), options)
-
-
-@dataclasses.dataclass
-class _Options:
-    ratio: float | None
-    flops: float | None
-    criterion: str
-    scope: str
-    min_units: int
-    allow_inexact: bool
-    seed: int
-
-
-def _order(groups, scores, scope, min_units):
-    """The units in the order in which they go, and for each the ratio from which on it goes."""
-    ranks = [np.argsort(np.argsort(score, kind="stable")) for score in scores]
-    units = np.concatenate([group.units for group in groups])
-    if scope == "layer":
-        share = np.concatenate([(rank + 1) / len(rank) for rank in ranks])
-    else:
-        flat = np.concatenate(scores)
-        share = (np.argsort(np.argsort(flat, kind="stable")) + 1) / len(flat)
-    may_go = np.concatenate([rank < len(rank) - min_units for rank in ranks])
-    order = np.argsort(share, kind="stable")
-    order = order[may_go[order]]
-    return units[order], share[order]
-
-
-def _units_of(model, graph, groups, rng):
-    """The arrays of each group's units that criteria score."""
-    layers = _keras.layer_paths(model)
-    carried = {(site.layer, site.weight): site for site in graph.sites}
-    scale, passes = np.zeros(graph.units), np.zeros(graph.units)
-    for site in graph.sites:
-        if site.weight == "gamma" and _keras.of_class(layers[site.layer], "BatchNormalization"):
-            np.add.at(scale, site.units, np.abs(_value(layers[site.layer].gamma)))
-            np.add.at(passes, site.units, 1)
-    makers = {site.layer: site for site in graph.sites if site.role == "out"}
-    for group in groups:
-        kernels, weights, offset = [], [], np.zeros(len(group.units), np.float32)
-        for name in group.layers:
-            site = makers[name]
-            kernel = np.moveaxis(_value(getattr(layers[name], site.weight)), site.axis, 0).reshape(len(site.units), -1)
-            bias = _value(layers[name].bias) if (name, "bias") in carried else np.zeros(len(kernel), np.float32)
-            slope, shift = _folded(layers[graph.folded[name]]) if name in graph.folded else (np.ones_like(bias), 0)
-            places = np.argsort(site.units, kind="stable")
-            places = places[np.isin(site.units[places], group.units)]
-            # `places` runs through the units in order of their number: bring them into the group's order
-            places = places.reshape(len(group.units), -1)[np.argsort(np.argsort(group.units))]
-            kernels.append(kernel[places].reshape(len(places), -1))
-            weights.append((kernel * slope[:, None])[places].reshape(len(places), -1))
-            offset += (bias * slope + shift)[places].mean(axis=1)
-        passed = passes[group.units]
-        yield criteria.Units(
-            name=group.name,
-            kernel=np.concatenate(kernels, axis=1),
-            weight=np.concatenate(weights, axis=1),
-            offset=offset,
-            scale=(scale[group.units] / passed).astype(np.float32) if passed.all() else None,
-            rng=rng,
-        )
-
-
-def _folded(bn):
-    """Slope and shift a channel of a BatchNormalization in inference: y = slope x + shift."""
-    slope = 1 / np.sqrt(_value(bn.moving_variance) + bn.epsilon)
-    if bn.gamma is not None:
-        slope = slope * _value(bn.gamma)
-    shift = -_value(bn.moving_mean) * slope
-    return slope, shift + _value(bn.beta) if bn.beta is not None else shift
-
-
-def _value(variable) -> np.ndarray:
-    return variable.numpy().astype(np.float32)
+    scores = [np.asarray(score(units)) for units in units_of(model, graph, groups, rng)]
+    options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
+    return Plan(graph, budget.removed(graph, groups, scores), options)
 
 
 def prune(model: Any, ratio: float | None = None, **options) -> Any:
@@ -337,7 +240,8 @@ def prune(model: Any, ratio: float | None = None, **options) -> Any:
     Args:
         model: a built functional or Sequential model of Keras 3 or tf_keras; it stays as it is.
         ratio: the share of the units that goes, in (0, 1).
-        **options: those of `plan`: `flops`, `criterion`, `scope`, `min_units`, `protect`, `allow_inexact`, `seed`.
+        **options: those of `plan`: `flops`, `params`, `criterion`, `scope`, `min_units`, `round_to`, `protect`,
+            `allow_inexact` and `seed`.
 
     Returns:
         An uncompiled model of the same Keras with the same layer names, fewer units, and no tfspline class in it.

@@ -4,8 +4,8 @@ import dataclasses
 import math
 
 from tfspline import criteria, models
+from tfspline.budget import SCOPES
 from tfspline.callbacks import EarlyBird
-from tfspline.plan import SCOPES
 
 _BUDGETS = ("ratio", "flops", "training_flops_reduction")
 
