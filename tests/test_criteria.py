@@ -10,7 +10,9 @@ from tfspline import criteria
 def units(weight, offset=None, scale=None):
     weight = np.asarray(weight, np.float32)
     offset = np.zeros(len(weight), np.float32) if offset is None else np.asarray(offset, np.float32)
-    return criteria.Units("layer", weight, weight, offset, scale, np.random.default_rng(0))
+    return criteria.Units(
+        "layer", weight, np.ones((len(weight), 1), np.float32), offset, scale, np.random.default_rng(0)
+    )
 
 
 def test_hyperplane_distance_by_hand():

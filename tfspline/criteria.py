@@ -23,7 +23,7 @@ class Units:
     Attributes:
         name: the group's name, for messages.
         kernel: float32 [n, fan_in], the incoming weights as they are.
-        weight: float32 [n, fan_in], the incoming weights with BatchNormalization folded in, w = W gamma / sigma.
+        slope: float32 [n, fan_in] or [n, 1], gamma / sigma of the BatchNormalization behind, 1 without one.
         offset: float32 [n], likewise b = beta + (bias - mu) gamma / sigma.
         scale: float32 [n], mean |gamma| of the BatchNormalizations that the unit passes; None without any.
         rng: the generator of a plan's seed.
@@ -31,10 +31,15 @@ class Units:
 
     name: str
     kernel: np.ndarray
-    weight: np.ndarray
+    slope: np.ndarray
     offset: np.ndarray
     scale: np.ndarray | None
     rng: np.random.Generator
+
+    @property
+    def weight(self) -> np.ndarray:
+        """float32 [n, fan_in], the incoming weights with BatchNormalization folded in, w = W gamma / sigma."""
+        return self.kernel * self.slope
 
 
 def spline(units: Units, rho: float = RHO) -> np.ndarray:
@@ -45,12 +50,13 @@ def spline(units: Units, rho: float = RHO) -> np.ndarray:
     again the closest pair of the units left loses the one with the smaller |w|, whose score is d at that moment.
     A unit with w = 0 cuts nothing and scores 0; the last one left scores infinity.
     """
-    norm = np.linalg.norm(units.weight, axis=1)
+    weight = units.weight
+    norm = np.linalg.norm(weight, axis=1)
     alive = np.flatnonzero(norm > 0)
     scores = np.zeros(len(norm), np.float32)
     if alive.size == 0:
         return scores
-    distance = hyperplane_distances(units.weight[alive], units.offset[alive], rho)
+    distance = hyperplane_distances(weight[alive], units.offset[alive], rho)
     scores[alive] = greedy_elimination(distance, norm[alive])
     return scores
 

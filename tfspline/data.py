@@ -44,8 +44,8 @@ class Dataset:
         >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         >>> model.compile("sgd", loss, metrics=["accuracy"])
         >>> batches, steps = digits.train_batches(128), digits.steps_per_epoch(128)
-        >>> history = model.fit(batches, steps_per_epoch=steps, epochs=2, shuffle=False)
-        >>> loss, accuracy = model.evaluate(digits.evaluation_batches(256))
+        >>> history = model.fit(batches, steps_per_epoch=steps, epochs=2, shuffle=False, verbose=0)
+        >>> loss, accuracy = model.evaluate(digits.evaluation_batches(256), verbose=0)
     """
 
     name: str

@@ -306,8 +306,8 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False) -> Graph:
         ids = reader.fresh(tensor.shape[-1] or 1 if len(tensor.shape) > 1 else 1)
         reader.protected.append((ids, "it is an input of the model"))
         flows.append(_Flow(ids.reshape((1,) * (len(tensor.shape) - 2) + (-1,))))
-    for flow in reader.walk(model, flows):
-        reader.protected.append((np.ravel(flow.ids), "it feeds an output of the model"))
+    outputs = [(np.ravel(flow.ids), "it feeds an output of the model") for flow in reader.walk(model, flows)]
+    reader.protected = outputs + reader.protected  # of several reasons, the first is given
     for site in reader.sites.values():
         if site.role == "out" and any(
             name(paths[site.layer]) if callable(name) else site.layer == name or site.layer.startswith(f"{name}/")

@@ -16,25 +16,45 @@ def units_of(model: Any, graph: Graph, groups: list[Group], rng: np.random.Gener
     makers = {site.layer: site for site in graph.sites if site.role == "out"}
     scale = _scale(graph, layers)
     for group in groups:
-        kernels, weights, offset = [], [], np.zeros(len(group.units), np.float32)
+        kernels, slopes, offset = [], [], np.zeros(len(group.units), np.float32)
         for name in group.layers:
             layer, site = layers[name], makers[name]
-            kernel = np.moveaxis(_value(getattr(layer, site.weight)), site.axis, 0).reshape(len(site.units), -1)
+            kernel = _rows(_value(getattr(layer, site.weight)), site.axis)
             bias = getattr(layer, "bias", None)
             bias = np.zeros(len(kernel), np.float32) if bias is None else _value(bias)
             slope, shift = _folded(layers[graph.folded[name]]) if name in graph.folded else (np.ones_like(bias), 0)
             places = _places(site.units, group.units)
-            kernels.append(kernel[places].reshape(len(places), -1))
-            weights.append((kernel * slope[:, None])[places].reshape(len(places), -1))
+            kernels.append(_take(kernel, places))
+            slopes.append(slope[places])
             offset += (bias * slope + shift)[places].mean(axis=1)
+        if len(slopes) > 1 or slopes[0].shape[1] > 1:  # otherwise one number a unit will do
+            slopes = [np.repeat(s, k.shape[1] // s.shape[1], axis=1) for s, k in zip(slopes, kernels, strict=True)]
         yield Units(
             name=group.name,
-            kernel=np.concatenate(kernels, axis=1),
-            weight=np.concatenate(weights, axis=1),
+            kernel=_beside(kernels),
+            slope=_beside(slopes),
             offset=offset,
             scale=None if np.isnan(scale[group.units]).any() else scale[group.units],
             rng=rng,
         )
+
+
+def _rows(value, axis):
+    """A weight as a matrix [channels, rest]; a view where the channels come first or last, since it can be large."""
+    if axis == value.ndim - 1:
+        return value.reshape(-1, value.shape[-1]).T
+    return np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1)
+
+
+def _take(kernel, places):
+    """The rows of each unit side by side, [n, positions a unit x fan_in]."""
+    if np.array_equal(places[:, 0], np.arange(len(kernel))):
+        return kernel
+    return kernel[places].reshape(len(places), -1)
+
+
+def _beside(matrices):
+    return matrices[0] if len(matrices) == 1 else np.concatenate(matrices, axis=1)
 
 
 def _places(unit_at, units):
@@ -64,4 +84,4 @@ def _folded(bn):
 
 
 def _value(variable) -> np.ndarray:
-    return variable.numpy().astype(np.float32)
+    return variable.numpy().astype(np.float32, copy=False)
