@@ -160,12 +160,12 @@ def op_name(layer: Any) -> str | None:
 
 
 def builtin_class_name(layer: Any) -> str | None:
-    """The name of the `keras.layers` class whose behaviour `layer` has; None where it has its own.
+    """The name of Keras' own class whose behaviour `layer` has; None where it has its own.
 
     A subclass that overrides `call` may do anything, so it does not count as its base class.
     """
     for base in type(layer).__mro__:
-        if any(getattr(module.layers, base.__name__, None) is base for module in kerases()):
+        if base.__module__.partition(".")[0] in ("keras", "tf_keras"):
             return base.__name__ if type(layer).call is base.call else None
     return None
 

@@ -138,6 +138,12 @@ def batch_normalization(call):
     return call.inputs[0]
 
 
+def layer_scale(call):
+    """One factor a channel (ConvNeXt)."""
+    call.carry("gamma", 0, call.channels())
+    return call.inputs[0]
+
+
 def normalise_over_channels(call):
     """LayerNormalization and its kin: removing one channel changes all others, so the channels are protected."""
     axis = getattr(call.layer, "axis", -1)
@@ -335,6 +341,9 @@ LAYERS: dict[str, Callable] = {
     **dict.fromkeys(["LayerNormalization", "GroupNormalization"], normalise_over_channels),
     **dict.fromkeys(["UnitNormalization", "RMSNormalization"], normalise_over_channels),
     "BatchNormalization": batch_normalization,
+    "CustomScaleLayer": merge,  # this one and the next two are what keras.applications defines for itself
+    "LayerScale": layer_scale,
+    "StochasticDepth": elementwise,
     "Concatenate": concatenate,
     "Dense": dense,
     "Embedding": embedding,
