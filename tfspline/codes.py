@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline.cuts import cuts_of_calls
+from tfspline.files import replacing
 
 
 class Codes:
@@ -271,14 +272,8 @@ def check_inputs(model: Any, x: Any) -> list:
 
 def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """Writes arrays to an .npz file, beside its place first, so that no reader ever sees half a file."""
-    beside = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        with open(beside, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(beside, path)
-    finally:
-        if os.path.exists(beside):
-            os.remove(beside)
+    with replacing(path, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def read_npz(path: str | os.PathLike, build: Callable[[dict[str, np.ndarray]], Any]) -> Any:

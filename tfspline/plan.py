@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from tfspline import criteria, masks, slim
 from tfspline import graph as graphs
 from tfspline.budget import Budget
+from tfspline.files import replacing
 from tfspline.units import units_of
 
 
@@ -141,11 +141,8 @@ class Plan:
             "channels": channels,
             "removed": removed,
         }
-        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        with replacing(path) as file:
             json.dump(document, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{path}.tmp", path)
 
     @classmethod
     def load(cls, path: str, model: Any) -> "Plan":

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tfspline.files import replacing
+
 
 class RunDir:
     """A folder that holds one run, which can be interrupted at any moment and gone on with.
@@ -58,9 +60,13 @@ class RunDir:
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file of the run in one step."""
-        aside = self.file(f"{name}.new")
-        with open(aside, "w", encoding="utf-8") as file:
+        with replacing(self.file(name)) as file:
             file.write(text)
+
+    def put(self, name: str, write: Callable[[str], None]) -> None:
+        """Lets `write(path)` make a file of the run, which is there in one step."""
+        aside = self.file(f".new-{name}")
+        write(aside)
         os.replace(aside, self.file(name))
 
     def last_epoch(self, phase: str) -> int | None:

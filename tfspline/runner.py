@@ -94,7 +94,7 @@ class _Run:
         self.prune()
         slim = self.retrain()
         dense = self.train_on("baseline", after="search") if recipe.baseline else self.load("search")
-        dense.save(folder.file("dense.keras"))
+        folder.put("dense.keras", dense.save)
         self.draw("training", "training.png", folder.history, bird)
         folder.finish(self.summary(bird, dense, slim))
 
@@ -131,7 +131,7 @@ class _Run:
         seconds = time.perf_counter() - start
         if self.verbose:
             print(cut)
-        cut.save(self.folder.file("plan.json"))
+        self.folder.put("plan.json", cut.save)
         self.draw("units_kept", "units.png", cut.rows())
         row = {"phase": "prune", "epoch": searched, "ratio": cut.ratio, "seconds": seconds}
         self.folder.record(row, lambda path: slim.save(path(".keras")))
@@ -139,9 +139,9 @@ class _Run:
     def retrain(self):
         """Trains the slim network on to the end and publishes it; returns it."""
         slim = self.train_on("retrain", after="prune")
-        if not os.path.exists(self.folder.file("slim.keras")):
-            export(slim, self.folder.file("serving"))
-            slim.save(self.folder.file("slim.keras"))
+        self.folder.put("slim.keras", slim.save)
+        if not os.path.exists(self.folder.file("serving", "1")):
+            export(slim, self.folder.file("serving"), version=1)
         return slim
 
     def train_on(self, phase, after):
@@ -234,7 +234,8 @@ class _Run:
     def draw(self, picture, name, *arguments):
         from tfspline import plots  # matplotlib is slow to import, and only needed here
 
-        getattr(plots, picture)(*arguments).savefig(self.folder.file(name), dpi=150)
+        figure = getattr(plots, picture)(*arguments)
+        self.folder.put(name, lambda path: figure.savefig(path, dpi=150))
 
     def summary(self, bird, dense, slim):
         recipe, folder = self.recipe, self.folder
