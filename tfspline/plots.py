@@ -50,17 +50,18 @@ def training(history: Sequence[Mapping], early_bird: EarlyBird) -> Figure:
         accuracy.axvline(early_bird.epoch, color="black", linewidth=1, label=f"early bird, epoch {early_bird.epoch}")
         distance.axvline(early_bird.epoch, color="black", linewidth=1)
     handles, _ = accuracy.get_legend_handles_labels()
-    if any("val_accuracy" in row for row in history):
+    validated = any("val_accuracy" in row for row in history)
+    if validated:
         handles += [
             Line2D([], [], color="black", label="training"),
             Line2D([], [], color="black", linestyle="--", label="validation"),
         ]
     accuracy.legend(handles=handles, loc="lower right")
     distance.legend(loc="upper right")
-    accuracy.set_ylabel("accuracy (share of images)")
+    accuracy.set_ylabel(f"{'' if validated else 'training '}accuracy\n(share of images)")
     distance.set_ylabel(_DISTANCES[early_bird.metric])
     distance.set_xlabel("epoch")
-    distance.set_ylim(bottom=0)
+    distance.set_ylim(0, 1.1 * distance.get_ylim()[1])  # room above the threshold's line
     distance.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
