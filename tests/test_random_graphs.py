@@ -1,5 +1,7 @@
 """Random graphs out of all supported layers: masked equals slimmed, MACs are those of the rebuilt model."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -114,8 +116,71 @@ def upsample(layers, x, draw):
     return x if x.shape[1] > 8 else layers.Cropping2D(1)(layers.UpSampling2D(2)(x))
 
 
+@block
+def instance_norm(layers, x, draw):
+    return layers.GroupNormalization(groups=-1)(x)
+
+
+@block
+def group_norm(layers, x, draw):
+    return layers.GroupNormalization(groups=1 if x.shape[-1] % 2 else 2)(x)
+
+
+@block
+def each_group_a_channel(layers, x, draw):
+    channels = x.shape[-1]
+    return layers.Conv2D(channels * draw(st.sampled_from([1, 2])), 3, padding="same", groups=channels)(x)
+
+
+@block
+def transposed(layers, x, draw):
+    strides = 2 if x.shape[1] < 4 else 1
+    return layers.Conv2DTranspose(6, 3, strides=strides, padding="same", use_bias=draw(st.booleans()))(x)
+
+
+@block
+def in_a_row(layers, x, draw):
+    """Space as one axis: what reads sequences."""
+    height, width, channels = x.shape[1:]
+    x = layers.Reshape((height * width, channels))(x)
+    kind = draw(st.sampled_from(["conv", "separable", "depthwise", "transposed", "attention", "gru", "both"]))
+    x = {
+        "conv": lambda: layers.Conv1D(6, 3, padding="same", activation="relu")(x),
+        "separable": lambda: layers.SeparableConv1D(6, 3, padding="same")(x),
+        "depthwise": lambda: layers.DepthwiseConv1D(3, padding="same")(x),
+        "transposed": lambda: layers.Conv1DTranspose(6, 3, padding="same")(x),
+        "attention": lambda: layers.Add()([x, layers.MultiHeadAttention(2, 3)(x, x)]),
+        "gru": lambda: layers.GRU(4, return_sequences=True)(x),
+        "both": lambda: layers.Bidirectional(layers.LSTM(3, return_sequences=True))(x),
+    }[kind]()
+    return layers.Reshape((height, width, x.shape[-1]))(x)
+
+
+@block
+def scalars(layers, x, draw):
+    return draw(st.sampled_from([lambda x: x / 2, lambda x: -x, lambda x: 1 - x, lambda x: x * 3]))(x)
+
+
+@block
+def swapped(layers, x, draw):
+    return layers.Permute((2, 1, 3))(x)
+
+
+@block
+def softmax(layers, x, draw):
+    return layers.Softmax()(x)
+
+
+@block
+def seeded(layers, x, draw):
+    """A dense layer that makes a whole map."""
+    *space, channels = x.shape[1:]
+    seed = layers.Dense(int(np.prod(space)) * 2, "relu")(layers.GlobalAveragePooling2D()(x))
+    return layers.Concatenate()([x, layers.Reshape((*space, 2))(seed)])
+
+
 def build(keras, draw):
-    """A random model: a chain of blocks, perhaps one of them nested as a model, with one or two outputs."""
+    """A random model: a chain of blocks, some nested as a model that may be called twice, with one or two outputs."""
     layers = keras.layers
     inputs = keras.Input((6, 6, 3))
     x = layers.Conv2D(8, 3, padding="same")(inputs)
@@ -124,7 +189,10 @@ def build(keras, draw):
     for i, name in enumerate(names):
         if i == nested:
             inner = keras.Input(x.shape[1:])
-            x = keras.Model(inner, BLOCKS[name](layers, layers.Activation("linear")(inner), draw), name="nested")(x)
+            block = keras.Model(inner, BLOCKS[name](layers, layers.Activation("linear")(inner), draw), name="nested")
+            x = block(x)
+            if x.shape[1:] == inner.shape[1:] and draw(st.booleans()):
+                x = block(x)
         else:
             x = BLOCKS[name](layers, x, draw)
     features = layers.Flatten()(x) if draw(st.booleans()) else layers.GlobalAveragePooling2D()(x)
@@ -153,14 +221,14 @@ def check(keras, data, folder):
 RELAXED = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=50, **RELAXED)
+@settings(max_examples=100, **RELAXED)
 @given(data=st.data())
 def test_random_graphs(keras, tmp_path_factory, data):
     check(keras, data, tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, **{**RELAXED, "derandomize": False})
+@settings(max_examples=int(os.environ.get("RANDOM_GRAPHS", 2000)), **{**RELAXED, "derandomize": False})
 @given(data=st.data())
 def test_many_random_graphs(keras, tmp_path_factory, data):
     check(keras, data, tmp_path_factory.getbasetemp())

@@ -1,6 +1,7 @@
 """Small networks of every shape that slimming has to get right, and weights as training leaves them."""
 
 import numpy as np
+import tensorflow as tf
 
 
 def scramble(model, rng):
@@ -12,20 +13,30 @@ def scramble(model, rng):
             value = rng.uniform(0.5, 1.5, value.shape)
         elif value.ndim == 1:
             value = rng.normal(0, 0.3, value.shape)
-        weight.assign(value.astype("float32"))
+        weight.assign(value.astype(weight.numpy().dtype))
     return model
 
 
 def difference(a, b):
     """Largest difference over largest value, over all outputs."""
-    pairs = zip(a, b, strict=True) if isinstance(a, (list, tuple)) else [(a, b)]
-    return max(float(np.abs(x - y).max() / np.abs(x).max()) for x, y in (map(np.asarray, pair) for pair in pairs))
+
+    def relative(x, y):
+        x, y = np.asarray(x, "float32"), np.asarray(y, "float32")
+        return np.abs(x - y).max() / np.abs(x).max()
+
+    return float(np.max(tf.nest.flatten(tf.nest.map_structure(relative, a, b))))
 
 
 def inputs_for(model, rng, batch=3):
-    """Random inputs of a model's shapes."""
-    arrays = [rng.normal(size=(batch, *tensor.shape[1:])).astype("float32") for tensor in model.inputs]
-    return arrays if len(arrays) > 1 else arrays[0]
+    """Random inputs of a model's shapes, numbers or, where it wants those, integers."""
+    arrays = [
+        rng.integers(0, 5, (batch, *tensor.shape[1:]))
+        if tf.as_dtype(tensor.dtype).is_integer
+        else rng.normal(size=(batch, *tensor.shape[1:])).astype("float32")
+        for tensor in model.inputs
+    ]
+    # A Sequential of Keras 3 has no `input` unless it was called as a layer.
+    return tf.nest.pack_sequence_as(getattr(model, "input", model.inputs[0]), arrays)
 
 
 def chain(keras):

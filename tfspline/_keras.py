@@ -3,7 +3,9 @@
 Nothing else in the package asks whether a model is a Keras 3 or a tf_keras (Keras 2) model.
 """
 
+import collections
 import dataclasses
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -91,63 +93,89 @@ def check_model(model: Any) -> Any:
 class Node:
     """One call of a layer (or of a bare op such as `x + y`) in a model's graph.
 
-    `inputs` and `outputs` name tensors by identity; `input_shapes` and `output_shapes` hold their static
-    shapes, the batch dimension included.
+    `path` is the layer's name, that of a layer of a nested model "inner/conv". `inputs` and `outputs` name tensors by
+    identity; `output_shapes` holds the static shapes of the outputs, the batch dimension included.
     """
 
+    path: str
     layer: Any
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    input_shapes: tuple[tuple, ...]
     output_shapes: tuple[tuple, ...]
     fill: Callable[[dict[int, Any]], tuple[tuple, dict]]  # tensor id -> value: the args and kwargs of the call
 
 
-def nodes(model: Any) -> Iterator[Node]:
-    """The calls in a model's graph in an order in which they can be run, `InputLayer`s left out."""
+def nodes(model: Any, prefix: str = "", nested: bool = False) -> Iterator[Node]:
+    """The calls in a model's graph in an order in which they can be run, `InputLayer`s left out.
+
+    Args:
+        model: a model whose graph is known.
+        prefix: what the nodes' paths start with.
+        nested: give the calls inside of nested models in place of the calls of these.
+    """
     # _nodes_by_depth is private, but the only place where both Kerases keep the graph of a model and not, as
     # layer._inbound_nodes does, every call that was ever made of the layer.
     by_depth = _functional(model)._nodes_by_depth
     for depth in sorted(by_depth, reverse=True):
         for node in by_depth[depth]:
-            if not node.is_input:
-                yield _node_keras3(node) if hasattr(node, "operation") else _node_tf_keras(node)
+            if node.is_input:
+                continue
+            node = _node_keras3(node, prefix) if hasattr(node, "operation") else _node_tf_keras(node, prefix)
+            if nested and is_model(node.layer) and is_graph(node.layer):
+                yield from nodes(node.layer, f"{node.path}/", nested)
+            else:
+                yield node
 
 
-def _node_keras3(node) -> Node:
-    return _node(node.operation, node.input_tensors, node.outputs, node.arguments.fill_in)
+def _node_keras3(node, prefix) -> Node:
+    return _node(prefix, node.operation, node.input_tensors, node.outputs, node.arguments.fill_in)
 
 
-def _node_tf_keras(node) -> Node:
+def _node_tf_keras(node, prefix) -> Node:
     def fill(values):
         return tf.nest.map_structure(lambda x: values.get(id(x), x), (tuple(node.call_args), node.call_kwargs))
 
-    return _node(node.layer, node.keras_inputs, tf.nest.flatten(node.outputs), fill)
+    return _node(prefix, node.layer, node.keras_inputs, tf.nest.flatten(node.outputs), fill)
 
 
-def _node(layer, inputs, outputs, fill) -> Node:
-    shapes = [tuple(tuple(tensor.shape) for tensor in tensors) for tensors in (inputs, outputs)]
+def _node(prefix, layer, inputs, outputs, fill) -> Node:
     ids = [tuple(id(tensor) for tensor in tensors) for tensors in (inputs, outputs)]
-    return Node(layer, *ids, *shapes, fill)
+    return Node(prefix + layer.name, layer, *ids, tuple(tuple(tensor.shape) for tensor in outputs), fill)
 
 
-def run(model: Any, inputs: list, visit: Callable[[Node, tuple, dict], Any]) -> list:
+def run(
+    model: Any, inputs: list, visit: Callable[[Node, tuple, dict], Any], nested: bool = False, prefix: str = ""
+) -> list:
     """Runs a model's graph on any kind of value.
 
     Args:
-        model: a model whose graph is known; nested models are handed to `visit` as one node.
+        model: a model whose graph is known.
         inputs: one value for each of `model.inputs`.
         visit: called as `visit(node, args, kwargs)` for each node; returns the value(s) of its output(s).
+        nested: run the graphs of nested models too, instead of handing each to `visit` as one node.
+        prefix: what the nodes' paths start with.
 
     Returns:
         One value for each of `model.outputs`.
     """
     values = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
-    for node in nodes(model):
-        args, kwargs = node.fill(values)
-        results = tf.nest.flatten(visit(node, args, kwargs))
+    calls, outputs = list(nodes(model, prefix)), [id(tensor) for tensor in model.outputs]
+    reads = collections.Counter(tensor for node in calls for tensor in set(node.inputs))
+    reads.update(outputs)
+    for node in calls:
+        if nested and is_model(node.layer) and is_graph(node.layer):
+            inner = [values[tensor] for tensor in node.inputs]
+            results = run(node.layer, inner, visit, nested, f"{node.path}/")
+        else:
+            args, kwargs = node.fill(values)
+            results = tf.nest.flatten(visit(node, args, kwargs))
         values.update(zip(node.outputs, results, strict=True))
-    return [values[id(tensor)] for tensor in model.outputs]
+        reads.subtract(set(node.inputs))
+        for tensor in {*node.inputs, *node.outputs}:
+            if reads[tensor] == 0:  # values can be large: one that nobody reads any more goes at once
+                del values[tensor]
+        args = kwargs = results = inner = None
+    return [values[tensor] for tensor in outputs]
 
 
 def op_name(layer: Any) -> str | None:
@@ -194,7 +222,8 @@ def rebuild(model: Any, config_of: Callable[[str, Any], dict], prefix: str = "",
     """
     module = keras_of(model)
     inputs = [
-        module.Input(batch_shape=like.shape, dtype=tensor.dtype, name=tensor.name)
+        # A tensor of Keras 3 is not always called as its InputLayer is.
+        module.Input(batch_shape=like.shape, dtype=tensor.dtype, name=tensor._keras_history[0].name)
         for tensor, like in zip(model.inputs, inputs or model.inputs, strict=True)
     ]
     copies = {}
@@ -206,19 +235,46 @@ def rebuild(model: Any, config_of: Callable[[str, Any], dict], prefix: str = "",
             if is_model(layer) and is_graph(layer):
                 symbolic = [x for x in tf.nest.flatten((args, kwargs)) if module.backend.is_keras_tensor(x)]
                 copies[id(layer)] = rebuild(layer, config_of, f"{path}/", symbolic)
-                copies[id(layer)].trainable = layer.trainable
             else:
                 copies[id(layer)] = _from_config(layer, config_of(path, layer))
         return copies[id(layer)](*args, **kwargs)
 
     outputs = run(model, inputs, visit)
     if isinstance(model, module.Sequential):
-        return module.Sequential([*inputs, *copies.values()], name=model.name)
-    return module.Model(
-        tf.nest.pack_sequence_as(model.input, inputs),
-        tf.nest.pack_sequence_as(model.output, outputs),
-        name=model.name,
-    )
+        copy = module.Sequential([*inputs, *copies.values()], name=model.name)
+    else:
+        structures = zip((model.input, model.output), (inputs, outputs), strict=True)
+        copy = module.Model(*(tf.nest.pack_sequence_as(*pair) for pair in structures), name=model.name)
+    _freeze(model, copy)
+    return copy
+
+
+def _freeze(model, copy):
+    """Makes trainable in a copy what is in the model: a model's own flag is in no config, and setting it sets all."""
+    if copy.trainable != model.trainable:
+        copy.trainable = model.trainable
+    copies = {layer.name: layer for layer in copy.layers}
+    for layer in model.layers:
+        if is_model(layer) and is_graph(layer):
+            _freeze(layer, copies[layer.name])
+        elif copies[layer.name].trainable != layer.trainable:
+            copies[layer.name].trainable = layer.trainable
+
+
+def arguments(layer: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The arguments of a call of a layer or bare op by their names."""
+    if op_name(layer) is None:
+        return inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    if isinstance(layer, keras.Operation):  # Keras 3 keeps all but the tensors in the op's config
+        return layer.get_config() | inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    return inspect.signature(layer.function).bind(*args, **kwargs).arguments
+
+
+def weight(layer: Any, path: str) -> Any:
+    """A weight of a layer by its attribute ("kernel"), dotted for one of a layer inside it; None without one."""
+    for name in path.split("."):
+        layer = getattr(layer, name, None)
+    return layer
 
 
 def sublayers(layer: Any) -> list:
@@ -242,6 +298,12 @@ class Callback(keras.callbacks.Callback):
 
 
 def _from_config(layer, config):
+    # A layer inside this one would be built at once, for the input shape that its original had.
+    config = {key: _unbuilt(value) if isinstance(value, dict) else value for key, value in config.items()}
     if isinstance(layer, keras.layers.Lambda):  # Keras 3 refuses Python lambdas, but this one is in memory already
         return type(layer).from_config(config, safe_mode=False)
     return type(layer).from_config(config)
+
+
+def _unbuilt(config):
+    return {key: value for key, value in config.items() if key != "build_config"}

@@ -6,6 +6,7 @@ the list of sites, every slice of every weight that goes with it. That one list 
 counting.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ class Site:
 
     Attributes:
         layer: path of the layer.
-        weight: the weight's attribute name ("kernel").
+        weight: the weight's attribute, dotted where it is in a layer inside the layer ("kernel", "cell.kernel").
         index: its place in `layer.weights`.
         axis: the axis, counted from 0.
         units: int64 [positions], the unit of each position.
@@ -42,10 +43,10 @@ class Site:
 
 @dataclasses.dataclass
 class Work:
-    """Multiply-accumulates of one weight: `positions` (how often it is applied to one input) x its size."""
+    """Multiply-accumulates: `positions` (how often a weight is applied to one input) x its size, or x 1 without one."""
 
     layer: str
-    index: int
+    index: int | None
     positions: int
 
 
@@ -76,6 +77,8 @@ class Graph:
     work: list[Work]
     resizes: list[tuple[str, str, Callable]]  # layer, config key, kept [units] bool -> new value
     folded: dict[str, str]  # a layer -> the BatchNormalization that directly follows it
+    reads: dict[tuple[str, int], tuple[int, np.ndarray]]  # layer, input -> its channel axis, the units along it
+    shared: frozenset[str]  # the layers that are called more than once
     units: int
 
     def channels(self, layer: str) -> np.ndarray:
@@ -98,7 +101,8 @@ class Graph:
         shapes = self.shapes if kept is None else self.cut_shapes(kept)
         macs = dict.fromkeys((work.layer for work in self.work), 0)
         for work in self.work:
-            macs[work.layer] += work.positions * int(np.prod(shapes[work.layer][work.index], dtype=np.int64))
+            size = 1 if work.index is None else int(np.prod(shapes[work.layer][work.index], dtype=np.int64))
+            macs[work.layer] += work.positions * size
         return macs
 
     def params(self, kept: np.ndarray | None = None) -> dict[str, int]:
@@ -107,11 +111,12 @@ class Graph:
         return {layer: sum(int(np.prod(s, dtype=np.int64)) for s in weights) for layer, weights in shapes.items()}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Flow:
     """What flows along an edge of the graph: channel ids, and the layer whose bare linear output this is."""
 
     ids: np.ndarray
+    shape: tuple  # static, without the batch dimension
     linear: str | None = None
     readers: int = 0
 
@@ -125,13 +130,13 @@ class Call:
         output_shapes: the outputs' static shapes without the batch dimension.
     """
 
-    def __init__(self, reader, node, path, args, kwargs):
+    def __init__(self, reader, node, args, kwargs):
         arguments = tf.nest.flatten((args, kwargs))
-        self.layer, self.inputs = node.layer, [flow.ids for flow in arguments if isinstance(flow, _Flow)]
+        self._flows = [flow for flow in arguments if isinstance(flow, _Flow)]
+        self.layer, self.inputs = node.layer, [flow.ids for flow in self._flows]
         self.output_shapes = [shape[1:] for shape in node.output_shapes]
-        self._shapes = [shape[1:] for shape in node.input_shapes]
-        self._constants = [value for value in arguments if not isinstance(value, _Flow)]
-        self._reader, self._path = reader, path
+        self._arguments = args, kwargs
+        self._reader, self._path = reader, node.path
 
     def described(self) -> str:
         """The layer as a message names it."""
@@ -139,27 +144,28 @@ class Call:
 
     def shape(self, i: int = 0) -> tuple:
         """Static shape of input `i` without the batch dimension; None where a size is not known."""
-        return self._shapes[i]
+        return self._flows[i].shape
 
     def axis(self, axis: int) -> int:
         """An axis as Keras counts it (batch first, or from the end) in the arrays of ids, which have no batch."""
         return axis - 1 if axis > 0 else len(self.shape()) + axis
 
     def channel_axis(self) -> int:
-        """The axis of the channels by the layer's `data_format`."""
-        return 0 if getattr(self.layer, "data_format", None) == "channels_first" else len(self.shape()) - 1
+        """The axis of the channels by the layer's `data_format`: the first or the last, whatever the rank."""
+        return 0 if getattr(self.layer, "data_format", None) == "channels_first" else -1
 
     def spatial(self, shape: tuple) -> tuple:
         """`shape` without its channel axis."""
-        return tuple(size for axis, size in enumerate(shape) if axis != self.channel_axis())
+        return tuple(np.delete(shape, self.channel_axis()))
 
-    def channels(self, i: int = 0, axis: int | None = None) -> np.ndarray:
-        """The ids [channels] of input `i` along one axis (the last); ids at the same place of it are tied."""
-        axis = len(self.shape(i)) - 1 if axis is None else axis
+    def channels(self, i: int = 0, axis: int = -1) -> np.ndarray:
+        """The ids [channels] of input `i` along one axis; ids at the same place of it are tied."""
         ids = np.moveaxis(self.inputs[i], axis, -1)
         columns = ids.reshape(-1, ids.shape[-1])
         self.tie(np.broadcast_to(columns[:1], columns.shape)[1:], columns[1:])
-        return np.broadcast_to(columns[0], self.shape(i)[axis])
+        channels = np.broadcast_to(columns[0], self.shape(i)[axis])
+        self._reader.reads.setdefault((self._path, i), (axis % ids.ndim, channels))
+        return channels
 
     def full(self, i: int = 0) -> np.ndarray | None:
         """The ids of input `i` at every place of it; None if its static shape is not known."""
@@ -167,11 +173,9 @@ class Call:
 
     def place(self, ids: np.ndarray, axis: int | None = None) -> np.ndarray:
         """Channel ids [channels] as the ids of the output: along its channel axis, the same all over the rest."""
-        rank = len(self.output_shapes[0])
-        axis = (
-            (0 if getattr(self.layer, "data_format", None) == "channels_first" else rank - 1) if axis is None else axis
-        )
-        return ids.reshape([-1 if i == axis else 1 for i in range(rank)])
+        shape = np.ones(len(self.output_shapes[0]), int)
+        shape[self.channel_axis() if axis is None else axis] = -1
+        return ids.reshape(shape)
 
     def opaque(self) -> Any:
         """Protected ids for outputs that nothing is known of."""
@@ -182,9 +186,19 @@ class Call:
             outputs.append(ids.reshape((1,) * (len(shape) - 1) + (-1,)) if shape else ids.reshape(()))
         return outputs
 
+    def argument(self, name: str) -> Any:
+        """An argument of the call that is no input, by its name; None where it is not given."""
+        return _keras.arguments(self.layer, *self._arguments).get(name)
+
+    def input(self, name: str) -> int | None:
+        """Which of the inputs is the argument of that name; None where it is not given."""
+        value = self.argument(name)
+        return self._flows.index(value) if isinstance(value, _Flow) else None
+
     def constants_are_scalars(self) -> bool:
         """Whether nothing but scalars enters the call besides its inputs."""
-        return all(np.ndim(value) == 0 for value in self._constants)
+        values = tf.nest.flatten(_keras.arguments(self.layer, *self._arguments))
+        return all(isinstance(value, _Flow) or np.ndim(value) == 0 for value in values)
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
         """Makes the units of `a` and `b`, arrays of the same shape, one unit each."""
@@ -205,18 +219,18 @@ class Call:
 
     def carry(self, weight: str, axis: int, ids: np.ndarray, state: bool = False) -> None:
         """The axis of a weight that travels with its channels; a weight that the layer does not have is skipped."""
-        if getattr(self.layer, weight, None) is not None:
+        if _keras.weight(self.layer, weight) is not None:
             self._site(weight, axis, ids, "state" if state else "carry")
 
     def _site(self, weight, axis, ids, role):
-        variable = getattr(self.layer, weight)
+        variable = _keras.weight(self.layer, weight)
         axis %= len(variable.shape)
         known = self._reader.sites.get((self._path, weight, axis))
         if known is not None:  # a layer called again: its weights are the same ones
             if ids is not None:
                 self.tie(known.units, ids)
             return known.units
-        index = next(i for i, other in enumerate(self.layer.weights) if other is variable)
+        index = self._index(variable)
         if role == "out":
             self._reader.makers.add(self._path)
         ids = self._reader.fresh(variable.shape[axis]) if ids is None else ids
@@ -232,10 +246,13 @@ class Call:
         """A config entry of the layer whose value becomes `value_of(kept)`, `kept` a bool array indexed by id."""
         self._reader.resizes[self._path, key] = value_of
 
-    def macs(self, weight: str, positions: int) -> None:
-        """The weight is multiplied with something `positions` times for one input of the model."""
-        index = next(i for i, other in enumerate(self.layer.weights) if other is getattr(self.layer, weight))
+    def macs(self, weight: str | None, positions: int) -> None:
+        """The weight is applied `positions` times to one input of the model; None counts work without a weight."""
+        index = None if weight is None else self._index(_keras.weight(self.layer, weight))
         self._reader.work.append(Work(self._path, index, positions))
+
+    def _index(self, variable):
+        return next(i for i, other in enumerate(self.layer.weights) if other is variable)
 
 
 class _Reader:
@@ -245,27 +262,31 @@ class _Reader:
         self.allow_inexact = allow_inexact
         self.count, self.ties, self.protected = 0, [], []
         self.sites, self.resizes, self.work, self.folds, self.makers = {}, {}, [], [], set()
+        self.reads, self.calls = {}, collections.Counter()
 
     def fresh(self, n):
         self.count += n
         return np.arange(self.count - n, self.count)
 
-    def walk(self, model, flows, prefix=""):
-        def visit(node, args, kwargs):
-            path = prefix + node.layer.name
-            arguments = [flow for flow in tf.nest.flatten((args, kwargs)) if isinstance(flow, _Flow)]
-            if _keras.is_model(node.layer) and _keras.is_graph(node.layer):
-                return self.walk(node.layer, arguments, f"{path}/")
-            call = Call(self, node, path, args, kwargs)
-            outputs = tf.nest.flatten(rules.rule_for(node.layer)(call))
-            for flow in arguments:
-                flow.readers += 1
-            if _keras.of_class(node.layer, "BatchNormalization") and arguments[0].linear:
-                self.folds.append((arguments[0], path))
-            linear = path in self.makers and _activation_name(node.layer) == "linear"
-            return [_Flow(np.asarray(ids), path if linear else None) for ids in outputs]
+    def walk(self, model, flows):
+        outputs = _keras.run(model, flows, self._visit, nested=True)
+        for flow in outputs:
+            flow.readers += 1
+        return outputs
 
-        return _keras.run(model, flows, visit)
+    def _visit(self, node, args, kwargs):
+        arguments = [flow for flow in tf.nest.flatten((args, kwargs)) if isinstance(flow, _Flow)]
+        self.calls[node.path] += 1
+        outputs = tf.nest.flatten(rules.rule_for(node.layer)(Call(self, node, args, kwargs)))
+        for flow in arguments:
+            flow.readers += 1
+        if _keras.of_class(node.layer, "BatchNormalization") and arguments[0].linear:
+            self.folds.append((arguments[0], node.path))
+        linear = node.path in self.makers and _activation_name(node.layer) == "linear"
+        return [
+            _Flow(np.asarray(ids), shape[1:], node.path if linear else None)
+            for ids, shape in zip(outputs, node.output_shapes, strict=True)
+        ]
 
 
 def _activation_name(layer):
@@ -284,7 +305,8 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False) -> Graph:
         A `Graph`.
 
     Raises:
-        TypeError, ValueError: the model's graph cannot be read, or `protect` names a layer that it does not have.
+        TypeError, ValueError: the model's graph cannot be read, `protect` names a layer that it does not have, or a
+            weight has no numbers in it.
 
     Example:
 
@@ -300,12 +322,17 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False) -> Graph:
     if unknown:
         raise ValueError(f"Expected names of layers in `protect`, among {sorted(paths)}. Received: {unknown}")
 
+    for path, layer in paths.items():
+        shapes = [tuple(weight.shape) for weight in getattr(layer, "weights", ())]
+        if any(0 in shape for shape in shapes) and not _keras.is_model(layer):
+            raise ValueError(f"Expected weights that hold numbers. Received: layer {path!r} with shapes {shapes}")
+
     reader = _Reader(allow_inexact)
     flows = []
     for tensor in model.inputs:
         ids = reader.fresh(tensor.shape[-1] or 1 if len(tensor.shape) > 1 else 1)
         reader.protected.append((ids, "it is an input of the model"))
-        flows.append(_Flow(ids.reshape((1,) * (len(tensor.shape) - 2) + (-1,))))
+        flows.append(_Flow(ids.reshape((1,) * (len(tensor.shape) - 2) + (-1,)), tuple(tensor.shape)[1:]))
     outputs = [(np.ravel(flow.ids), "it feeds an output of the model") for flow in reader.walk(model, flows)]
     reader.protected = outputs + reader.protected  # of several reasons, the first is given
     for site in reader.sites.values():
@@ -334,7 +361,9 @@ def _graph(reader, paths) -> Graph:
         if not _keras.is_model(layer) and hasattr(layer, "weights")
     }
     folded = {flow.linear: path for flow, path in reader.folds if flow.readers == 1}
-    return Graph(shapes, sites, _groups(sites, why), reader.work, resizes, folded, count)
+    reads = {read: (axis, unit_of[ids]) for read, (axis, ids) in reader.reads.items()}
+    shared = frozenset(path for path, calls in reader.calls.items() if calls > 1)
+    return Graph(shapes, sites, _groups(sites, why), reader.work, resizes, folded, reads, shared, count)
 
 
 def _of_ids(value_of, unit_of):

@@ -7,7 +7,10 @@ On the way it says which axes of which weights go with which ids:
 - `call.produce(weight, axis)` makes fresh channels (Conv, Dense), `call.consume(weight, axis, ids)` reads them
   through a kernel, `call.carry(weight, axis, ids)` lets a weight travel with its channel (BatchNormalization);
 - `call.tie(a, b)` makes units of two ids one unit, `call.protect(ids, why)` keeps them whatever happens;
-- `call.resize(key, value_of)` names a config entry that shrinks, `call.macs(weight, positions)` counts the work.
+- `call.resize(key, value_of)` names a config entry that shrinks, `call.macs(weight, positions)` counts the work;
+- `call.input(name)` and `call.argument(name)` find an argument of the call where the order of inputs does not tell.
+
+A weight of a layer inside the layer goes by a dotted name ("cell.kernel").
 """
 
 from collections.abc import Callable
@@ -66,7 +69,7 @@ def rule_for(layer: Any) -> Callable:
             return _custom[base]
     op = _keras.op_name(layer)
     if op is not None:
-        return OPS.get(op, unknown)
+        return OPS.get(op.replace("_", ""), unknown)
     return LAYERS.get(_keras.builtin_class_name(layer), unknown)
 
 
@@ -78,7 +81,7 @@ def unknown(call):
 
 
 def elementwise(call):
-    """Acts on every number alone: dropout, activations, and ops with a scalar."""
+    """Acts on every number alone: dropout and activations."""
     if getattr(call.layer, "activation", None) is not None:
         return activated(call, call.inputs[0])
     return call.inputs[0]
@@ -108,7 +111,10 @@ def activated(call, ids):
 
 
 def merge(call):
-    """Add, Multiply, Maximum ...: what meets at a place is one unit, an axis of length 1 broadcast over the others."""
+    """Add, Multiply, Maximum ...: what meets at a place is one unit, an axis of length 1 broadcast over the others.
+
+    Also all bare ops that act on every number alone, by themselves or with scalars.
+    """
     if not call.constants_are_scalars():
         return unknown(call)
     if len(call.inputs) == 1:
@@ -125,6 +131,23 @@ def merge(call):
     for other in met[1:]:
         call.tie(met[0], other)
     return met[0]
+
+
+def divide(call):
+    """Elementwise by a scalar; where units divide, one that is off would divide by zero."""
+    numerators = call.input("x1"), call.input("x")  # as Keras 3 and TensorFlow call it
+    return merge(call) if len(call.inputs) == 1 and numerators != (None, None) else unknown(call)
+
+
+def reduce(call):
+    """A mean, sum, maximum or minimum over axes along which the channels stay the same."""
+    axes = np.atleast_1d(call.argument("axis"))
+    if any(axis is None or axis % (len(call.shape()) + 1) == 0 for axis in axes):
+        return unknown(call)
+    ids, axes = call.inputs[0], tuple(call.axis(axis) for axis in axes)
+    if any(ids.shape[axis] > 1 for axis in axes):
+        return unknown(call)
+    return ids if call.argument("keepdims") else ids.squeeze(axes)
 
 
 def batch_normalization(call):
@@ -146,12 +169,26 @@ def layer_scale(call):
 
 def normalise_over_channels(call):
     """LayerNormalization and its kin: removing one channel changes all others, so the channels are protected."""
-    axis = getattr(call.layer, "axis", -1)
-    for one in [axis] if isinstance(axis, int) else axis:
-        ids = call.channels(axis=call.axis(one))
-        for weight in ("gamma", "beta", "scale"):
-            if getattr(getattr(call.layer, weight, None), "shape", None) == ids.shape:  # tf_keras: scale=True is a flag
-                call.carry(weight, 0, ids)
+    for i, axis in enumerate(np.atleast_1d(call.layer.axis)):
+        if call.inputs[0].shape[call.axis(axis)] > 1:
+            ids = call.channels(axis=call.axis(axis))
+            for weight in ("gamma", "beta", "scale"):
+                if hasattr(getattr(call.layer, weight, None), "shape"):  # tf_keras: scale=True is a flag
+                    call.carry(weight, i, ids)
+            call.protect(ids, f"{call.described()} normalises over channels", inexact=True)
+    return call.inputs[0]
+
+
+def group_normalization(call):
+    """Normalises over the channels of each group, which all have to stay equally wide; exact where a group is one."""
+    groups = call.layer.groups
+    ids = call.channels(axis=call.axis(call.layer.axis))
+    for weight in ("gamma", "beta"):
+        call.carry(weight, 0, ids)
+    if groups == ids.size:
+        call.resize("groups", lambda kept: int(kept[ids].sum()))
+    else:
+        _equal_groups(call, ids, groups)
         call.protect(ids, f"{call.described()} normalises over channels", inexact=True)
     return call.inputs[0]
 
@@ -200,6 +237,7 @@ def conv(call):
 
 
 def _equal_groups(call, ids, groups):
+    """Ties what is at the same place of every group; returns the ids of one group."""
     rows = ids.reshape(groups, -1)
     call.tie(np.broadcast_to(rows[:1], rows.shape), rows)
     return rows[0]
@@ -246,6 +284,67 @@ def embedding(call):
     return outputs.reshape((1,) * (len(call.output_shapes[0]) - 1) + (-1,))
 
 
+def attention(call):
+    """MultiHeadAttention: reads channels and makes new ones through its projections; the heads between them stay."""
+    config = call.layer.get_config()
+    query, value, key = (call.input(name) for name in ("query", "value", "key"))
+    inputs = {"query": query, "gate": query, "value": value, "key": value if key is None else key}
+    if len(call.output_shapes) > 1 or len(call.output_shapes[0]) != len(call.shape(query)):
+        return unknown(call)
+    for i in (call.input(f"{name}_mask") for name in ("attention", *inputs)):
+        if i is not None:
+            call.protect(call.inputs[i], f"{call.described()} takes it for a mask")
+    for name, i in inputs.items():
+        # Keras 3 has public names for its projections, but tf_keras has not.
+        weight = f"_{name}_dense.kernel"
+        if _keras.weight(call.layer, weight) is not None:
+            ids = call.channels(i)
+            call.consume(weight, 0, ids)
+            call.macs(weight, _size(call.shape(i)[:-1]))
+            if f"{name}_shape" in config:
+                call.resize(f"{name}_shape", _last_axis(config[f"{name}_shape"], ids))
+    outputs = call.produce("_output_dense.kernel", -1)
+    call.carry("_output_dense.bias", -1, outputs)
+    call.resize("output_shape", _last_axis((None,), outputs))
+    queries = _size(call.shape(query)[:-1])
+    call.macs("_output_dense.kernel", queries)
+    attended = _size(call.shape(inputs["key"])[call.axis(axis)] for axis in config["attention_axes"])
+    call.macs(None, queries * attended * config["num_heads"] * (config["key_dim"] + config["value_dim"]))
+    return call.place(outputs)
+
+
+def _last_axis(shape, ids):
+    return lambda kept: (*shape[:-1], int(kept[ids].sum()))
+
+
+def einsum_dense(call):
+    """Any product with any weight: only its work is known."""
+    inputs, weight = call.layer.equation.partition("->")[0].split(",")
+    read = [size for letter, size in zip(weight.strip(), call.layer.kernel.shape, strict=True) if letter in inputs]
+    call.macs("kernel", _size(call.shape()) // _size(read))
+    return unknown(call)
+
+
+def recurrent(call, cell="cell"):
+    """LSTM, GRU, SimpleRNN: reads the channels at each step; its own units feed all of its gates and stay."""
+    for ids in call.inputs[1:]:  # initial states
+        call.protect(ids, f"{call.described()} starts from it")
+    call.consume(f"{cell}.kernel", 0, call.channels())
+    for weight in ("kernel", "recurrent_kernel"):
+        call.macs(f"{cell}.{weight}", _size(call.shape()[:-1]))
+    return call.opaque()
+
+
+def bidirectional(call):
+    """Two recurrent layers on the same input."""
+    layers = call.layer.forward_layer, call.layer.backward_layer
+    if any(rule_for(layer) is not recurrent for layer in layers):
+        return unknown(call)
+    for name in ("forward_layer", "backward_layer"):
+        outputs = recurrent(call, f"{name}.cell")
+    return outputs
+
+
 def move_in_space(call):
     """Pooling, padding, cropping, upsampling: every channel stays where it is."""
     axis = call.channel_axis()
@@ -263,15 +362,14 @@ def flatten(call):
     ids = call.full()
     if ids is None:
         return unknown(call)
-    if getattr(call.layer, "data_format", None) == "channels_first":
-        ids = np.moveaxis(ids, 0, -1)  # Keras flattens in channels_last order whatever the input's order
-    return ids.reshape(-1)
+    # Keras flattens in channels_last order whatever the input's order.
+    return np.moveaxis(ids, call.channel_axis(), -1).reshape(-1)
 
 
-def reshape(call):
+def reshape(call, key="target_shape", batch=()):
     """Moves ids as it moves numbers; where that spreads channels over several axes, the last one is cut as a whole."""
     ids, shape = call.full(), call.output_shapes[0]
-    if ids is None or None in shape:
+    if ids is None or None in shape or ids.size != _size(shape):
         return unknown(call)
     ids = ids.reshape(shape)
     varying = [axis for axis in range(ids.ndim) if (ids != ids.take([0], axis=axis)).any()]
@@ -282,15 +380,29 @@ def reshape(call):
     row = columns[0]
 
     def target_shape(kept):
-        return tuple(int(kept[row].sum()) if axis == varying[-1] else size for axis, size in enumerate(shape))
+        return *batch, *(int(kept[row].sum()) if axis == varying[-1] else size for axis, size in enumerate(shape))
 
-    call.resize("target_shape", target_shape)
+    call.resize(key, target_shape)
     return call.place(row, varying[-1])
+
+
+def reshape_op(call):
+    """The bare op of Keras 3; TensorFlow's takes its shape as an argument, which cannot be made smaller."""
+    shape = call.argument("newshape")
+    return unknown(call) if shape is None or shape[0] != -1 else reshape(call, "newshape", (-1,))
 
 
 def permute(call):
     """Transposes the ids."""
     return np.transpose(call.inputs[0], [dim - 1 for dim in call.layer.dims])
+
+
+def transpose(call):
+    """The bare op, which can move the batch as well."""
+    order = call.argument("axes") or call.argument("perm")
+    if order is None or order[0] != 0:
+        return unknown(call)
+    return np.transpose(call.inputs[0], [call.axis(axis) for axis in order[1:]])
 
 
 def repeat_vector(call):
@@ -300,7 +412,10 @@ def repeat_vector(call):
 
 def concatenate(call):
     """Puts ids side by side; along an axis where they do not vary, what is at the same place shares its id."""
-    axis = call.axis(call.layer.axis)
+    axis = getattr(call.layer, "axis", call.argument("axis")) % (len(call.shape()) + 1)
+    if axis == 0:  # one batch after the other
+        return merge(call)
+    axis = call.axis(axis)
     sizes = [call.shape(i)[axis] for i in range(len(call.inputs))]
     rest = np.broadcast_shapes(*(np.delete(ids.shape, axis) for ids in call.inputs))
     if any(ids.shape[axis] > 1 for ids in call.inputs) or all(size == 1 for size in sizes):
@@ -318,6 +433,7 @@ def concatenate(call):
 
 
 def _size(shape) -> int:
+    """Numbers in a tensor of that shape, an axis whose size is not known counted as one."""
     return int(np.prod([size or 1 for size in shape], dtype=np.int64))
 
 
@@ -338,16 +454,20 @@ LAYERS: dict[str, Callable] = {
         _dimensions("MaxPooling", "AveragePooling", "ZeroPadding", "Cropping", "UpSampling"), move_in_space
     ),
     **dict.fromkeys(_dimensions("GlobalAveragePooling", "GlobalMaxPooling"), global_pool),
-    **dict.fromkeys(["LayerNormalization", "GroupNormalization"], normalise_over_channels),
-    **dict.fromkeys(["UnitNormalization", "RMSNormalization"], normalise_over_channels),
+    **dict.fromkeys(["LayerNormalization", "UnitNormalization", "RMSNormalization"], normalise_over_channels),
+    **dict.fromkeys(["LSTM", "GRU", "SimpleRNN"], recurrent),
     "BatchNormalization": batch_normalization,
+    "Bidirectional": bidirectional,
     "CustomScaleLayer": merge,  # this one and the next two are what keras.applications defines for itself
     "LayerScale": layer_scale,
     "StochasticDepth": elementwise,
     "Concatenate": concatenate,
     "Dense": dense,
+    "EinsumDense": einsum_dense,
     "Embedding": embedding,
     "Flatten": flatten,
+    "GroupNormalization": group_normalization,
+    "MultiHeadAttention": attention,
     "PReLU": prelu,
     "Permute": permute,
     "RepeatVector": repeat_vector,
@@ -356,8 +476,15 @@ LAYERS: dict[str, Callable] = {
     "Softmax": softmax,
 }
 
-OPS: dict[str, Callable] = {
+OPS: dict[str, Callable] = {  # by names without underscores: Keras 3 has LeakyRelu, TensorFlow leaky_relu
+    **dict.fromkeys((name.replace("_", "") for name in ELEMENTWISE), merge),
     **dict.fromkeys(["add", "subtract", "multiply", "maximum", "minimum"], merge),
-    **dict.fromkeys(["relu", "relu6", "leakyrelu", "leaky_relu", "elu", "silu"], elementwise),
-    **dict.fromkeys(["sigmoid", "hardsigmoid", "tanh", "abs", "absolute"], elementwise),
+    **dict.fromkeys(["abs", "absolute", "negative", "square", "exp", "clip", "clipbyvalue"], merge),
+    **dict.fromkeys(["cast", "identity", "stopgradient"], merge),
+    **dict.fromkeys(["divide", "truedivide", "truediv", "realdiv"], divide),
+    **dict.fromkeys(["mean", "sum", "max", "min"], reduce),
+    **dict.fromkeys(["reducemean", "reducesum", "reducemax", "reducemin"], reduce),
+    **dict.fromkeys(["concatenate", "concat"], concatenate),
+    "reshape": reshape_op,
+    "transpose": transpose,
 }
