@@ -8,6 +8,7 @@ from tfspline.partition import partition_distance, plane
 from tfspline.plan import Plan, plan, prune
 from tfspline.rules import register_channel_rule
 from tfspline.serving import export
+from tfspline.zeros import slim
 
 __all__ = [
     "Codes",
@@ -22,5 +23,6 @@ __all__ = [
     "region_codes",
     "register_channel_rule",
     "register_criterion",
+    "slim",
     "training_flops",
 ]

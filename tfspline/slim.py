@@ -1,20 +1,23 @@
 """Cuts units out of a model: the model cloned narrower, its weights sliced."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfspline import _keras
 from tfspline.graph import Graph
 
 
-def cut(model: Any, graph: Graph, kept: np.ndarray) -> Any:
+def cut(model: Any, graph: Graph, kept: np.ndarray, configs: Mapping[str, dict] | None = None) -> Any:
     """A new model without the units that are not `kept`.
 
     Args:
         model: the model that `graph` was read from, or one of the same layers and shapes.
         graph: what `graph.read` found.
         kept: bool [graph.units].
+        configs: other config entries of some layers; a weight that they add stays as it is initialised.
 
     Returns:
         An ordinary uncompiled model of the same Keras, with new layers of the same names and sliced weights.
@@ -28,19 +31,22 @@ def cut(model: Any, graph: Graph, kept: np.ndarray) -> Any:
         resizes.setdefault(path, []).append((key, value_of))
 
     def config_of(path, layer):
-        return layer.get_config() | {key: value_of(kept) for key, value_of in resizes.get(path, ())}
+        narrower = {key: value_of(kept) for key, value_of in resizes.get(path, ())}
+        return layer.get_config() | narrower | (configs or {}).get(path, {})
 
     slim = _keras.rebuild(model, config_of)
     sites = {}
     for site in graph.sites:
         sites.setdefault((site.layer, site.index), []).append(site)
     sources = _keras.layer_paths(model)
-    for path, layer in _keras.layer_paths(slim).items():
-        for i in range(len(graph.shapes.get(path, ()))):
-            value = sources[path].weights[i].numpy()
+    copies = _keras.layer_paths(slim)
+    for path in graph.shapes:
+        for i, (source, copy) in enumerate(zip(sources[path].weights, copies[path].weights, strict=False)):
+            value = tf.convert_to_tensor(source)
             for site in sites.get((path, i), ()):
-                value = value.compress(kept[site.units], axis=site.axis)
-            layer.weights[i].assign(value)
+                if not kept[site.units].all():
+                    value = tf.gather(value, np.flatnonzero(kept[site.units]), axis=site.axis)
+            copy.assign(value)
     return slim
 
 
