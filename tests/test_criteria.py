@@ -110,3 +110,96 @@ def test_refusals():
         criteria.named("best")
     with pytest.raises(TypeError, match="Expected a name and a callable"):
         tfspline.register_criterion("mine", 3)
+
+
+def seen(covariance, outgoing=None, coactivity=None):
+    n = len(covariance)
+    covariance = np.asarray(covariance, np.float32)
+    outgoing = np.ones((n, 1)) if outgoing is None else outgoing
+    coactivity = np.zeros((n, n)) if coactivity is None else coactivity
+    return criteria.Reader(covariance, np.asarray(coactivity, np.float32), np.asarray(outgoing, np.float32))
+
+
+def test_spline_data_by_hand():
+    # Codes over four samples: 0 is 1100, 1 its opposite 0011, 2 is 1010 and 3 never switches.
+    codes = np.float32([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [1, 1, 1, 1]])
+    some = units([[2.0], [1.0], [3.0], [9.0]])
+    some.readers = [seen(np.eye(4), coactivity=codes @ codes.T / 4)]
+    # 0-1 at min(1, 1 - 1) = 0: the smaller, 1, goes; 0-2 at 1/2: 0 goes; 2 is the last one; 3 cuts nothing
+    np.testing.assert_array_equal(criteria.spline_data(some), [0.5, 0, np.inf, 0])
+
+
+def test_spline_affine_of_independent_units_by_hand():
+    some = units([[1.0], [1.0]])
+    some.readers = [seen(np.diag([1, 4]), [[2], [3]])]
+    # what a layer loses with a unit is |V|^2 times its variance: 4 x 1 and 9 x 4 of 40
+    np.testing.assert_allclose(criteria.spline_affine(some), [4 / 40, 36 / 40], rtol=1e-3)
+
+
+def test_spline_affine_adds_up_to_what_merging_leaves(rng):
+    n = 12
+    for count in (1, 2):  # of layers that read the units
+        some = units(np.ones((n, 1)))
+        some.readers = []
+        for _ in range(count):
+            mixed = rng.normal(size=(n, n))
+            some.readers.append(seen(mixed @ mixed.T, rng.normal(size=(n, 3))))
+        scores = criteria.spline_affine(some)
+        order = np.argsort(scores, kind="stable")
+        spent = 0.0
+        for k in range(1, n):
+            if scores[order[k - 1]] == scores[order[k]]:
+                continue  # in which order these two went cannot be told
+            gone, left = order[:k], order[k:]
+            error = 0.0  # of the best prediction of the removed from the rest, as a share of the whole variance
+            for reader in some.readers:
+                g, v = reader.covariance.astype(float), reader.outgoing[gone].astype(float)
+                schur = g[np.ix_(gone, gone)] - g[np.ix_(gone, left)] @ np.linalg.solve(
+                    g[np.ix_(left, left)], g[np.ix_(left, gone)]
+                )
+                error += np.trace(v.T @ schur @ v) / np.trace(reader.outgoing.T @ g @ reader.outgoing)
+            # A cost below an earlier one is scored as that one: costs add up to no more than the scores.
+            assert error <= scores[gone].sum() * 1.01
+            assert error > spent
+            spent = error
+
+
+def test_spline_affine_takes_copies_first_also_many_at_a_time(rng):
+    n = 1100  # more than 512: two at a time
+    values = rng.normal(size=(2000, n)).astype("float32")
+    values[:, 600:] = values[:, :500] + 1e-3 * values[:, 600:]
+    some = units(np.ones((n, 1)))
+    some.readers = [seen(np.cov(values.T), np.ones((n, 1)))]
+    scores = criteria.spline_affine(some)
+    gone = set(np.argsort(scores)[:500].tolist())
+    assert all(len(gone & {k, k + 600}) == 1 for k in range(500))
+    assert np.isfinite(scores).all()
+
+
+def test_fpgm_by_hand():
+    # points 0, 1 and 3: sums of distances 4, 3 and 5, of mean 4
+    np.testing.assert_allclose(criteria.fpgm(units([[0.0], [1.0], [3.0]])), [1, 0.75, 1.25], rtol=1e-5)
+
+
+@pytest.mark.parametrize("criterion", ["spline_data", "spline_affine"])
+def test_criteria_on_data_want_data(criterion):
+    with pytest.raises(ValueError, match=f"Expected `data`, unlabelled inputs, for the criterion '{criterion}'"):
+        getattr(criteria, criterion)(units([[1.0]]))
+
+
+def test_readers_by_hand(keras, monkeypatch):
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((2, 1)), layers.Conv1D(2, 1, activation="relu", name="a"), layers.Flatten(), layers.Dense(1)]
+    )
+    model.layers[0].set_weights([np.float32([[[1, -1]]]), np.float32([0, 1])])
+    model.layers[2].set_weights([np.float32([[1], [2], [3], [4]]), np.float32([0])])
+    groups = []
+    monkeypatch.setattr(criteria, "_criteria", {"spy": lambda units: groups.append(units) or np.arange(2)})
+    tfspline.plan(model, 0.5, criterion="spy", data=np.float32([[[1], [2]], [[-1], [0]]]))
+    # At inputs 1, -1, 2, 0 the units are relu(x) = 1, 0, 2, 0 and relu(1 - x) = 0, 2, 0, 1
+    (reader,) = groups[0].readers
+    values = np.float32([[1, 0], [0, 2], [2, 0], [0, 1]])
+    np.testing.assert_allclose(reader.covariance, np.cov(values.T, bias=True), atol=1e-6)
+    np.testing.assert_allclose(reader.coactivity, [[0.5, 0], [0, 0.5]])
+    np.testing.assert_array_equal(reader.outgoing, [[1, 3], [2, 4]])  # a unit is read at both places

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tfspline import _keras
-from tfspline.codes import Codes, RegionEncoder, check_inputs, read_npz, write_npz
+from tfspline.codes import Codes, RegionEncoder, read_npz, write_npz
+from tfspline.inputs import check_inputs
 from tfspline.partition import partition_distance
 from tfspline.recorder import Recorder
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline.cuts import cuts_of_calls
 from tfspline.files import replacing
+from tfspline.inputs import check_inputs, input_values
 
 
 class Codes:
@@ -228,46 +229,6 @@ def pack_bits(bits: tf.Tensor) -> tf.Tensor:
     # byte. No two products meet at one position, so nothing carries. Five times as fast as a weighted sum.
     gathered = tf.bitwise.right_shift(eights * tf.constant(0x0102040810204080, tf.uint64), tf.constant(56, tf.uint64))
     return tf.cast(gathered, tf.uint8)
-
-
-def input_values(model: Any, x: Any) -> list:
-    """What `x`, given as the model itself would take it, holds for each of `model.inputs`, in their order.
-
-    Raises:
-        ValueError: `x` lacks an input or has another number of them.
-    """
-    if isinstance(x, dict):
-        # Both Kerases keep the inputs of a dict in the order of its sorted keys.
-        names = sorted(model.input) if isinstance(model.input, dict) else [tensor.name for tensor in model.inputs]
-        if not set(names) <= set(x):
-            raise ValueError(f"Expected a dict with the inputs {names} of {model.name!r}. Received: {sorted(x)}")
-        return [x[name] for name in names]
-    values = list(x) if isinstance(x, (list, tuple)) else [x]
-    if len(values) != len(model.inputs):
-        raise ValueError(f"Expected {len(model.inputs)} input(s) for {model.name!r}. Received: {len(values)}")
-    return values
-
-
-def check_inputs(model: Any, x: Any) -> list:
-    """The arrays or tensors of `x`, one for each of `model.inputs`, if they fit.
-
-    Raises:
-        ValueError: wrong shapes, different numbers of samples, or no sample at all.
-    """
-    values = [value if tf.is_tensor(value) else np.asarray(value) for value in input_values(model, x)]
-    for value, tensor in zip(values, model.inputs, strict=True):
-        expected, received = ("samples", *tensor.shape[1:]), tuple(value.shape)
-        if len(received) != len(expected) or any(
-            size not in (None, given) for size, given in zip(expected[1:], received[1:], strict=True)
-        ):
-            raise ValueError(
-                f"Expected inputs of shape ({', '.join(map(str, expected))}) for {tensor.name!r} of "
-                f"{model.name!r}. Received: {received}"
-            )
-    samples = [len(value) for value in values]
-    if len(set(samples)) > 1 or not samples[0]:
-        raise ValueError(f"Expected at least one sample, and as many for every input. Received: {samples}")
-    return values
 
 
 def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:

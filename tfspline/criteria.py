@@ -11,6 +11,23 @@ import numpy as np
 import tensorflow as tf
 
 RHO = 0.05  # weight of the offsets' difference in the distance of two hyperplanes
+RIDGE = 1e-4  # of a covariance's mean variance, added to its diagonal: units may be linearly dependent
+
+
+@dataclasses.dataclass
+class Reader:
+    """How one layer reads the n units of a group, seen on probe data.
+
+    Attributes:
+        covariance: float32 [n, n], of the units' values at this layer's input, over samples and positions.
+        coactivity: float32 [n, n], the share of samples and positions at which both units are on, that is > 0.
+        outgoing: float32 [n, m], the weights by which the layer reads each unit, all taps and outputs side by side,
+            BatchNormalization right behind the layer folded in.
+    """
+
+    covariance: np.ndarray
+    coactivity: np.ndarray
+    outgoing: np.ndarray
 
 
 @dataclasses.dataclass
@@ -27,6 +44,7 @@ class Units:
         offset: float32 [n], likewise b = beta + (bias - mu) gamma / sigma.
         scale: float32 [n], mean |gamma| of the BatchNormalizations that the unit passes; None without any.
         rng: the generator of a plan's seed.
+        readers: the layers that read the units, if the plan was given `data`; None if not.
     """
 
     name: str
@@ -35,6 +53,7 @@ class Units:
     offset: np.ndarray
     scale: np.ndarray | None
     rng: np.random.Generator
+    readers: list[Reader] | None = None
 
     @property
     def weight(self) -> np.ndarray:
@@ -61,9 +80,83 @@ def spline(units: Units, rho: float = RHO) -> np.ndarray:
     return scores
 
 
+def spline_data(units: Units) -> np.ndarray:
+    """Redundancy of a unit's cut on the data, from region codes (beyond the paper; needs `data`).
+
+    Two units whose codes agree, or are opposite, on all of the data cut it in the same place: d = min(h, 1 - h), with
+    h the share of samples and positions at which their codes differ, a mean over the layers that read them. Units go
+    as in `spline`; one that never switches cuts nothing and scores 0.
+    """
+    distance, switches = np.zeros((len(units.kernel),) * 2, np.float32), np.zeros(len(units.kernel), bool)
+    for reader in _readers(units, "spline_data"):
+        active = np.diag(reader.coactivity)
+        differ = active[:, None] + active[None, :] - 2 * reader.coactivity
+        distance += np.clip(np.minimum(differ, 1 - differ), 0, None) / len(units.readers)
+        switches |= (active > 0) & (active < 1)
+    alive = np.flatnonzero(switches)
+    scores = np.zeros(len(distance), np.float32)
+    if alive.size:
+        norm = np.linalg.norm(units.weight[alive], axis=1)
+        scores[alive] = greedy_elimination(distance[np.ix_(alive, alive)], norm)
+    return scores
+
+
+def spline_affine(units: Units) -> np.ndarray:
+    """What the removal of a unit costs the affine maps that read it, after the best merging (needs `data`).
+
+    With G the covariance of the units' values and V_k the weights by which a layer reads unit k, the best that the
+    others can do for unit k leaves the error |V_k|^2 / (G^-1)_kk (the OBS identity, Hassibi and Stork 1993). It is
+    taken as a share of the variance of what the layer makes of all units, and summed over the layers that read them.
+    Again and again the cheapest unit goes, and V and G^-1 become those of the merged rest; its score is the
+    largest cost until then. Of more than 512 units, several go at a time.
+    """
+    inverses, grams, weights = [], [], []
+    for reader in _readers(units, "spline_affine"):
+        covariance = tf.cast(reader.covariance, tf.float64)
+        outgoing = tf.cast(tf.matmul(reader.outgoing, reader.outgoing, transpose_b=True), tf.float64)
+        ridge = RIDGE * tf.reduce_mean(tf.linalg.diag_part(covariance)) + np.finfo(np.float32).tiny
+        inverses.append(tf.linalg.inv(covariance + ridge * tf.eye(len(covariance), dtype=tf.float64)))
+        grams.append(outgoing)
+        weights.append(1 / (tf.reduce_sum(covariance * outgoing) + np.finfo(np.float32).tiny))
+    count = len(units.kernel)
+    order, costs = _cheapest_first(tf.stack(inverses), tf.stack(grams), tf.stack(weights), max(1, count // 512))
+    scores = np.empty(count, np.float32)
+    scores[order.numpy()] = np.maximum.accumulate(costs.numpy())
+    return scores
+
+
+@tf.function(reduce_retracing=True)
+def _cheapest_first(inverse, gram, weight, step):
+    """The order [n] in which units go by `spline_affine`, and what each costs; all arguments [readers, ...]."""
+    count = tf.shape(inverse)[1]
+    order, costs = (tf.TensorArray(dtype, 0, True, infer_shape=False) for dtype in (tf.int32, tf.float64))
+    left, turn = tf.ones([count], tf.bool), 0
+    while tf.reduce_any(left):
+        cost = tf.math.divide_no_nan(tf.linalg.diag_part(gram), tf.linalg.diag_part(inverse))
+        cost = tf.where(left, tf.reduce_sum(weight[:, None] * cost, 0), np.inf)
+        worst, gone = tf.math.top_k(-cost, tf.minimum(step, tf.reduce_sum(tf.cast(left, tf.int32))))
+        order, costs = order.write(turn, gone), costs.write(turn, -worst)
+        left = tf.tensor_scatter_nd_update(left, gone[:, None], tf.zeros_like(gone, tf.bool))
+        columns = tf.gather(inverse, gone, axis=2)
+        share = tf.matmul(columns, tf.linalg.inv(tf.gather(columns, gone, axis=1)))  # the others take this of the gone
+        inverse -= tf.matmul(share, columns, transpose_b=True)
+        read = tf.gather(gram, gone, axis=2)
+        passed = tf.matmul(read, share, transpose_b=True)
+        own = tf.matmul(tf.matmul(share, tf.gather(read, gone, axis=1)), share, transpose_b=True)
+        gram += own - passed - tf.linalg.matrix_transpose(passed)
+        turn += 1
+    return order.concat(), costs.concat()
+
+
+def _readers(units, criterion):
+    if units.readers is None:
+        raise ValueError(f"Expected `data`, unlabelled inputs, for the criterion {criterion!r}. Received: none")
+    return units.readers
+
+
 def hyperplane_distances(weight: np.ndarray, offset: np.ndarray, rho: float = RHO) -> np.ndarray:
-    """d(k, k') of `spline` for all pairs: float32 [n, n] of weights [n, fan_in] (none zero) and offsets [n]."""
-    norm = tf.norm(weight, axis=1)
+    """d(k, k') of `spline` for all pairs: float32 [n, n] of weights [n, fan_in] and offsets [n]."""
+    norm = tf.maximum(tf.norm(weight, axis=1), np.finfo(np.float32).tiny)
     normal, offset = weight / norm[:, None], offset / norm
     cosine = tf.matmul(normal, normal, transpose_b=True)
     sign = tf.where(cosine < 0, -1.0, 1.0)
@@ -102,8 +195,20 @@ def bn_scale(units: Units) -> np.ndarray:
 
 def l1(units: Units) -> np.ndarray:
     """L1 norm of the incoming kernel (Li et al. 2017) over the group's mean, which makes layers comparable."""
-    norm = np.abs(units.kernel).sum(axis=1)
+    # In parts: a copy of a whole large kernel would cost more, as memory new to the process, than its sum.
+    parts = np.array_split(units.kernel, -(-units.kernel.size // 2**20), axis=1)
+    norm = sum(np.abs(part).sum(axis=1) for part in parts)
     return norm / max(norm.mean(), np.finfo(np.float32).tiny)
+
+
+def fpgm(units: Units) -> np.ndarray:
+    """Sum of the distances to the other kernels of the group, over the group's mean: the unit next to the geometric
+    median is the most replaceable (He et al. 2019, FPGM)."""
+    squares = tf.reduce_sum(tf.square(units.kernel), axis=1)
+    inner = tf.matmul(units.kernel, units.kernel, transpose_b=True)
+    distances = tf.sqrt(tf.maximum(squares[:, None] + squares[None, :] - 2 * inner, 0))
+    score = tf.reduce_sum(distances, axis=1).numpy()
+    return score / max(score.mean(), np.finfo(np.float32).tiny)
 
 
 def random(units: Units) -> np.ndarray:
@@ -111,7 +216,9 @@ def random(units: Units) -> np.ndarray:
     return units.rng.random(len(units.kernel), dtype=np.float32)
 
 
-_criteria: dict[str, Callable] = {"spline": spline, "bn_scale": bn_scale, "l1": l1, "random": random}
+_criteria: dict[str, Callable] = {
+    function.__name__: function for function in (spline, spline_data, spline_affine, bn_scale, l1, fpgm, random)
+}
 
 
 def register_criterion(name: str, function: Callable[[Units], np.ndarray]) -> None:

@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from tfspline import compensate as compensation
 from tfspline import criteria, masks, slim
 from tfspline import graph as graphs
 from tfspline.budget import Budget
 from tfspline.files import replacing
+from tfspline.flops import check_static
+from tfspline.inputs import probe_inputs
 from tfspline.units import units_of
+
+COMPENSATIONS = ("auto", "none", "merge", "refit")
 
 
 class Plan:
@@ -110,13 +115,34 @@ class Plan:
             f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {note}".rstrip() for a, b, c, note in rows
         )
 
-    def apply(self, model: Any) -> Any:
+    def apply(self, model: Any, data: Any = None, compensate: str = "auto", recalibrate: bool | None = None) -> Any:
         """A smaller ordinary Keras model, uncompiled, without the removed units; `model` stays as it is.
 
+        Args:
+            model: the model that the plan was made for.
+            data: unlabelled inputs to compensate on, as for `tfspline.plan`.
+            compensate: "refit" fits each layer, in the order of the network, to its output in the uncut model by
+                least squares (needs `data`); "merge" gives the outgoing weights of a removed unit to those that are
+                kept, by least squares on `data`, without it to the one whose cut is nearest; "none" leaves the
+                weights as they are, and the masked model is the same function. "auto" is "refit" with `data`,
+                "none" without.
+            recalibrate: whether BatchNormalization gets new statistics on `data`; by default if there is any.
+
         Raises:
-            ValueError: `model` has other layers or shapes than the one that the plan was made for.
+            ValueError: `model` has other layers or shapes than the one that the plan was made for; an option that
+                needs `data` without any.
         """
-        return slim.cut(model, self.graph, ~self.removed)
+        _check_compensation(data, compensate, recalibrate)
+        if compensate == "auto":
+            compensate = "none" if data is None else "refit"
+        inputs = None if data is None else probe_inputs(model, data)
+        kept = ~self.removed
+        if inputs is None and compensate == "merge":
+            model = compensation.merge_pairs(model, self.graph, kept)
+        small = slim.cut(model, self.graph, kept)
+        if inputs is not None:
+            compensation.compensate(model, small, self.graph, kept, inputs, compensate, recalibrate is not False)
+        return small
 
     def mask(self, model: Any) -> Any:
         """A copy of `model` of the old shape with the removed units switched off: the same function as `apply`'s.
@@ -186,6 +212,7 @@ def plan(
     protect: tuple = (),
     allow_inexact: bool = False,
     seed: int = 0,
+    data: Any = None,
 ) -> Plan:
     """Chooses the units of a model that can go.
 
@@ -195,7 +222,8 @@ def plan(
             shares, where all other layers stay. Give exactly one of `ratio`, `flops` and `params`.
         flops: the share of the model's FLOPs that stays, in (0, 1); met from below.
         params: the share of the model's parameters that stays, in (0, 1); met from below.
-        criterion: "spline", "bn_scale", "l1", "random", or one that `register_criterion` made known.
+        criterion: "spline", "spline_data", "spline_affine", "bn_scale", "l1", "fpgm", "random", or one that
+            `register_criterion` made known.
         scope: "layer" takes the same share of every group of units, "global" ranks all units together.
         min_units: no group is left with fewer units.
         round_to: widths are rounded up to a multiple of it, 8 for instance, which hardware likes; a group that has
@@ -203,6 +231,9 @@ def plan(
         protect: layers whose units stay: their paths, or predicates of a layer.
         allow_inexact: also cut channels that LayerNormalization and its kin run over, which changes the others.
         seed: of the criterion "random".
+        data: unlabelled inputs, some hundreds, for the criteria that look at the units at work ("spline_data",
+            "spline_affine"): what the model takes, or a batched tf.data.Dataset of it or of `(x, y)`, of which the
+            first 1,024 samples are read. All of them go through the model at once, layer after layer.
 
     Returns:
         A `Plan`; nothing is cut yet.
@@ -221,36 +252,60 @@ def plan(
     score = criteria.named(criterion)
     budget = Budget(ratio=ratio, flops=flops, params=params, scope=scope, min_units=min_units, round_to=round_to)
     graph = graphs.read(model, tuple(protect), allow_inexact)
+    if flops is not None:
+        check_static(model)
     groups = [group for group in graph.groups if not group.protected]
     if not groups:
         why = {group.name: group.protected for group in graph.groups}
         raise ValueError(f"Expected a model with units that can go. Received: {model.name!r}, where all stay: {why}")
     rng = np.random.default_rng(seed)
-    scores = [np.asarray(score(units)) for units in units_of(model, graph, groups, rng)]
+    inputs = None if data is None else probe_inputs(model, data)
+    scores = [np.asarray(score(units)) for units in units_of(model, graph, groups, rng, inputs)]
     options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
     return Plan(graph, budget.removed(graph, groups, scores), options)
 
 
-def prune(model: Any, ratio: float | None = None, **options) -> Any:
-    """A smaller ordinary Keras model: `plan(model, ratio, **options).apply(model)`.
+def prune(
+    model: Any,
+    ratio: float | None = None,
+    *,
+    data: Any = None,
+    compensate: str = "auto",
+    recalibrate: bool | None = None,
+    **options,
+) -> Any:
+    """A smaller ordinary Keras model: `plan(model, ratio, ...).apply(model, ...)`.
 
     Args:
         model: a built functional or Sequential model of Keras 3 or tf_keras; it stays as it is.
         ratio: the share of the units that goes, in (0, 1).
-        **options: those of `plan`: `flops`, `params`, `criterion`, `scope`, `min_units`, `round_to`, `protect`,
+        data: unlabelled inputs, some hundreds, on which units are scored and what is left is refitted; as for `plan`.
+        compensate: as for `Plan.apply`: "refit", "merge" or "none"; by default "refit" with `data`, "none" without.
+        recalibrate: as for `Plan.apply`: whether BatchNormalization gets new statistics; by default with `data`.
+        **options: the others of `plan`: `flops`, `params`, `criterion`, `scope`, `min_units`, `round_to`, `protect`,
             `allow_inexact` and `seed`.
 
     Returns:
         An uncompiled model of the same Keras with the same layer names, fewer units, and no tfspline class in it.
 
     Raises:
-        TypeError, ValueError: as `plan`.
+        TypeError, ValueError: as `plan` and `Plan.apply`.
 
     Example:
 
-    >>> import keras, tfspline
+    >>> import keras, numpy as np, tfspline
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)])
     >>> tfspline.prune(model, 0.5).layers[0].units
     4
+    >>> tfspline.prune(model, 0.5, criterion="spline_affine", data=np.random.rand(100, 4)).layers[0].units
+    4
     """
-    return plan(model, ratio, **options).apply(model)
+    _check_compensation(data, compensate, recalibrate)
+    return plan(model, ratio, data=data, **options).apply(model, data, compensate, recalibrate)
+
+
+def _check_compensation(data, compensate, recalibrate):
+    if compensate not in COMPENSATIONS:
+        raise ValueError(f"Expected `compensate` among {COMPENSATIONS}. Received: {compensate!r}")
+    if data is None and (compensate == "refit" or recalibrate):
+        raise ValueError("Expected `data`, unlabelled inputs, to refit or recalibrate on. Received: none")

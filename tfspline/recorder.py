@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspline.codes import input_values
+from tfspline.inputs import input_values
 
 
 class Recorder:

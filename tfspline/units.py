@@ -4,14 +4,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfspline import _keras
-from tfspline.criteria import Units
+from tfspline.criteria import Reader, Units
 from tfspline.graph import Graph, Group
 
 
-def units_of(model: Any, graph: Graph, groups: list[Group], rng: np.random.Generator) -> Iterator[Units]:
-    """The `Units` of each group; `rng` is handed on to criteria that draw."""
+def units_of(
+    model: Any, graph: Graph, groups: list[Group], rng: np.random.Generator, inputs: list | None = None
+) -> Iterator[Units]:
+    """The `Units` of each group; `rng` is handed on to criteria that draw, and `inputs`, one tensor for each of
+    `model.inputs`, are what their `readers` are seen on."""
+    readers = None if inputs is None else _readers(model, graph, groups, inputs)
     layers = _keras.layer_paths(model)
     makers = {site.layer: site for site in graph.sites if site.role == "out"}
     scale = _scale(graph, layers)
@@ -19,11 +24,11 @@ def units_of(model: Any, graph: Graph, groups: list[Group], rng: np.random.Gener
         kernels, slopes, offset = [], [], np.zeros(len(group.units), np.float32)
         for name in group.layers:
             layer, site = layers[name], makers[name]
-            kernel = _rows(_value(getattr(layer, site.weight)), site.axis)
-            bias = getattr(layer, "bias", None)
-            bias = np.zeros(len(kernel), np.float32) if bias is None else _value(bias)
-            slope, shift = _folded(layers[graph.folded[name]]) if name in graph.folded else (np.ones_like(bias), 0)
-            places = _places(site.units, group.units)
+            kernel = _rows(value_of(layer.weights[site.index]), site.axis)
+            bias = _keras.weight(layer, ".".join([*site.weight.split(".")[:-1], "bias"]))
+            bias = np.zeros(len(kernel), np.float32) if bias is None else value_of(bias)
+            slope, shift = folded(layers[graph.folded[name]]) if name in graph.folded else (np.ones_like(bias), 0)
+            places = places_of(site.units, group.units)
             kernels.append(_take(kernel, places))
             slopes.append(slope[places])
             offset += (bias * slope + shift)[places].mean(axis=1)
@@ -36,7 +41,64 @@ def units_of(model: Any, graph: Graph, groups: list[Group], rng: np.random.Gener
             offset=offset,
             scale=None if np.isnan(scale[group.units]).any() else scale[group.units],
             rng=rng,
+            readers=readers and readers[group.name],
         )
+
+
+def _readers(model, graph, groups, inputs):
+    """The `Reader`s of each group by its name: one for each call of a layer that reads the group's units."""
+    layers, sites = _keras.layer_paths(model), {}
+    for site in graph.sites:
+        if site.role == "in":
+            sites.setdefault(site.layer, []).append((site, _kernel_as_it_counts(graph, layers, site)))
+    readers = {group.name: [] for group in groups}
+
+    def visit(node, args, kwargs):
+        tensors = [value for value in tf.nest.flatten((args, kwargs)) if tf.is_tensor(value)]
+        for i, x in enumerate(tensors if node.path in sites else ()):
+            axis, read = graph.reads.get((node.path, i), (0, np.array([], int)))
+            for group in groups:
+                places = places_of(read, group.units)
+                slices = [_outgoing(site, rows, group.units) for site, rows in sites[node.path]]
+                if places.size and any(one.size for one in slices):
+                    seen = tf.gather(channels_last(x, axis + 1), places, axis=1)
+                    readers[group.name].append(_reader(seen, _beside([one for one in slices if one.size])))
+        return node.layer(*args, **kwargs)
+
+    _keras.run(model, inputs, visit, nested=True)
+    return readers
+
+
+def _kernel_as_it_counts(graph, layers, site):
+    """A weight that reads units, as a matrix [channels read, rest], BatchNormalization right behind folded in."""
+    kernel = value_of(layers[site.layer].weights[site.index])
+    made = [one.axis for one in graph.sites if one.role == "out" and (one.layer, one.index) == (site.layer, site.index)]
+    if made and site.layer in graph.folded:
+        slope, _ = folded(layers[graph.folded[site.layer]])
+        kernel = kernel * np.expand_dims(slope, [axis for axis in range(kernel.ndim) if axis != made[0]])
+    return _rows(kernel, site.axis)
+
+
+def _outgoing(site, rows, units):
+    """The slices [n, m] of a weight that read the n units; empty where it does not read them."""
+    places = places_of(site.units, units)
+    return _take(rows, places) if places.size else places
+
+
+def channels_last(x, axis):
+    """A tensor as a matrix [samples and positions, channels]."""
+    order = [i for i in range(x.shape.rank) if i != axis % x.shape.rank] + [axis % x.shape.rank]
+    return tf.cast(tf.reshape(tf.transpose(x, order), [-1, x.shape[axis]]), tf.float32)
+
+
+def _reader(seen, outgoing):
+    """A `Reader` of units seen as values [samples, n, places a unit]."""
+    seen = tf.reshape(tf.transpose(seen, [0, 2, 1]), [-1, seen.shape[1]])
+    centred = seen - tf.reduce_mean(seen, axis=0)
+    on = tf.cast(seen > 0, tf.float32)
+    samples = float(len(seen))
+    covariance = tf.matmul(centred, centred, transpose_a=True) / samples
+    return Reader(covariance.numpy(), (tf.matmul(on, on, transpose_a=True) / samples).numpy(), outgoing)
 
 
 def _rows(value, axis):
@@ -57,11 +119,15 @@ def _beside(matrices):
     return matrices[0] if len(matrices) == 1 else np.concatenate(matrices, axis=1)
 
 
-def _places(unit_at, units):
-    """The positions [n, positions a unit] of a group's units, in its order, in a site whose units are `unit_at`."""
+def places_of(unit_at, units):
+    """The positions [n, positions a unit] of a group's units, in its order, along an axis whose units are `unit_at`;
+    none where that does not hold all of them, each as often as the others."""
     places = np.argsort(unit_at, kind="stable")
-    places = places[np.isin(unit_at[places], units)].reshape(len(units), -1)
-    return places[np.argsort(np.argsort(units))]
+    places = places[np.isin(unit_at[places], units)]
+    counts = np.unique(unit_at[places], return_counts=True)[1]
+    if len(counts) < len(units) or (counts != counts[0]).any():
+        return np.empty((len(units), 0), int)
+    return places.reshape(len(units), -1)[np.argsort(np.argsort(units))]
 
 
 def _scale(graph, layers):
@@ -69,19 +135,20 @@ def _scale(graph, layers):
     total, passed = np.zeros(graph.units), np.zeros(graph.units)
     for site in graph.sites:
         if site.weight == "gamma" and _keras.of_class(layers[site.layer], "BatchNormalization"):
-            np.add.at(total, site.units, np.abs(_value(layers[site.layer].gamma)))
+            np.add.at(total, site.units, np.abs(value_of(layers[site.layer].gamma)))
             np.add.at(passed, site.units, 1)
     return np.divide(total, passed, out=np.full(graph.units, np.nan), where=passed > 0).astype(np.float32)
 
 
-def _folded(bn):
+def folded(bn):
     """Slope and shift a channel of a BatchNormalization in inference: y = slope x + shift."""
-    slope = 1 / np.sqrt(_value(bn.moving_variance) + bn.epsilon)
+    slope = 1 / np.sqrt(value_of(bn.moving_variance) + bn.epsilon)
     if bn.gamma is not None:
-        slope = slope * _value(bn.gamma)
-    shift = -_value(bn.moving_mean) * slope
-    return slope, shift + _value(bn.beta) if bn.beta is not None else shift
+        slope = slope * value_of(bn.gamma)
+    shift = -value_of(bn.moving_mean) * slope
+    return slope, shift + value_of(bn.beta) if bn.beta is not None else shift
 
 
-def _value(variable) -> np.ndarray:
-    return variable.numpy().astype(np.float32, copy=False)
+def value_of(variable: Any) -> np.ndarray:
+    """A weight as float32, whatever it is stored as; to be read only, since it may be the weight's own memory."""
+    return np.asarray(tf.cast(tf.convert_to_tensor(variable), tf.float32))

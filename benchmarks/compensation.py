@@ -1,0 +1,163 @@
+"""What a cut costs before any retraining: accuracy of a trained ResNet-20, by criterion and by compensation.
+
+python benchmarks/compensation.py --folder=runs/compensation
+
+Trains the dense networks first (Fashion-MNIST, all 60,000 images, one a seed), then cuts them; inner channels of every
+block, unless `--streams`. Results go to `results.jsonl` in the folder, a line a cell, and a run that was interrupted
+goes on where it was; `compensation.png` and a table are drawn of what is there.
+"""
+
+import json
+import os
+import platform
+import statistics
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
+
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+import tf_keras  # noqa: E402
+from absl import app, flags  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+import tfspline  # noqa: E402
+from tfspline import data, models  # noqa: E402
+
+CRITERIA = ("spline_affine", "spline_data", "spline", "bn_scale", "l1", "fpgm", "random")
+WAYS = {
+    "plain": {"compensate": "none", "recalibrate": False},
+    "recalibrated": {"compensate": "none"},
+    "merged": {"compensate": "merge"},
+    "refitted": {"compensate": "refit"},
+}
+
+flags.DEFINE_string("folder", "runs/compensation", "Where networks, results and the picture go.")
+flags.DEFINE_string("data_dir", None, "Where the files of Fashion-MNIST are, if not in their usual place.")
+flags.DEFINE_integer("epochs", 10, "Epochs of the dense training.")
+flags.DEFINE_list("seeds", ["0", "1", "2"], "One dense network each.")
+flags.DEFINE_list("ratios", ["0.1", "0.3", "0.5", "0.7", "0.8"], "Shares of the units that go.")
+flags.DEFINE_list("criteria", list(CRITERIA), "Criteria.")
+flags.DEFINE_list("ways", list(WAYS), "Compensations.")
+flags.DEFINE_enum("scope", "layer", ["layer", "global"], "Scope of the plan.")
+flags.DEFINE_bool("streams", False, "Cut the residual streams as well as the inner channels.")
+flags.DEFINE_integer("images", 512, "Unlabelled training images that scores and compensations see.")
+
+
+def dense_network(folder, dataset, seed, epochs):
+    """The dense network of a seed, trained if it is not there yet."""
+    path = os.path.join(folder, f"dense-{seed}.keras")
+    if not os.path.exists(path):
+        tf_keras.utils.set_random_seed(seed)
+        model = models.build("resnet20", dataset.input_shape, dataset.classes, keras="tf_keras")
+        steps = dataset.steps_per_epoch(128)
+        rate = tf_keras.optimizers.schedules.CosineDecay(0.1, steps * epochs)
+        optimizer = tf_keras.optimizers.SGD(rate, momentum=0.9, weight_decay=5e-3)
+        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+        model.compile(optimizer, tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        batches = dataset.train_batches(128, augment="crop")
+        model.fit(batches, steps_per_epoch=steps, epochs=epochs, shuffle=False, verbose=2)
+        model.save(f"{path}.part.keras")
+        os.replace(f"{path}.part.keras", path)
+    return tf_keras.models.load_model(path)
+
+
+def accuracy(model, dataset):
+    """Test accuracy in percent."""
+    right = [
+        tf.argmax(model(x, training=False), 1) == tf.cast(y, tf.int64) for x, y in dataset.evaluation_batches(1000)
+    ]
+    return 100 * float(tf.reduce_mean(tf.cast(tf.concat(right, 0), tf.float64)))
+
+
+def is_stream(layer):
+    """Whether a layer makes the channels of a residual stream."""
+    return layer.name == "stem" or layer.name.endswith(("conv2", "shortcut"))
+
+
+def sweep(given, folder):
+    """Fills in what is missing in results.jsonl; returns all of it."""
+    path = os.path.join(folder, "results.jsonl")
+    results = {}
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            results = {json.dumps(row.pop("cell")): row for row in map(json.loads, file)}
+
+    def record(cell, **values):
+        results[json.dumps(cell)] = values
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"cell": cell} | values) + "\n")
+        print(cell, values, flush=True)
+
+    for seed in map(int, given.seeds):
+        dataset = data.load("fashion_mnist", given.data_dir, seed=seed)
+        dense = dense_network(folder, dataset, seed, given.epochs)
+        if json.dumps([seed, "dense"]) not in results:
+            record([seed, "dense"], accuracy=accuracy(dense, dataset))
+        probe = dataset.normalize(dataset.train.images[: given.images])
+        for ratio in map(float, given.ratios):
+            for criterion in given.criteria:
+                cell = [seed, given.streams, given.scope, given.images, ratio, criterion]
+                if all(json.dumps([*cell, way]) in results for way in given.ways):
+                    continue
+                plan = tfspline.plan(
+                    dense, ratio, criterion=criterion, scope=given.scope, seed=seed, data=probe,
+                    protect=() if given.streams else (is_stream,),
+                )  # fmt: skip
+                before, after = plan.cost()["macs"]
+                for way in given.ways:
+                    if json.dumps([*cell, way]) not in results:
+                        slim = plan.apply(dense, data=probe, **WAYS[way])
+                        record([*cell, way], accuracy=accuracy(slim, dataset), macs_reduction=before / after)
+    return results
+
+
+def losses(results, given, criterion, way):
+    """Points of accuracy lost at each ratio, mean and extremes over the seeds: [(ratio, mean, least, most)]."""
+    rows = []
+    for ratio in map(float, given.ratios):
+        lost = [
+            results[json.dumps([seed, "dense"])]["accuracy"] - results[key]["accuracy"]
+            for seed in map(int, given.seeds)
+            if (key := json.dumps([seed, given.streams, given.scope, given.images, ratio, criterion, way])) in results
+        ]
+        if lost:
+            rows.append((ratio, statistics.mean(lost), min(lost), max(lost)))
+    return rows
+
+
+def draw(results, given):
+    """Accuracy lost against the ratio: a panel a compensation, a line a criterion, a band over the seeds."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    for axes, way in zip(figure.subplots(1, len(given.ways), sharey=True, squeeze=False)[0], given.ways, strict=True):
+        for criterion in given.criteria:
+            ratio, mean, least, most = np.array(losses(results, given, criterion, way)).T
+            axes.plot(100 * ratio, mean, marker="o", markersize=3, label=criterion)
+            axes.fill_between(100 * ratio, least, most, alpha=0.15)
+        axes.set(
+            title=way, xlabel="units removed of each block's inner channels (%)", yscale="symlog", ylim=(-0.5, 100)
+        )
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("test accuracy lost (points)")
+    figure.axes[-1].legend(fontsize=8)
+    return figure
+
+
+def main(argv):
+    """Trains, cuts, prints the table and draws the picture."""
+    del argv
+    given = flags.FLAGS
+    os.makedirs(given.folder, exist_ok=True)
+    devices = ", ".join(device.name for device in tf.config.list_logical_devices())
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {devices}; TensorFlow {tf.__version__}, tf_keras")
+    results = sweep(given, given.folder)
+    print(f"\npoints of test accuracy lost, mean over seeds {', '.join(given.seeds)}; {given.images} unlabelled images")
+    print(f"{'criterion':<14} {'way':<13}" + "".join(f"{float(ratio):>8.0%}" for ratio in given.ratios))
+    for criterion in given.criteria:
+        for way in given.ways:
+            rows = losses(results, given, criterion, way)
+            print(f"{criterion:<14} {way:<13}" + "".join(f"{mean:>8.2f}" for _, mean, _, _ in rows))
+    draw(results, given).savefig(os.path.join(given.folder, "compensation.png"), dpi=150)
+
+
+if __name__ == "__main__":
+    app.run(main)
