@@ -12,6 +12,7 @@ import tensorflow as tf
 
 RHO = 0.05  # weight of the offsets' difference in the distance of two hyperplanes
 RIDGE = 1e-4  # of a covariance's mean variance, added to its diagonal: units may be linearly dependent
+AT_A_TIME = 64  # of so many units left one goes in a step of `spline_affine`, of twice as many two ...
 
 
 @dataclasses.dataclass
@@ -108,44 +109,71 @@ def spline_affine(units: Units) -> np.ndarray:
     others can do for unit k leaves the error |V_k|^2 / (G^-1)_kk (the OBS identity, Hassibi and Stork 1993). It is
     taken as a share of the variance of what the layer makes of all units, and summed over the layers that read them.
     Again and again the cheapest unit goes, and V and G^-1 become those of the merged rest; its score is the
-    largest cost until then. Of more than 512 units, several go at a time.
+    largest cost until then. Of 128 units and more, one in 64 of those left goes at a time.
     """
-    inverses, grams, weights = [], [], []
-    for reader in _readers(units, "spline_affine"):
-        covariance = tf.cast(reader.covariance, tf.float64)
-        outgoing = tf.cast(tf.matmul(reader.outgoing, reader.outgoing, transpose_b=True), tf.float64)
-        ridge = RIDGE * tf.reduce_mean(tf.linalg.diag_part(covariance)) + np.finfo(np.float32).tiny
-        inverses.append(tf.linalg.inv(covariance + ridge * tf.eye(len(covariance), dtype=tf.float64)))
-        grams.append(outgoing)
-        weights.append(1 / (tf.reduce_sum(covariance * outgoing) + np.finfo(np.float32).tiny))
-    count = len(units.kernel)
-    order, costs = _cheapest_first(tf.stack(inverses), tf.stack(grams), tf.stack(weights), max(1, count // 512))
-    scores = np.empty(count, np.float32)
-    scores[order.numpy()] = np.maximum.accumulate(costs.numpy())
+    maps = [_Map.of(reader) for reader in _readers(units, "spline_affine")]
+    scores, left, highest = np.empty(len(units.kernel), np.float32), np.arange(len(units.kernel)), 0.0
+    while left.size:
+        gone, costs = _cheapest(maps, max(1, left.size // AT_A_TIME))
+        for unit, cost in zip(left[gone], costs, strict=True):
+            scores[unit] = highest = max(highest, cost)
+        stay = np.delete(np.arange(left.size), gone)
+        maps, left = [one.merged(gone, stay) for one in maps], left[stay]
     return scores
 
 
-@tf.function(reduce_retracing=True)
-def _cheapest_first(inverse, gram, weight, step):
-    """The order [n] in which units go by `spline_affine`, and what each costs; all arguments [readers, ...]."""
-    count = tf.shape(inverse)[1]
-    order, costs = (tf.TensorArray(dtype, 0, True, infer_shape=False) for dtype in (tf.int32, tf.float64))
-    left, turn = tf.ones([count], tf.bool), 0
-    while tf.reduce_any(left):
-        cost = tf.math.divide_no_nan(tf.linalg.diag_part(gram), tf.linalg.diag_part(inverse))
-        cost = tf.where(left, tf.reduce_sum(weight[:, None] * cost, 0), np.inf)
-        worst, gone = tf.math.top_k(-cost, tf.minimum(step, tf.reduce_sum(tf.cast(left, tf.int32))))
-        order, costs = order.write(turn, gone), costs.write(turn, -worst)
-        left = tf.tensor_scatter_nd_update(left, gone[:, None], tf.zeros_like(gone, tf.bool))
-        columns = tf.gather(inverse, gone, axis=2)
-        share = tf.matmul(columns, tf.linalg.inv(tf.gather(columns, gone, axis=1)))  # the others take this of the gone
-        inverse -= tf.matmul(share, columns, transpose_b=True)
-        read = tf.gather(gram, gone, axis=2)
-        passed = tf.matmul(read, share, transpose_b=True)
-        own = tf.matmul(tf.matmul(share, tf.gather(read, gone, axis=1)), share, transpose_b=True)
-        gram += own - passed - tf.linalg.matrix_transpose(passed)
-        turn += 1
-    return order.concat(), costs.concat()
+def _cheapest(maps, count):
+    """The units that go next, one after the other, out of the twice as many that are cheapest now; and their costs.
+
+    Of two units that can stand for each other both are cheap, but only until one is gone.
+    """
+    among = tf.argsort(tf.add_n([one.costs() for one in maps]))[: 2 * count].numpy()
+    maps = [_Map(_square(one.inverse, among), _square(one.gram, among), one.variance) for one in maps]
+    gone, costs = [], []
+    for _ in range(count):
+        cost = tf.add_n([one.costs() for one in maps]).numpy()
+        k = int(cost.argmin())
+        stay = np.delete(np.arange(len(among)), k)
+        gone.append(among[k])
+        costs.append(cost[k])
+        maps, among = [one.merged([k], stay) for one in maps], among[stay]
+    return gone, costs
+
+
+@dataclasses.dataclass
+class _Map:
+    """The affine map of one reader of n units: the inverse of their covariance and V V^T, float64 [n, n], and the
+    variance of what it makes."""
+
+    inverse: tf.Tensor
+    gram: tf.Tensor
+    variance: tf.Tensor
+
+    @classmethod
+    def of(cls, reader):
+        covariance = tf.cast(reader.covariance, tf.float64)
+        gram = tf.cast(tf.matmul(reader.outgoing, reader.outgoing, transpose_b=True), tf.float64)
+        variance = tf.reduce_sum(covariance * gram) + np.finfo(np.float32).tiny
+        ridge = RIDGE * tf.reduce_mean(tf.linalg.diag_part(covariance)) + np.finfo(np.float32).tiny
+        inverse = tf.linalg.inv(tf.linalg.set_diag(covariance, tf.linalg.diag_part(covariance) + ridge))
+        return cls(inverse, gram, variance)
+
+    def costs(self):
+        return tf.linalg.diag_part(self.gram) / tf.linalg.diag_part(self.inverse) / self.variance
+
+    def merged(self, gone, stay):
+        """The map of the units that stay, which take over for those that go: V += R V_gone, R = -H_gone H_gg^-1."""
+        columns, read = tf.gather(self.inverse, gone, axis=1), tf.gather(self.gram, gone, axis=1)
+        share = tf.matmul(columns, tf.linalg.inv(tf.gather(columns, gone)))
+        half = tf.matmul(share, tf.gather(read, gone)) / 2 - read
+        share, columns, half = (tf.gather(matrix, stay) for matrix in (share, columns, half))
+        inverse = _square(self.inverse, stay) - tf.matmul(share, columns, transpose_b=True)
+        both = tf.matmul(tf.concat([half, share], 1), tf.concat([share, half], 1), transpose_b=True)
+        return _Map(inverse, _square(self.gram, stay) + both, self.variance)
+
+
+def _square(matrix, stay):
+    return tf.gather(tf.gather(matrix, stay), stay, axis=1)
 
 
 def _readers(units, criterion):

@@ -42,7 +42,11 @@ def flops(model: Any) -> Flops:
         A `Flops`; `print` shows it as a table.
 
     Raises:
-        TypeError, ValueError: the model's graph cannot be read.
+        TypeError, ValueError: the model's graph cannot be read, or a size of its input is not known.
+
+    What a convolution or dense layer does is counted, to the operation as TensorFlow's own profiler counts it. The
+    rest is not, as is usual in the field: biases, activations, normalisations (which can be folded into the kernel
+    before them), pooling, gates and residual adds; nor is anything that a layer unknown to tfspline does.
 
     Example:
 
@@ -52,10 +56,21 @@ def flops(model: Any) -> Flops:
     18
     """
     read = graph.read(model)
+    check_static(model)
     macs, params = read.macs(), read.params()
     layers = {path: (macs.get(path, 0), params[path]) for path in params if params[path] or macs.get(path)}
     total = sum(macs.values())
     return Flops(layers, total, 2 * total, sum(params.values()))
+
+
+def check_static(model: Any) -> None:
+    """Raises a ValueError if a size of the model's inputs, which MACs depend on, is not known."""
+    for tensor in model.inputs:
+        if None in tensor.shape[1:]:
+            raise ValueError(
+                f"Expected a model with a static input shape, which its MACs depend on. Received: {model.name!r} with "
+                f"an input of shape {tuple(tensor.shape)}; build it with a given one."
+            )
 
 
 def training_flops(model: Any, samples: int) -> int:
