@@ -83,6 +83,35 @@ def test_a_convolution_without_bias_is_fitted_over_all_taps(keras, rng, monkeypa
     np.testing.assert_allclose(kernel.reshape(8, 3), expected, atol=1e-3)
 
 
+def test_strides_with_gaps(keras, rng):
+    layers = keras.layers
+    x = inputs = keras.Input((16, 16, 4))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="a")(x)
+    x = layers.Conv2D(6, 1, strides=2, padding="same", name="pointwise")(x)
+    x = layers.Conv2D(4, (1, 2), strides=(2, 2), name="gaps")(x)  # is left as it is cut
+    model = scramble(keras.Model(inputs, x), rng)
+    x = inputs_for(model, rng, 100)
+    plan = tfspline.plan(model, {"a": 0.25})
+    plain, small = plan.apply(model), plan.apply(model, data=x)
+    assert difference(model(x), small(x)) < difference(model(x), plain(x))
+    np.testing.assert_array_equal(small.get_layer("gaps").kernel, plain.get_layer("gaps").kernel)
+
+
+def test_dead_and_always_on_units_go_for_free(keras, rng):
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(12, "relu", name="a"), layers.Dense(2)])
+    scramble(model, rng)
+    kernel, bias = model.get_layer("a").get_weights()
+    bias[:2], bias[2:9] = -100, 100  # two are never on; seven always are: affine, of three inputs
+    model.get_layer("a").set_weights([kernel, bias])
+    x = inputs_for(model, rng, 300)
+    plan = tfspline.plan(model, 6 / 12, criterion="spline_affine", data=x)
+    removed = np.flatnonzero(plan.removed[plan.graph.channels("a")])
+    assert set(removed[:2]) == {0, 1} and removed.max() < 9 and removed.size == 6
+    for compensate in ("merge", "refit"):
+        assert difference(model(x), plan.apply(model, data=x, compensate=compensate)(x)) <= 2e-3
+
+
 def test_the_off_side_of_a_relu_costs_nothing(keras, rng, monkeypatch):
     layers = keras.layers
     model = keras.Sequential([keras.Input((6,)), layers.Dense(16, "relu"), layers.Dense(8, "relu"), layers.Dense(1)])

@@ -63,8 +63,15 @@ def goals(model: Any, graph: Graph) -> dict[str, Goal]:
 def is_linear(layer: Any) -> bool:
     """Whether a layer can be merged and refitted: Dense, or an ungrouped convolution."""
     name = _keras.builtin_class_name(layer)
-    convolution = name in ("Conv1D", "Conv2D", "Conv3D") and layer.groups == 1 and layer.padding in ("valid", "same")
-    return name == "Dense" or convolution
+    if name in ("Conv1D", "Conv2D", "Conv3D") and layer.groups == 1 and layer.padding in ("valid", "same"):
+        # The gradient of a convolution whose strides leave gaps can corrupt memory in TensorFlow 2.21 (CPU).
+        gaps = any(size < stride for size, stride in zip(layer.kernel_size, layer.strides, strict=True))
+        return not gaps or _is_pointwise(layer)
+    return name == "Dense"
+
+
+def _is_pointwise(layer):
+    return set(layer.kernel_size) == {1}
 
 
 def is_add(layer: Any) -> bool:
@@ -168,6 +175,9 @@ def _linear(layer, x, kernel, bias):
     """What a layer makes of channels-last inputs with other weights, without its activation."""
     if len(kernel.shape) == 2:
         return tf.tensordot(x, kernel, 1) + bias
+    if _is_pointwise(layer):
+        read = x[(slice(None), *(slice(None, None, stride) for stride in layer.strides))]
+        return tf.tensordot(read, tf.reshape(kernel, kernel.shape[-2:]), 1) + bias
     return tf.nn.convolution(x, kernel, layer.strides, layer.padding.upper(), dilations=layer.dilation_rate) + bias
 
 

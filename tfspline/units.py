@@ -52,12 +52,15 @@ def _readers(model, graph, groups, inputs):
         if site.role == "in":
             sites.setdefault(site.layer, []).append((site, _kernel_as_it_counts(graph, layers, site)))
     readers = {group.name: [] for group in groups}
+    group_of = np.full(graph.units, -1)
+    for i, group in enumerate(groups):
+        group_of[group.units] = i
 
     def visit(node, args, kwargs):
         tensors = [value for value in tf.nest.flatten((args, kwargs)) if tf.is_tensor(value)]
         for i, x in enumerate(tensors if node.path in sites else ()):
             axis, read = graph.reads.get((node.path, i), (0, np.array([], int)))
-            for group in groups:
+            for group in (groups[i] for i in np.unique(group_of[read]) if i >= 0):
                 places = places_of(read, group.units)
                 slices = [_outgoing(site, rows, group.units) for site, rows in sites[node.path]]
                 if places.size and any(one.size for one in slices):
