@@ -50,7 +50,11 @@ flags.DEFINE_enum("eb_metric", Recipe.eb_metric, ["partition", "mask"], "What ha
 flags.DEFINE_float("eb_threshold", Recipe.eb_threshold, "Distance below which it has; default: the metric's.")
 flags.DEFINE_integer("eb_lookback", Recipe.eb_lookback, "Epochs to compare with; default: the metric's.")
 
-flags.DEFINE_string("criterion", Recipe.criterion, "Which units go first: spline, bn_scale, l1 or random.")
+flags.DEFINE_string(
+    "criterion",
+    Recipe.criterion,
+    "Which units go first: spline, spline_data, spline_affine, bn_scale, l1, fpgm or random.",
+)
 flags.DEFINE_enum("scope", Recipe.scope, ["layer", "global"], "Rank units within a layer, or across layers.")
 flags.DEFINE_float("ratio", Recipe.ratio, "Budget: the share of units that go.")
 flags.DEFINE_float("flops", Recipe.flops, "Budget: the share of the forward FLOPs that stays.")
@@ -60,6 +64,12 @@ flags.DEFINE_float(
     "Budget: how many times fewer FLOPs than the dense training the search and the retraining take together.",
 )
 flags.DEFINE_integer("min_units", Recipe.min_units, "Units that every layer keeps.")
+flags.DEFINE_enum(
+    "compensate",
+    Recipe.compensate,
+    ["none", "merge", "refit"],
+    "What is left takes over what went, on training images, before it is trained on.",
+)
 
 flags.DEFINE_bool("baseline", Recipe.baseline, "Train the dense network to the end as well, to compare with.")
 flags.DEFINE_string("run_dir", None, "Where the run is kept. Default: runs/<config>-<seed>.")

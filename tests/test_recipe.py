@@ -93,6 +93,7 @@ class TestSchedule:
         ("lr_schedule", "linear", "lr_schedule to be one of cosine, step"),
         ("criterion", "magic", "criterion among"),
         ("scope", "block", "scope to be one of layer, global"),
+        ("compensate", "auto", "compensate to be one of none, merge, refit"),
         ("eb_metric", "loss", "metric of"),
         ("eb_threshold", 1.5, "threshold between 0 and 1"),
         ("eb_lookback", 0, "lookback"),
@@ -114,6 +115,15 @@ class TestSchedule:
 def test_bad_field_is_refused(field, value, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**{"ratio": 0.5, field: value})
+
+
+def test_a_compensated_network_starts_its_retraining_ahead(tmp_path):
+    loss = {}
+    for compensate in ("none", "refit"):
+        options = {"criterion": "spline_affine", "compensate": compensate, "baseline": False}
+        run(Recipe(**SMALL | options), tmp_path / compensate, verbose=0)
+        loss[compensate] = next(row["loss"] for row in rows_of(tmp_path / compensate) if row["phase"] == "retrain")
+    assert loss["refit"] < loss["none"]
 
 
 @pytest.mark.parametrize("budget", [{"flops": 1.0}, {"flops": 0.0}, {"training_flops_reduction": 1.0}])

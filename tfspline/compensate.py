@@ -15,6 +15,8 @@ from tfspline.criteria import RIDGE, hyperplane_distances
 from tfspline.graph import Graph
 from tfspline.units import channels_last, places_of, units_of, value_of
 
+COMPENSATIONS = ("none", "merge", "refit")
+
 
 @dataclasses.dataclass
 class _Pair:

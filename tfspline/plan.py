@@ -16,8 +16,6 @@ from tfspline.flops import check_static
 from tfspline.inputs import probe_inputs
 from tfspline.units import units_of
 
-COMPENSATIONS = ("auto", "none", "merge", "refit")
-
 
 class Plan:
     """The units that are to go from a model. Made by `tfspline.plan`.
@@ -305,7 +303,8 @@ def prune(
 
 
 def _check_compensation(data, compensate, recalibrate):
-    if compensate not in COMPENSATIONS:
-        raise ValueError(f"Expected `compensate` among {COMPENSATIONS}. Received: {compensate!r}")
+    known = ("auto", *compensation.COMPENSATIONS)
+    if compensate not in known:
+        raise ValueError(f"Expected `compensate` among {known}. Received: {compensate!r}")
     if data is None and (compensate == "refit" or recalibrate):
         raise ValueError("Expected `data`, unlabelled inputs, to refit or recalibrate on. Received: none")

@@ -6,6 +6,7 @@ import math
 from tfspline import criteria, models
 from tfspline.budget import SCOPES
 from tfspline.callbacks import EarlyBird
+from tfspline.compensate import COMPENSATIONS
 
 _BUDGETS = ("ratio", "flops", "training_flops_reduction")
 
@@ -53,6 +54,7 @@ class Recipe:
     flops: float | None = None
     training_flops_reduction: float | None = None
     min_units: int = 1
+    compensate: str = "none"
     baseline: bool = False
 
     def __post_init__(self):
@@ -63,6 +65,7 @@ class Recipe:
         _one_of("augment", self.augment, ("none", "crop", "crop_flip"))
         _one_of("lr_schedule", self.lr_schedule, ("cosine", "step"))
         _one_of("scope", self.scope, SCOPES)
+        _one_of("compensate", self.compensate, COMPENSATIONS)
         _check("epochs", self.epochs, self.epochs >= 2, "at least 2")
         _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
         steps = self.steps_per_epoch

@@ -15,7 +15,7 @@ from tfspline.recipe import Recipe
 from tfspline.run_dir import RunDir
 from tfspline.serving import export
 
-_PROBE_SIZE = 512  # training images on which the partition is watched
+_PROBE_SIZE = 512  # training images
 
 
 def run(recipe: Recipe, run_dir: str | os.PathLike, verbose: int = 1) -> dict:
@@ -126,8 +126,9 @@ class _Run:
             scope=recipe.scope,
             min_units=recipe.min_units,
             seed=recipe.seed,
+            data=self.images(),
         )
-        slim = cut.apply(dense)
+        slim = cut.apply(dense, self.images(), recipe.compensate, recalibrate=recipe.compensate != "none")
         seconds = time.perf_counter() - start
         if self.verbose:
             print(cut)
@@ -225,8 +226,11 @@ class _Run:
 
     def probe(self):
         # A probe that is given is the same again after an interruption.
-        if self.recipe.eb_metric == "partition":
-            return self.data.normalize(self.data.train.images[:_PROBE_SIZE]).numpy()
+        return self.images() if self.recipe.eb_metric == "partition" else None
+
+    def images(self):
+        """The training images on which the partition is watched and units are looked at."""
+        return self.data.normalize(self.data.train.images[:_PROBE_SIZE]).numpy()
 
     def batches(self, split):
         return self.data.evaluation_batches(self.recipe.batch_size, split)
