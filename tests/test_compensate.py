@@ -97,6 +97,32 @@ def test_strides_with_gaps(keras, rng):
     np.testing.assert_array_equal(small.get_layer("gaps").kernel, plain.get_layer("gaps").kernel)
 
 
+@pytest.mark.parametrize("compensate", ["merge", "refit"])
+def test_fewer_rows_than_features_and_more_agree(keras, rng, monkeypatch, compensate):
+    monkeypatch.setattr(refit, "RIDGE", 1e-2)
+    layers = keras.layers
+    model = scramble(
+        keras.Sequential([keras.Input((40,)), layers.Dense(60, "tanh", name="a"), layers.Dense(2, name="b")]), rng
+    )
+    plan = tfspline.plan(model, {"a": 0.5})
+    for samples in (29, 31):  # of the 30 units that are left
+        x = inputs_for(model, rng, samples)
+        kept = np.flatnonzero(~plan.removed[plan.graph.channels("a")])
+        hidden = np.asarray(model.layers[0](x), float)[:, kept]
+        plain, small = plan.apply(model), plan.apply(model, data=x, compensate=compensate)
+        kernel, bias = plain.get_layer("b").get_weights()
+        error = np.asarray(model(x), float) - hidden @ kernel - bias
+        centred = hidden - hidden.mean(0)
+        gram = centred.T @ centred
+        if compensate == "refit":
+            gram += 1e-2 * np.trace(gram) / 30 * np.eye(30)
+            change = np.linalg.solve(gram, centred.T @ (error - error.mean(0)))
+            np.testing.assert_allclose(small.get_layer("b").kernel, kernel + change, atol=1e-4)
+        rest = error - np.asarray(small(x), float) + hidden @ kernel + bias
+        assert np.square(rest).sum() < 0.2 * np.square(error).sum()
+        assert np.abs(rest.mean(0)).max() < 1e-4  # the bias takes the means
+
+
 def test_dead_and_always_on_units_go_for_free(keras, rng):
     layers = keras.layers
     model = keras.Sequential([keras.Input((3,)), layers.Dense(12, "relu", name="a"), layers.Dense(2)])

@@ -92,16 +92,21 @@ def _merge(whole, layer, x, reads, makes):
     if reads.all():
         return
     x = channels_last(x, refit.channel_axis(layer))
-    mean = tf.reduce_mean(x, axis=0) if layer.use_bias else tf.zeros(x.shape[-1])
-    gram = tf.cast(tf.matmul(x - mean, x - mean, transpose_a=True), tf.float64).numpy()
     stay, go = np.flatnonzero(reads), np.flatnonzero(~reads)
-    ridge = RIDGE * np.trace(gram) / len(gram) + np.finfo(np.float32).tiny
-    share = tf.linalg.solve(gram[np.ix_(stay, stay)] + ridge * np.eye(len(stay)), gram[np.ix_(stay, go)]).numpy()
     gone = value_of(whole.kernel).compress(~reads, axis=-2).compress(makes, axis=-1)
-    layer.kernel.assign(value_of(layer.kernel) + np.einsum("kr,...ro->...ko", share, gone))
+    if len(x) < len(stay):  # only a Dense layer, of one tap, has so many inputs
+        made = tf.cast(tf.matmul(tf.gather(x, go, axis=1), gone), tf.float64)
+        taken, missing = refit.few_rows(tf.gather(x, stay, axis=1), layer.use_bias)(made)
+    else:
+        mean = tf.reduce_mean(x, axis=0).numpy() if layer.use_bias else np.zeros(x.shape[-1], np.float32)
+        gram = tf.cast(tf.matmul(x - mean, x - mean, transpose_a=True), tf.float64).numpy()
+        ridge = RIDGE * np.trace(gram) / len(gram) + np.finfo(np.float32).tiny
+        share = tf.linalg.solve(gram[np.ix_(stay, stay)] + ridge * np.eye(len(stay)), gram[np.ix_(stay, go)]).numpy()
+        taken = np.einsum("kr,...ro->...ko", share, gone)
+        missing = np.einsum("r,wro->o", mean[go] - mean[stay] @ share, gone.reshape(-1, *gone.shape[-2:]))
+    layer.kernel.assign(value_of(layer.kernel) + taken)
     if layer.use_bias:
-        missing = mean.numpy()[go] - mean.numpy()[stay] @ share
-        layer.bias.assign(value_of(layer.bias) + np.einsum("r,wro->o", missing, gone.reshape(-1, *gone.shape[-2:])))
+        layer.bias.assign(value_of(layer.bias) + missing)
 
 
 def _recalibrate(whole, bn, x, axis, kept):

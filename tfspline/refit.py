@@ -119,20 +119,17 @@ def refit(whole: Any, layer: Any, bn: Any, x: Any, makes: np.ndarray, relu: bool
 
     kernel, bias = tf.constant(value_of(layer.kernel)), _bias(layer)
     shifted = layer.use_bias or bn is not None
-    rows, mean, gram = _moments(layer, inputs, shifted)
-    ridge = RIDGE * tf.linalg.trace(gram) / len(gram) + np.finfo(np.float32).tiny
-    factor = tf.linalg.cholesky(gram + ridge * tf.eye(len(gram), dtype=tf.float64))
+    few = np.prod(goal.shape[:-1]) < np.prod(kernel.shape[:-1])
+    solve = few_rows(_unfolded(layer, inputs), shifted) if few else _many_rows(layer, inputs, shifted)
     for turn in range(TURNS if relu else 1):
         with tf.GradientTape() as tape:
             tape.watch(kernel)
             made = _linear(layer, inputs, kernel, bias)
         nearest = tf.where(goal > 0, goal, tf.minimum(made * slope + rest, 0)) if relu and turn else goal
         error = (nearest - rest) / slope - made
-        cross = _matrix(tape.gradient(made, kernel, error))
-        missing = tf.reduce_mean(_matrix(error), 0) if shifted else tf.zeros_like(cross[0])
-        change = tf.linalg.cholesky_solve(factor, cross - rows * mean[:, None] * missing[None, :])
-        kernel += tf.reshape(tf.cast(change, tf.float32), kernel.shape)
-        bias += tf.cast(missing - tf.tensordot(mean, change, 1), tf.float32)
+        change, missing = solve(_matrix(error)) if few else solve(error, tape.gradient(made, kernel, error))
+        kernel += tf.reshape(change, kernel.shape)
+        bias += missing
     layer.kernel.assign(kernel.numpy())
     if layer.use_bias:
         layer.bias.assign(bias.numpy())
@@ -140,13 +137,54 @@ def refit(whole: Any, layer: Any, bn: Any, x: Any, makes: np.ndarray, relu: bool
         bn.moving_mean.assign(value_of(bn.moving_mean) - bias.numpy())
 
 
+def few_rows(x: Any, shifted: bool) -> Any:
+    """Least squares with fewer rows than features, where X X^T is the smaller matrix.
+
+    Args:
+        x: float32 [rows, features].
+        shifted: whether there is an offset.
+
+    Returns:
+        A function: y, float64 [rows, outputs] -> W, float32 [features, outputs], and offset b, float32 [outputs], that
+        minimise |X W + b - y|^2 + ridge |W|^2, with b = 0 unless `shifted`.
+    """
+    mean = tf.reduce_mean(x, 0) if shifted else tf.zeros_like(x[0])
+    x = x - mean
+    gram = tf.cast(tf.matmul(x, x, transpose_b=True), tf.float64)
+    factor = _factor(gram, x.shape[1])
+
+    def solve(y):
+        missing = tf.reduce_mean(y, 0) if shifted else tf.zeros_like(y[0])
+        change = tf.matmul(x, tf.cast(tf.linalg.cholesky_solve(factor, y - missing), tf.float32), transpose_a=True)
+        return change, tf.cast(missing, tf.float32) - tf.tensordot(mean, change, 1)
+
+    return solve
+
+
+def _many_rows(layer, inputs, shifted):
+    """As `few_rows`, of a layer's unfolded inputs X, which are too many to be kept: a function of y and X^T y."""
+    rows, mean, gram = _moments(layer, inputs, shifted)
+    factor = _factor(gram, len(gram))
+
+    def solve(y, cross):
+        missing = tf.reduce_mean(_matrix(y), 0) if shifted else tf.zeros(y.shape[-1], tf.float64)
+        change = tf.linalg.cholesky_solve(factor, _matrix(cross) - rows * mean[:, None] * missing[None, :])
+        return tf.cast(change, tf.float32), tf.cast(missing - tf.tensordot(mean, change, 1), tf.float32)
+
+    return solve
+
+
+def _factor(gram, features):
+    ridge = RIDGE * tf.linalg.trace(gram) / features + np.finfo(np.float32).tiny
+    return tf.linalg.cholesky(gram + ridge * tf.eye(len(gram), dtype=tf.float64))
+
+
 def _moments(layer, inputs, shifted):
     """Rows, means (zero unless `shifted`) and the matrix of second moments about them of a layer's unfolded inputs."""
-    fan_in = int(np.prod(layer.kernel.shape[:-1]))
-    samples = max(1, _CHUNK // (fan_in * int(np.prod(inputs.shape[1:-1]))))
+    samples = max(1, _CHUNK // int(np.prod(layer.kernel.shape[:-1]) * np.prod(inputs.shape[1:-1])))
     rows, total, gram = 0, 0.0, 0.0
     for start in range(0, len(inputs), samples):
-        x = _unfolded(layer, inputs[start : start + samples], fan_in)
+        x = _unfolded(layer, inputs[start : start + samples])
         if shifted and not rows:
             origin = tf.reduce_mean(x, 0)  # moments about a point near the mean lose no digits
         x = x - origin if shifted else x
@@ -159,11 +197,13 @@ def _moments(layer, inputs, shifted):
     return rows, off + tf.cast(origin, tf.float64), gram - rows * off[:, None] * off[None, :]
 
 
-def _unfolded(layer, x, fan_in):
+def _unfolded(layer, x):
     """The inputs of a layer as a matrix [samples and positions, fan_in], to be multiplied with its kernel as one."""
     window = tuple(layer.kernel.shape[:-2])
-    unfold = tf.reshape(tf.eye(fan_in), [*window, -1, fan_in])
-    return tf.reshape(_linear(layer, x, unfold, 0.0) if window else x, [-1, fan_in])
+    fan_in = int(np.prod(layer.kernel.shape[:-1]))
+    if window:
+        x = _linear(layer, x, tf.reshape(tf.eye(fan_in), [*window, -1, fan_in]), 0.0)
+    return tf.reshape(x, [-1, fan_in])
 
 
 def _matrix(x):
