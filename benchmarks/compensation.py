@@ -30,6 +30,7 @@ WAYS = {
     "merged": {"compensate": "merge"},
     "refitted": {"compensate": "refit"},
 }
+WITHOUT_DATA = {"paired": {"compensate": "merge"}}
 
 flags.DEFINE_string("folder", "runs/compensation", "Where networks, results and the picture go.")
 flags.DEFINE_string("data_dir", None, "Where the files of Fashion-MNIST are, if not in their usual place.")
@@ -37,7 +38,7 @@ flags.DEFINE_integer("epochs", 10, "Epochs of the dense training.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "One dense network each.")
 flags.DEFINE_list("ratios", ["0.1", "0.3", "0.5", "0.7", "0.8"], "Shares of the units that go.")
 flags.DEFINE_list("criteria", list(CRITERIA), "Criteria.")
-flags.DEFINE_list("ways", list(WAYS), "Compensations.")
+flags.DEFINE_list("ways", list(WAYS), "Compensations; also: paired, which needs no data.")
 flags.DEFINE_enum("scope", "layer", ["layer", "global"], "Scope of the plan.")
 flags.DEFINE_bool("streams", False, "Cut the residual streams as well as the inner channels.")
 flags.DEFINE_integer("images", 512, "Unlabelled training images that scores and compensations see.")
@@ -106,7 +107,8 @@ def sweep(given, folder):
                 before, after = plan.cost()["macs"]
                 for way in given.ways:
                     if json.dumps([*cell, way]) not in results:
-                        slim = plan.apply(dense, data=probe, **WAYS[way])
+                        options = WITHOUT_DATA.get(way) or {"data": probe, **WAYS[way]}
+                        slim = plan.apply(dense, **options)
                         record([*cell, way], accuracy=accuracy(slim, dataset), macs_reduction=before / after)
     return results
 

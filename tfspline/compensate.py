@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfspline import _keras, refit, slim
+from tfspline import _keras, refit
 from tfspline.criteria import RIDGE, hyperplane_distances
 from tfspline.graph import Graph
+from tfspline.slim import cut
 from tfspline.units import channels_last, places_of, units_of, value_of
 
 COMPENSATIONS = ("none", "merge", "refit")
@@ -65,8 +66,8 @@ def compensate(
         elif path in stale:
             axis, units = graph.reads[path, 0]
             _recalibrate(node.layer, layer, x, axis + 1, kept[units])
-        whole, cut = (_outputs(one, args, kwargs, side) for one, side in ((node.layer, "whole"), (layer, "cut")))
-        pairs = [_Pair(*pair) for pair in zip(whole, cut, strict=True)]
+        outputs = (_outputs(one, args, kwargs, side) for one, side in ((node.layer, "whole"), (layer, "cut")))
+        pairs = [_Pair(*pair) for pair in zip(*outputs, strict=True)]
         if refit.is_add(layer):
             for tensor in node.inputs:
                 seen.pop(tensor, None)
@@ -127,7 +128,7 @@ def merge_pairs(model: Any, graph: Graph, kept: np.ndarray) -> Any:
     are: units without a kept one on the same side, and groups whose units pass weights of their own (a depthwise
     convolution, PReLU) on the way to their readers.
     """
-    merged = slim.cut(model, graph, np.ones(graph.units, bool))
+    merged = cut(model, graph, np.ones(graph.units, bool))
     layers = _keras.layer_paths(merged)
     readers = [site for site in graph.sites if site.role == "in"]
     scored = {site.layer for site in graph.sites if site.role == "out"} | set(graph.folded.values())

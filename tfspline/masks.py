@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from tfspline import _keras, slim
+from tfspline import _keras
 from tfspline.graph import Graph
+from tfspline.slim import cut
 
 
 def switch_off(model: Any, graph: Graph, off: np.ndarray) -> Any:
@@ -14,7 +15,7 @@ def switch_off(model: Any, graph: Graph, off: np.ndarray) -> Any:
     All that makes such a unit (kernel column, bias, gamma, beta) is zero, and so is what the next layers read it
     with: sigmoid(0) is not 0, and a unit that feeds such a thing is still off.
     """
-    masked = slim.cut(model, graph, np.ones(graph.units, bool))
+    masked = cut(model, graph, np.ones(graph.units, bool))
     layers = _keras.layer_paths(masked)
     for site in graph.sites:
         dead = off[site.units]

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from tfspline import compensate as compensation
-from tfspline import criteria, masks, slim
+from tfspline import criteria, masks
 from tfspline import graph as graphs
 from tfspline.budget import Budget
 from tfspline.files import replacing
 from tfspline.flops import check_static
 from tfspline.inputs import probe_inputs
+from tfspline.slim import check_same, cut
 from tfspline.units import units_of
 
 
@@ -137,7 +138,7 @@ class Plan:
         kept = ~self.removed
         if inputs is None and compensate == "merge":
             model = compensation.merge_pairs(model, self.graph, kept)
-        small = slim.cut(model, self.graph, kept)
+        small = cut(model, self.graph, kept)
         if inputs is not None:
             compensation.compensate(model, small, self.graph, kept, inputs, compensate, recalibrate is not False)
         return small
@@ -148,7 +149,7 @@ class Plan:
         Raises:
             ValueError: `model` has other layers or shapes than the one that the plan was made for.
         """
-        slim.check_same(model, self.graph)
+        check_same(model, self.graph)
         return masks.switch_off(model, self.graph, self.removed)
 
     def save(self, path: str) -> None:
