@@ -203,3 +203,24 @@ def test_readers_by_hand(keras, monkeypatch):
     np.testing.assert_allclose(reader.covariance, np.cov(values.T, bias=True), atol=1e-6)
     np.testing.assert_allclose(reader.coactivity, [[0.5, 0], [0, 0.5]])
     np.testing.assert_array_equal(reader.outgoing, [[1, 3], [2, 4]])  # a unit is read at both places
+
+
+def test_what_reads_units_counts_as_batch_norm_scales_it(keras, monkeypatch):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            layers.Dense(3, "relu", name="a"),
+            layers.Dense(2, use_bias=False),
+            layers.BatchNormalization(epsilon=0.0),
+            layers.Dense(1),
+        ]
+    )
+    model.layers[1].set_weights([np.float32([[1, 2], [3, 4], [5, 6]])])
+    model.layers[2].set_weights([np.float32(row) for row in ([3, 1], [0, 0], [0, 0], [9, 4])])
+    groups = {}
+    spy = {"spy": lambda units: groups.update({units.name: units}) or np.arange(len(units.kernel))}
+    monkeypatch.setattr(criteria, "_criteria", spy)
+    tfspline.plan(model, 0.5, criterion="spy", data=np.ones((4, 2)))
+    # gamma / sigma = (3 / 3, 1 / 2)
+    np.testing.assert_allclose(groups["a"].readers[0].outgoing, [[1, 1], [3, 2], [5, 3]])

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline.cuts import cuts_of_calls
 from tfspline.files import replacing
-from tfspline.inputs import check_inputs, input_values
+from tfspline.inputs import check_inputs
 
 
 class Codes:
@@ -201,8 +201,6 @@ class RegionEncoder:
         bits = []
 
         def visit(node, args, kwargs):
-            if _keras.is_model(node.layer):
-                return _keras.run(node.layer, input_values(node.layer, _first(args, kwargs)), visit)
             outputs = node.layer(*args, **kwargs)
             cuts = next(remaining)
             if cuts:
@@ -210,7 +208,7 @@ class RegionEncoder:
                 bits.append(tf.concat([tf.reshape(cut(z, y), [samples, -1]) for cut in cuts], 1))
             return outputs
 
-        _keras.run(self.model, inputs, visit)
+        _keras.run(self.model, inputs, visit, nested=True)
         bits = dict(zip(self._names, bits, strict=True))
         return tf.nest.map_structure(pack_bits, bits), {name: tf.shape(array)[1] for name, array in bits.items()}
 
