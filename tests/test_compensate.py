@@ -46,6 +46,9 @@ def test_what_a_twin_can_take_over_is_not_lost(keras, rng, kind, compensate, on_
     assert difference(model(x), plan.apply(model)(x)) > 0.1
     assert difference(model(x), small(x)) <= (2e-2 if on_data else 1e-5)  # the ridge holds a little back
     assert small.count_params() == plan.cost()["params"][1]
+    if (kind, compensate) == ("bn", "refit"):  # the fit accounts for the statistics behind it
+        variance = plan.apply(model, data=x).get_layer("bn").moving_variance
+        np.testing.assert_array_equal(variance, plan.apply(model).get_layer("bn").moving_variance)
 
 
 def test_refitting_is_least_squares(keras, rng, monkeypatch):
@@ -60,6 +63,16 @@ def test_refitting_is_least_squares(keras, rng, monkeypatch):
     expected, *_ = np.linalg.lstsq(np.c_[hidden, np.ones(50)], np.asarray(model(x)), rcond=None)
     kernel, bias = plan.apply(model, data=x).layers[1].get_weights()
     np.testing.assert_allclose(np.r_[kernel, bias[None]], expected, atol=1e-3)
+
+
+def test_inputs_come_in_parts(keras, rng, monkeypatch):
+    model = twins(keras, rng, "conv")
+    plan = tfspline.plan(model, {"a": 0.75}, criterion="l1")
+    x = inputs_for(model, rng, 60) + np.linspace(-1, 1, 60, dtype="float32")[:, None, None, None]
+    whole = plan.apply(model, data=x)
+    monkeypatch.setattr(refit, "_CHUNK", 10 * 9 * 2 * 25)  # ten samples
+    for part, all_at_once in zip(plan.apply(model, data=x).get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(part, all_at_once, atol=1e-3)
 
 
 def test_a_convolution_without_bias_is_fitted_over_all_taps(keras, rng, monkeypatch):

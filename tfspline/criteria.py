@@ -118,7 +118,9 @@ def spline_affine(units: Units) -> np.ndarray:
         for unit, cost in zip(left[gone], costs, strict=True):
             scores[unit] = highest = max(highest, cost)
         stay = np.delete(np.arange(left.size), gone)
-        maps, left = [one.merged(gone, stay) for one in maps], left[stay]
+        for one in maps:
+            one.merge(gone, stay)
+        left = left[stay]
     return scores
 
 
@@ -136,7 +138,9 @@ def _cheapest(maps, count):
         stay = np.delete(np.arange(len(among)), k)
         gone.append(among[k])
         costs.append(cost[k])
-        maps, among = [one.merged([k], stay) for one in maps], among[stay]
+        for one in maps:
+            one.merge([k], stay)
+        among = among[stay]
     return gone, costs
 
 
@@ -152,24 +156,28 @@ class _Map:
     @classmethod
     def of(cls, reader):
         covariance = tf.cast(reader.covariance, tf.float64)
-        gram = tf.cast(tf.matmul(reader.outgoing, reader.outgoing, transpose_b=True), tf.float64)
-        variance = tf.reduce_sum(covariance * gram) + np.finfo(np.float32).tiny
         ridge = RIDGE * tf.reduce_mean(tf.linalg.diag_part(covariance)) + np.finfo(np.float32).tiny
-        inverse = tf.linalg.inv(tf.linalg.set_diag(covariance, tf.linalg.diag_part(covariance) + ridge))
+        covariance = tf.linalg.set_diag(covariance, tf.linalg.diag_part(covariance) + ridge)
+        inverse = tf.linalg.inv(covariance)
+        del covariance  # of a wide layer it is large
+        gram = tf.matmul(reader.outgoing, reader.outgoing, transpose_b=True)
+        variance = tf.cast(tf.reduce_sum(gram * reader.covariance), tf.float64) + np.finfo(np.float32).tiny
+        gram = tf.cast(gram, tf.float64)
         return cls(inverse, gram, variance)
 
     def costs(self):
         return tf.linalg.diag_part(self.gram) / tf.linalg.diag_part(self.inverse) / self.variance
 
-    def merged(self, gone, stay):
-        """The map of the units that stay, which take over for those that go: V += R V_gone, R = -H_gone H_gg^-1."""
+    def merge(self, gone, stay):
+        """Leaves the units that stay, which take over for those that go: V += R V_gone, R = -H_gone H_gg^-1."""
         columns, read = tf.gather(self.inverse, gone, axis=1), tf.gather(self.gram, gone, axis=1)
         share = tf.matmul(columns, tf.linalg.inv(tf.gather(columns, gone)))
         half = tf.matmul(share, tf.gather(read, gone)) / 2 - read
         share, columns, half = (tf.gather(matrix, stay) for matrix in (share, columns, half))
-        inverse = _square(self.inverse, stay) - tf.matmul(share, columns, transpose_b=True)
-        both = tf.matmul(tf.concat([half, share], 1), tf.concat([share, half], 1), transpose_b=True)
-        return _Map(inverse, _square(self.gram, stay) + both, self.variance)
+        self.inverse = _square(self.inverse, stay)  # one after the other: each step frees what it was made of
+        self.inverse -= tf.matmul(share, columns, transpose_b=True)
+        self.gram = _square(self.gram, stay)
+        self.gram += tf.matmul(tf.concat([half, share], 1), tf.concat([share, half], 1), transpose_b=True)
 
 
 def _square(matrix, stay):
