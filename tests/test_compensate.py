@@ -75,14 +75,15 @@ def test_inputs_come_in_parts(keras, rng, monkeypatch):
         np.testing.assert_allclose(part, all_at_once, atol=1e-3)
 
 
-def test_a_convolution_without_bias_is_fitted_over_all_taps(keras, rng, monkeypatch):
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_convolution_without_bias_is_fitted_over_all_taps(keras, rng, monkeypatch, size):
     monkeypatch.setattr(refit, "RIDGE", 1e-9)
     layers = keras.layers
     model = keras.Sequential(
         [
             keras.Input((7, 7, 2)),
             layers.Conv2D(4, 3, activation="tanh", name="a"),
-            layers.Conv2D(3, 2, strides=2, padding="same", dilation_rate=1, use_bias=False, name="b"),
+            layers.Conv2D(3, size, strides=2, padding="same", use_bias=False, name="b"),
         ]
     )
     scramble(model, rng)
@@ -90,10 +91,44 @@ def test_a_convolution_without_bias_is_fitted_over_all_taps(keras, rng, monkeypa
     plan = tfspline.plan(model, 0.5)
     kept = np.flatnonzero(~plan.removed[plan.graph.channels("a")])
     hidden = tf.gather(tf.convert_to_tensor(model.layers[0](x)), kept, axis=-1)
-    patches = tf.image.extract_patches(hidden, [1, 2, 2, 1], [1, 2, 2, 1], [1, 1, 1, 1], "SAME").numpy()
-    expected, *_ = np.linalg.lstsq(patches.reshape(-1, 8), np.asarray(model(x)).reshape(-1, 3), rcond=None)
+    patches = tf.image.extract_patches(hidden, [1, size, size, 1], [1, 2, 2, 1], [1, 1, 1, 1], "SAME").numpy()
+    patches = patches.reshape(-1, 2 * size**2)
+    expected, *_ = np.linalg.lstsq(patches, np.asarray(model(x)).reshape(-1, 3), rcond=None)
     (kernel,) = plan.apply(model, data=x).layers[1].get_weights()
-    np.testing.assert_allclose(kernel.reshape(8, 3), expected, atol=1e-3)
+    np.testing.assert_allclose(kernel.reshape(-1, 3), expected, atol=1e-3)
+
+
+def test_batch_norm_takes_the_constant_of_a_layer_without_bias(keras, rng):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(6, "relu", name="a"),
+            layers.Dense(3, use_bias=False),
+            layers.BatchNormalization(),
+        ]
+    )
+    scramble(model, rng)
+    kernel, bias = model.get_layer("a").get_weights()
+    kernel[:, 0], bias[0] = 0, 2  # always 2
+    model.get_layer("a").set_weights([kernel, bias])
+    plan = tfspline.plan(model, 0.5)
+    plan.removed[:] = False
+    plan.remove("a", [0])
+    x = inputs_for(model, rng, 100)
+    assert difference(model(x), plan.apply(model)(x)) > 0.1
+    assert difference(model(x), plan.apply(model, data=x)(x)) <= 1e-4
+
+
+def test_a_unit_on_the_other_side_is_no_heir(keras, rng):
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(3, "relu", name="a"), layers.Dense(1)])
+    model.layers[0].set_weights([np.float32([[1, -2, 0], [0, 0, 1]]), np.zeros(3, "float32")])
+    plan = tfspline.plan(model, 0.4)
+    plan.removed[:] = False
+    plan.remove("a", [1])  # its cut is that of unit 0, seen from the other side
+    merged, plain = plan.apply(model, compensate="merge"), plan.apply(model)
+    np.testing.assert_array_equal(merged.layers[1].kernel, plain.layers[1].kernel)
 
 
 def test_strides_with_gaps(keras, rng):
