@@ -4,6 +4,7 @@ from tfspline.callbacks import EarlyBird
 from tfspline.codes import Codes, region_codes
 from tfspline.criteria import register_criterion
 from tfspline.flops import flops, training_flops
+from tfspline.masks import Masks
 from tfspline.partition import partition_distance, plane
 from tfspline.plan import Plan, plan, prune
 from tfspline.rules import register_channel_rule
@@ -13,6 +14,7 @@ from tfspline.zeros import slim
 __all__ = [
     "Codes",
     "EarlyBird",
+    "Masks",
     "Plan",
     "export",
     "flops",

@@ -43,6 +43,11 @@ class Plan:
         units = sum(len(group.units) for group in self.graph.groups)
         return float(self.removed.sum() / units)
 
+    @property
+    def masks(self) -> masks.Masks:
+        """The same choice as `Masks`: what is to go is off."""
+        return masks.Masks(self.graph, self.removed.copy())
+
     def keep(self, layer: str, channels: list[int]) -> "Plan":
         """Vetoes the removal of some channels of a layer, and of all that is tied to them; returns the plan."""
         self.removed[self._units(layer, channels)] = False
