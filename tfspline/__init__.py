@@ -7,6 +7,7 @@ from tfspline.flops import flops, training_flops
 from tfspline.masks import Masks
 from tfspline.partition import partition_distance, plane
 from tfspline.plan import Plan, plan, prune
+from tfspline.pruning import SplinePruning
 from tfspline.rules import register_channel_rule
 from tfspline.serving import export
 from tfspline.zeros import slim
@@ -16,6 +17,7 @@ __all__ = [
     "EarlyBird",
     "Masks",
     "Plan",
+    "SplinePruning",
     "export",
     "flops",
     "partition_distance",

@@ -87,7 +87,11 @@ class Masks(Mapping):
             ValueError: masks of the wrong length, that contradict each other, or for units that must stay; a model
                 whose graph cannot be read.
         """
-        graph = graphs.read(model, allow_inexact=allow_inexact)
+        return cls.of_layers(graphs.read(model, allow_inexact=allow_inexact), on)
+
+    @classmethod
+    def of_layers(cls, graph: graphs.Graph, on: Mapping[str, Any]) -> "Masks":
+        """The same for a model whose graph has been read."""
         off = np.zeros(graph.units, bool)
         for layer, mask in on.items():
             units, mask = graph.channels(layer), np.asarray(mask)
@@ -164,7 +168,7 @@ class Masks(Mapping):
         slim.check_same(model, self.graph, "masks were")
         masks, installed = entries(self.graph, self.off), False
         with model.distribute_strategy.scope():
-            for place, weight in _weights(model):
+            for place, weight in weights(model):
                 constraint = weight.constraint
                 if isinstance(constraint, _Off):
                     constraint.on.assign(masks.get(place, np.ones(weight.shape, bool)))
@@ -184,7 +188,7 @@ class Masks(Mapping):
         are made once more and stay, until the model is trained on."""
         released = False
         with model.distribute_strategy.scope():
-            for _, weight in _weights(model):
+            for _, weight in weights(model):
                 constraint = weight.constraint
                 if isinstance(constraint, _Off):
                     weight.assign(constraint.masked(weight))
@@ -245,7 +249,7 @@ class _Off:
         return value if self.own is None else self.masked(self.own(value))
 
 
-def _weights(model):
+def weights(model):
     """The weights of a model, each with its layer's path and its place in `layer.weights`."""
     for path, layer in _keras.layer_paths(model).items():
         if not _keras.is_model(layer):
