@@ -30,6 +30,7 @@ OPTIMIZERS = {
     "scaled": {},
     "accumulated": {},
     "several": {},
+    "legacy": {},
 }
 
 
@@ -45,6 +46,8 @@ def optimizer_of(keras, name):
         return scaled(optimizers.Adam(0.01, weight_decay=0.01))
     if name == "accumulated":
         return None if keras.__name__ == "tf_keras" else optimizers.SGD(0.1, 0.9, gradient_accumulation_steps=2)
+    if name == "legacy":
+        return optimizers.legacy.Adam(0.01) if keras.__name__ == "tf_keras" else None
     if name == "several":
         if not hasattr(optimizers, "MultiOptimizer"):
             return None
@@ -106,17 +109,19 @@ def test_every_optimizer_leaves_exact_zeros_after_every_step(keras, rng, name):
             gradients = optimizer.get_unscaled_gradients(gradients)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
 
-    optimizer.build(model.trainable_variables)
+    if name != "legacy":
+        optimizer.build(model.trainable_variables)
     tfspline.Masks.of(model, {}).apply(model)
     for _ in range(2):  # the units that will be off have a momentum by then
         step(x, y)
+    traces = step.experimental_get_tracing_count()
     masks = half(model, rng)
     masks.apply(model)
     before = model.get_weights()
     for _ in range(4):
         step(x, y)
         assert is_off(model, masks)
-    assert step.experimental_get_tracing_count() == 1
+    assert step.experimental_get_tracing_count() == traces
     on = entries(masks.graph, masks.off)[("a", 0)]
     assert (model.get_layer("a").get_weights()[0] != before[0])[on].any()  # what is on is trained
 

@@ -98,6 +98,19 @@ def test_the_units_that_go_are_those_of_a_plan(keras, rng):
     assert pruning.masks == masks and masks["a"].all() and masks["b"].sum() == 6
 
 
+def test_units_are_scored_at_the_steps_that_are_named_only(keras, rng):
+    scored = []
+
+    def criterion(units):
+        scored.append(units.name)
+        return np.arange(len(units.kernel))
+
+    tfspline.register_criterion("test_pruning.counted", criterion)
+    model = compiled(keras, rng)
+    fit(model, data_for(model, rng), SplinePruning(Every(0.5, 0, 12, 3), "test_pruning.counted"))
+    assert scored.count("a") == 1 + 4  # once before the first step, since it might not fit the model
+
+
 def test_units_that_are_off_stay_off_unless_they_may_regrow(keras, rng):
     name = "test_pruning.opposite"
     norms = lambda units: np.abs(units.kernel).sum(axis=1)  # noqa: E731
