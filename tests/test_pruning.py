@@ -270,6 +270,7 @@ def test_what_cannot_be_is_refused_before_the_first_step(keras, rng, arguments, 
     before = model.get_weights()
     with pytest.raises(ValueError, match=message):
         fit(model, data_for(model, rng), SplinePruning(**arguments))
+    assert all(weight.constraint is None for weight in model.weights)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 

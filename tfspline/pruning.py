@@ -195,6 +195,7 @@ class SplinePruning(_keras.Callback):
         if late:  # the dense training up to the bird is done: better to go on than to throw it away
             logging.warning("SplinePruning, begun at the early bird at step %d: %s", self.step, message)
         else:
+            Masks.release(self.model)
             raise ValueError(message)
 
     def _act(self):
