@@ -4,8 +4,10 @@ from tfspline.callbacks import EarlyBird
 from tfspline.codes import Codes, region_codes
 from tfspline.criteria import register_criterion
 from tfspline.flops import flops, training_flops
+from tfspline.masks import Masks
 from tfspline.partition import partition_distance, plane
 from tfspline.plan import Plan, plan, prune
+from tfspline.pruning import SplinePruning
 from tfspline.rules import register_channel_rule
 from tfspline.serving import export
 from tfspline.zeros import slim
@@ -13,7 +15,9 @@ from tfspline.zeros import slim
 __all__ = [
     "Codes",
     "EarlyBird",
+    "Masks",
     "Plan",
+    "SplinePruning",
     "export",
     "flops",
     "partition_distance",

@@ -277,6 +277,19 @@ def weight(layer: Any, path: str) -> Any:
     return layer
 
 
+def set_constraint(variable: Any, constraint: Callable | None) -> None:
+    """Gives a weight another constraint, or none."""
+    if isinstance(variable, keras.Variable):
+        variable.constraint = constraint
+        return
+    # In tf_keras a weight gets its constraint when it is made, and there is no public way to give one to a model that
+    # is there already. `constraint` of a tf.Variable reads `_constraint`; mixed precision wraps the variable, and a
+    # strategy has one for each replica.
+    variable = getattr(variable, "_variable", variable)
+    for copy in getattr(variable, "values", [variable]):
+        copy._constraint = constraint
+
+
 def sublayers(layer: Any) -> list:
     """All layers inside a layer, at any depth."""
     # Private, but Keras 3 has no public way to them.

@@ -78,6 +78,8 @@ class EarlyBird(_keras.Callback):
     (4, [nan, 0.0, 0.0, 0.0])
     """
 
+    KEY = "early_bird"  # of the bird in the parameters of a fit
+
     def __init__(
         self,
         threshold: float | None = None,
@@ -114,6 +116,11 @@ class EarlyBird(_keras.Callback):
     def found(self) -> bool:
         """Whether the bird has been found."""
         return self.epoch is not None
+
+    def set_params(self, params):
+        """Takes the parameters of the fit, and makes the bird known to the callbacks beside it: they get the same."""
+        super().set_params(params)
+        params[self.KEY] = self
 
     def on_train_begin(self, logs=None):
         """Refuses what cannot be watched, and begins to record the probe if there is none yet."""

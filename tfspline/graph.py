@@ -81,6 +81,14 @@ class Graph:
     shared: frozenset[str]  # the layers that are called more than once
     units: int
 
+    @property
+    def free(self) -> np.ndarray:
+        """The units that may go, bool [units]."""
+        free = np.zeros(self.units, bool)
+        for group in self.groups:
+            free[group.units] = group.protected is None
+        return free
+
     def channels(self, layer: str) -> np.ndarray:
         """The units, int64 [channels], that a layer makes; KeyError where it makes none."""
         for site in self.sites:

@@ -1,15 +1,21 @@
 """Switched-off units: the model keeps its shape, and what goes with the units is zero."""
 
+import json
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfspline import _keras
-from tfspline.graph import Graph
-from tfspline.slim import cut
+from tfspline import graph as graphs
+from tfspline.files import replacing
+from tfspline.recorder import retrace
+from tfspline.slim import check_same, cut
 
 
-def switch_off(model: Any, graph: Graph, off: np.ndarray) -> Any:
+def switch_off(model: Any, graph: graphs.Graph, off: np.ndarray) -> Any:
     """A copy of a model in which the units `off` (bool [graph.units]) contribute exactly nothing.
 
     All that makes such a unit (kernel column, bias, gamma, beta) is zero, and so is what the next layers read it
@@ -17,11 +23,236 @@ def switch_off(model: Any, graph: Graph, off: np.ndarray) -> Any:
     """
     masked = cut(model, graph, np.ones(graph.units, bool))
     layers = _keras.layer_paths(masked)
-    for site in graph.sites:
-        dead = off[site.units]
-        if site.role != "state" and dead.any():
-            weight = layers[site.layer].weights[site.index]
-            value = weight.numpy()
-            np.moveaxis(value, site.axis, 0)[dead] = 0
-            weight.assign(value)
+    for (path, index), on in entries(graph, off).items():
+        weight = layers[path].weights[index]
+        weight.assign(np.where(on, weight.numpy(), 0))
     return masked
+
+
+def entries(graph: graphs.Graph, off: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
+    """Of every weight that has to do with units that may go, by layer and place in `layer.weights`: its entries,
+    bool of its shape, False for those of the units `off` (bool [graph.units])."""
+    masks, free = {}, graph.free
+    for site in graph.sites:
+        if site.role != "state" and free[site.units].any():
+            on = masks.setdefault((site.layer, site.index), np.ones(graph.shapes[site.layer][site.index], bool))
+            np.moveaxis(on, site.axis, 0)[off[site.units]] = False
+    return masks
+
+
+class Masks(Mapping):
+    """Which units of a model are on: a mapping of every layer that makes channels to bool [channels], True for on.
+
+    Made by `from_model`, `of`, `load`, or by a plan (`plan.masks`). The same unit is on or off in all layers that make
+    it, and one that must stay is on.
+
+    Attributes:
+        graph: the `Graph` of the model.
+        off: bool [graph.units], True for a unit that is off.
+
+    Args:
+        graph: what `tfspline.graph.read` found in the model.
+        off: bool [graph.units].
+
+    Raises:
+        ValueError: a unit that must stay is off, or `off` has another shape.
+
+    Example:
+
+    >>> import keras, tfspline
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, "relu", name="a"), keras.layers.Dense(2)])
+    >>> masks = tfspline.Masks.of(model, {"a": [True, False, False, True]})
+    >>> masks.apply(model)  # zero now, and after every step of an optimizer
+    >>> masks.sparsity, tfspline.Masks.from_model(model) == masks
+    (0.5, True)
+    >>> tfspline.Masks.release(model)
+    >>> tfspline.slim(model).get_layer("a").units
+    2
+    """
+
+    def __init__(self, graph: graphs.Graph, off: np.ndarray):
+        off = np.asarray(off, bool)
+        if off.shape != (graph.units,):
+            raise ValueError(f"Expected one bool for each of {graph.units} units. Received: shape {off.shape}")
+        for group in graph.groups:
+            if group.protected and off[group.units].any():
+                raise ValueError(f"Expected units that may go. Received: units of {group.name!r}: {group.protected}")
+        self.graph, self.off = graph, off
+
+    @classmethod
+    def of(cls, model: Any, on: Mapping[str, Any], *, allow_inexact: bool = False) -> "Masks":
+        """Masks by layer: bool [channels], True for on. Units of the layers that `on` leaves out are on.
+
+        Raises:
+            KeyError: a layer that makes no channels.
+            ValueError: masks of the wrong length, that contradict each other, or for units that must stay; a model
+                whose graph cannot be read.
+        """
+        return cls.of_layers(graphs.read(model, allow_inexact=allow_inexact), on)
+
+    @classmethod
+    def of_layers(cls, graph: graphs.Graph, on: Mapping[str, Any]) -> "Masks":
+        """The same for a model whose graph has been read."""
+        off = np.zeros(graph.units, bool)
+        for layer, mask in on.items():
+            units, mask = graph.channels(layer), np.asarray(mask)
+            if mask.dtype != bool or mask.shape != units.shape:
+                raise ValueError(
+                    f"Expected bool [{len(units)}] for layer {layer!r}. Received: {mask.dtype.name} {list(mask.shape)}"
+                )
+            off[units[~mask]] = True
+        for layer, mask in on.items():
+            wrong = np.flatnonzero(off[graph.channels(layer)] == np.asarray(mask))
+            if wrong.size:
+                raise ValueError(
+                    "Expected the same masks in all layers that are tied. Received: "
+                    f"channels {wrong.tolist()} of {layer!r} on, which another layer or channel tied to them has off"
+                )
+        return cls(graph, off)
+
+    @classmethod
+    def from_model(cls, model: Any, *, allow_inexact: bool = False) -> "Masks":
+        """The masks of a model by its zeros: a unit is off if it may go, and all that makes it, travels with it and
+        reads it is zero, as `apply` and `Plan.mask` leave it. (`tfspline.slim` finds more: what is merely constant.)
+
+        Raises:
+            TypeError, ValueError: the model's graph cannot be read.
+        """
+        graph = graphs.read(model, allow_inexact=allow_inexact)
+        layers = _keras.layer_paths(model)
+        off = graph.free
+        for site in graph.sites:
+            if site.role != "state":
+                value = np.moveaxis(layers[site.layer].weights[site.index].numpy(), site.axis, 0)
+                off[site.units[value.reshape(len(value), -1).any(axis=1)]] = False
+        return cls(graph, off)
+
+    def __getitem__(self, layer: str) -> np.ndarray:
+        return ~self.off[self.graph.channels(layer)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({site.layer: None for site in self.graph.sites if site.role == "out"})
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __eq__(self, other: Any) -> bool:
+        if not isinstance(other, Masks):
+            return NotImplemented
+        return list(self) == list(other) and all(np.array_equal(self[layer], other[layer]) for layer in self)
+
+    __hash__ = None
+
+    def __repr__(self):
+        return f"<Masks of {len(self)} layers: {self.off.sum()} of {self.graph.free.sum()} units that may go are off>"
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the units that may go which is off; 0 where none may go."""
+        free = self.graph.free.sum()
+        return float(self.off.sum() / free) if free else 0.0
+
+    def apply(self, model: Any) -> None:
+        """Switches the units of a model off, in place, and keeps them off: what goes with them is zero now, and stays
+        exactly zero after every step of an optimizer, in `fit` and in training loops of one's own.
+
+        It hangs a constraint on each weight, which Keras' optimizers call after each update; a constraint of the
+        user's own goes on working inside it. Masks that were applied before are replaced. The first time, the model's
+        train function is made anew; a `tf.function` of one's own that was traced before knows nothing of the masks.
+        From then on masks change without retracing. Nothing of it is saved with the model. Take the constraints off
+        with `release` when the training is over, above all with an optimizer that ends with moving averages of the
+        weights (`use_ema=True`): these were not zero.
+
+        Raises:
+            ValueError: `model` has other layers or shapes than the one that the masks were made for.
+        """
+        check_same(model, self.graph, "masks were")
+        masks, installed = entries(self.graph, self.off), False
+        with model.distribute_strategy.scope():
+            for place, weight in weights(model):
+                constraint = weight.constraint
+                if isinstance(constraint, _Off):
+                    constraint.on.assign(masks.get(place, np.ones(weight.shape, bool)))
+                elif place in masks:
+                    constraint = _Off(masks[place], constraint)
+                    _keras.set_constraint(weight, constraint)
+                    installed = True
+                else:
+                    continue
+                weight.assign(constraint.masked(weight))
+        if installed:
+            retrace(model)
+
+    @staticmethod
+    def release(model: Any) -> None:
+        """Takes off the constraints that `apply` has hung on a model's weights, and puts the user's own back. The zeros
+        are made once more and stay, until the model is trained on."""
+        released = False
+        with model.distribute_strategy.scope():
+            for _, weight in weights(model):
+                constraint = weight.constraint
+                if isinstance(constraint, _Off):
+                    weight.assign(constraint.masked(weight))
+                    _keras.set_constraint(weight, constraint.own)
+                    released = True
+        if released:
+            retrace(model)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the masks as JSON: of each layer how many channels it makes, and which of them are off."""
+        document = {
+            "format": "tfspline.masks.1",
+            "channels": {layer: len(on) for layer, on in self.items()},
+            "off": {layer: np.flatnonzero(~on).tolist() for layer, on in self.items()},
+        }
+        with replacing(path) as file:
+            json.dump(document, file, indent=1)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, model: Any, *, allow_inexact: bool = False) -> "Masks":
+        """Reads masks that `save` wrote, for the model that they were made for.
+
+        Raises:
+            ValueError: the file is damaged, holds no masks, or those of another model.
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                document = json.load(file)
+            if document["format"] != "tfspline.masks.1":
+                raise ValueError(f"format {document['format']!r}")
+            channels, on = document["channels"], {}
+            for layer, places in document["off"].items():
+                on[layer] = np.ones(channels[layer], bool)
+                on[layer][places] = False
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(f"Expected masks saved by tfspline in {os.fspath(path)!r}. Received: {error!r}") from error
+        expected = {layer: len(mask) for layer, mask in cls.of(model, {}).items()}
+        if channels != expected or set(on) != set(expected):
+            raise ValueError(f"Expected masks for {model.name!r}, with channels {expected}. Received: {channels}")
+        return cls.of(model, on, allow_inexact=allow_inexact)
+
+
+class _Off:
+    """A weight's constraint: zero where `on` is False, and elsewhere what the user's own constraint makes of it."""
+
+    def __init__(self, on, own):
+        self.on = tf.Variable(on, trainable=False)  # a variable, so that a step that was traced sees it change
+        self.own = own
+
+    def masked(self, value):
+        # A product would leave -0.0, and NaN where a gradient overflowed.
+        value = tf.convert_to_tensor(value)
+        return tf.where(self.on, value, tf.zeros_like(value))
+
+    def __call__(self, value):
+        value = self.masked(value)
+        # A norm that the user's constraint looks at is that of what is left.
+        return value if self.own is None else self.masked(self.own(value))
+
+
+def weights(model):
+    """The weights of a model, each with its layer's path and its place in `layer.weights`."""
+    for path, layer in _keras.layer_paths(model).items():
+        if not _keras.is_model(layer):
+            for index, weight in enumerate(getattr(layer, "weights", ())):
+                yield (path, index), weight

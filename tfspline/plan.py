@@ -44,6 +44,11 @@ class Plan:
         units = sum(len(group.units) for group in self.graph.groups)
         return float(self.removed.sum() / units)
 
+    @property
+    def masks(self) -> masks.Masks:
+        """The same choice as `Masks`: what is to go is off."""
+        return masks.Masks(self.graph, self.removed.copy())
+
     def keep(self, layer: str, channels: list[int]) -> "Plan":
         """Vetoes the removal of some channels of a layer, and of all that is tied to them; returns the plan."""
         self.removed[self._units(layer, channels)] = False
@@ -248,20 +253,43 @@ def plan(
     >>> tfspline.plan(model, 0.5).cost()["units"]
     (10, 6)
     """
-    score = criteria.named(criterion)
+    criteria.named(criterion)
     budget = Budget(ratio=ratio, flops=flops, params=params, scope=scope, min_units=min_units, round_to=round_to)
     graph = graphs.read(model, tuple(protect), allow_inexact)
     if flops is not None:
         check_static(model)
+    inputs = None if data is None else probe_inputs(model, data)
+    removed = choose(model, graph, budget, criterion, np.random.default_rng(seed), inputs)
+    options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
+    return Plan(graph, removed, options)
+
+
+def choose(
+    model: Any,
+    graph: graphs.Graph,
+    budget: Budget,
+    criterion: str,
+    rng: np.random.Generator,
+    inputs: list | None = None,
+    off: np.ndarray | None = None,
+) -> np.ndarray:
+    """The units that go, bool [graph.units]; those that are `off` already (bool [graph.units]) before all others,
+    which are scored as if these were not there.
+
+    Raises:
+        ValueError: all units must stay; the criterion does not fit the model; the budget cannot be met.
+    """
     groups = [group for group in graph.groups if not group.protected]
     if not groups:
         why = {group.name: group.protected for group in graph.groups}
         raise ValueError(f"Expected a model with units that can go. Received: {model.name!r}, where all stay: {why}")
-    rng = np.random.default_rng(seed)
-    inputs = None if data is None else probe_inputs(model, data)
-    scores = [np.asarray(score(units)) for units in units_of(model, graph, groups, rng, inputs)]
-    options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
-    return Plan(graph, budget.removed(graph, groups, scores), options)
+    on = np.ones(graph.units, bool) if off is None else ~off
+    left = [dataclasses.replace(group, units=group.units[on[group.units]]) for group in groups]
+    left = [group for group in left if group.units.size]
+    scores = np.full(graph.units, -np.inf)
+    for group, units in zip(left, units_of(model, graph, left, rng, inputs), strict=True):
+        scores[group.units] = criteria.named(criterion)(units)
+    return budget.removed(graph, groups, [scores[group.units] for group in groups])
 
 
 def prune(

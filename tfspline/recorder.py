@@ -51,10 +51,19 @@ class Recorder:
         other = getattr(self._own_function, "__self__", None)
         if isinstance(other, Recorder):  # that of another EarlyBird in the same fit, which goes on recording
             self._own_function, self._own_step = other._own_function, other._train_step
+        self._make()
+
+    def _make(self):
         with self._recording_step():
             self._model.make_train_function(force=True)
         self._recording_function = self._model.train_function
         self._model.train_function = self._train_function
+
+    def restart(self):
+        """Makes both train functions anew, the model's own and the recording one."""
+        self._model.make_train_function(force=True)
+        self._own_function = self._model.train_function
+        self._make()
 
     def stop(self):
         """Gives the model its own train function back."""
@@ -107,3 +116,12 @@ class Recorder:
             value = tf.reshape(tf.cast(value, buffer.dtype), [count, *buffer.shape[1:]])
             buffer.scatter_update(tf.IndexedSlices(value, rows))
         self._count.assign(tf.minimum(self._count + count, self._size))
+
+
+def retrace(model) -> None:
+    """Makes a model's train function anew if it has one, since what has been traced of it is out of date."""
+    recorder = getattr(model.train_function, "__self__", None)
+    if isinstance(recorder, Recorder):
+        recorder.restart()
+    elif model.train_function is not None:
+        model.make_train_function(force=True)

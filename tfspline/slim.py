@@ -50,17 +50,18 @@ def cut(model: Any, graph: Graph, kept: np.ndarray, configs: Mapping[str, dict] 
     return slim
 
 
-def check_same(model: Any, graph: Graph) -> None:
-    """Raises a ValueError if the model's layers or weight shapes are not those that the graph was read from."""
+def check_same(model: Any, graph: Graph, made: str = "plan was") -> None:
+    """Raises a ValueError if the model's layers or weight shapes are not those that the graph was read from; `made`
+    says what that was done for."""
     paths = _keras.layer_paths(_keras.check_model(model))
     for path, shapes in graph.shapes.items():
         if path not in paths:
             raise ValueError(
-                f"Expected the model that the plan was made for, with a layer {path!r}. Received: {model.name!r}"
+                f"Expected the model that the {made} made for, with a layer {path!r}. Received: {model.name!r}"
             )
         received = [tuple(weight.shape) for weight in paths[path].weights]
         if received != shapes:
             raise ValueError(
-                f"Expected the model that the plan was made for, with weights of shapes {shapes} in layer {path!r}. "
+                f"Expected the model that the {made} made for, with weights of shapes {shapes} in layer {path!r}. "
                 f"Received: {received}"
             )

@@ -67,9 +67,7 @@ def slim(
     """
     graph = graphs.read(model, tuple(protect), allow_inexact)
     layers = _keras.layer_paths(model)
-    free = np.zeros(graph.units, bool)
-    for group in graph.groups:
-        free[group.units] = group.protected is None
+    free = graph.free
     seen = _constants(model, graph, free)
 
     needed, inexact = ~free, np.zeros(graph.units, bool)

@@ -1,0 +1,67 @@
+"""Masks and SplinePruning under MirroredStrategy, on two logical devices in a process of their own."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+RUN = """
+import importlib, json, sys
+import numpy as np, tensorflow as tf
+cpu, half = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
+tf.config.set_logical_device_configuration(cpu, [half, half])
+keras, replicas, policy = importlib.import_module(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+import tfspline
+from tfspline.masks import weights
+
+keras.mixed_precision.set_global_policy(policy)
+keras.utils.set_random_seed(0)
+rng = np.random.default_rng(0)
+strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+with strategy.scope():
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(12, "relu", name="a")(inputs)
+    hidden = keras.layers.Dense(8, "relu", name="b", kernel_constraint=keras.constraints.MaxNorm(1.0))(hidden)
+    model = keras.Model(inputs, keras.layers.Dense(3)(hidden))
+    model.compile(keras.optimizers.Adam(0.01, weight_decay=0.01), "mse", jit_compile=False)
+x, y = rng.normal(size=(32, 6)).astype("float32"), rng.normal(size=(32, 3)).astype("float32")
+schedule = lambda step: (step % 3 == 0, min(0.5, step / 12))
+pruning, same = tfspline.SplinePruning(schedule), []
+
+def check(batch, logs=None):
+    for _, weight in weights(model):
+        if weight.constraint is None:  # the head's bias, which has to do with no unit that may go
+            continue
+        weight, on = getattr(weight, "_variable", weight), weight.constraint.on
+        copies = strategy.experimental_local_results(weight.value if sys.argv[1] == "keras" else weight)
+        same.append(all(np.array_equal(copies[0].numpy(), copy.numpy()) for copy in copies) and len(copies) == replicas)
+        assert not copies[-1].numpy()[~on.numpy()].any()
+
+watch = keras.callbacks.LambdaCallback(on_batch_end=check)
+data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+model.fit(data, epochs=4, verbose=0, callbacks=[pruning, watch])
+assert all(same) and len(same) == 16 * 5
+slim = tfspline.slim(model)
+np.testing.assert_allclose(slim(x), model(x), rtol=1e-5, atol=1e-5)
+assert [type(weight.constraint).__name__ for weight in model.weights if weight.constraint] == ["MaxNorm"]
+print(json.dumps({"off": pruning.masks.off.tolist(), "weights": [w.tolist() for w in model.get_weights()]}))
+"""
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", ["keras", "tf_keras"])
+def test_two_replicas_prune_as_one_device(name, policy):
+    results = []
+    for replicas in (1, 2):
+        command = [sys.executable, "-c", RUN, name, str(replicas), policy]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    one, two = results
+    assert sum(one["off"]) == 10
+    if policy == "float32":  # half a batch in 8 bits rounds otherwise than a whole one
+        assert one["off"] == two["off"]
+        for a, b in zip(one["weights"], two["weights"], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
