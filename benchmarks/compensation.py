@@ -135,10 +135,9 @@ def draw(results, given):
             ratio, mean, least, most = np.array(losses(results, given, criterion, way)).T
             axes.plot(100 * ratio, mean, marker="o", markersize=3, label=criterion)
             axes.fill_between(100 * ratio, least, most, alpha=0.15)
-        axes.set(
-            title=way, xlabel="units removed of each block's inner channels (%)", yscale="symlog", ylim=(-0.5, 100)
-        )
+        axes.set(title=way, yscale="symlog", ylim=(-0.5, 100))
         axes.grid(alpha=0.3)
+    figure.supxlabel("channels removed (%)", fontsize=10)
     figure.axes[0].set_ylabel("test accuracy lost (points)")
     figure.axes[-1].legend(fontsize=8)
     return figure

@@ -50,7 +50,7 @@ print(json.dumps({"off": pruning.masks.off.tolist(), "weights": [w.tolist() for 
 """
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["keras", "tf_keras"])
 def test_two_replicas_prune_as_one_device(name, policy):
     results = []
