@@ -160,7 +160,7 @@ def check(model, rng, tolerance=1e-5, **options):
     return slim
 
 
-@pytest.mark.parametrize("how", ["functional", "sequential"])
+@pytest.mark.parametrize("how", ["functional", pytest.param("sequential", marks=pytest.mark.slow)])
 def test_a_whole_network_as_a_layer(keras, rng, how):
     layers = keras.layers
     base = keras.applications.MobileNetV2(weights=None, input_shape=(96, 96, 3), include_top=False, alpha=0.35)
