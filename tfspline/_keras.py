@@ -178,6 +178,12 @@ def run(
     return [values[tensor] for tensor in outputs]
 
 
+def call(layer: Any, args: tuple, kwargs: dict, kind: type, of: Callable[[Any], Any]) -> list:
+    """The outputs of a layer or bare op, called with `of(value)` in place of each argument of that kind."""
+    args, kwargs = tf.nest.map_structure(lambda x: of(x) if isinstance(x, kind) else x, (args, kwargs))
+    return tf.nest.flatten(layer(*args, **kwargs))
+
+
 def op_name(layer: Any) -> str | None:
     """The name of a bare op in a graph (`x + y` gives "add", `tf.nn.relu(x)` "relu"); None for a real layer."""
     if type(layer).__name__ in ("TFOpLambda", "SlicingOpLambda"):  # tf_keras has no public name for these
@@ -185,6 +191,11 @@ def op_name(layer: Any) -> str | None:
     if not isinstance(layer, tuple(module.layers.Layer for module in kerases())):
         return type(layer).__name__.lower()  # a keras.Operation that is no Layer: Keras 3's bare ops
     return None
+
+
+def activation_name(layer: Any) -> str:
+    """The name of the activation that a layer has of its own; "linear" without one."""
+    return getattr(getattr(layer, "activation", None), "__name__", "linear")
 
 
 def builtin_class_name(layer: Any) -> str | None:

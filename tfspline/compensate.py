@@ -45,7 +45,7 @@ def compensate(
             layer keeps its own, since the fit accounts for it.
     """
     layers = _keras.layer_paths(small)
-    makers = {site.layer: site.units for site in graph.sites if site.role == "out"}
+    makers = graph.makers
     goals = refit.goals(model, graph) if how == "refit" else {}
     stale = {path for path, layer in layers.items() if recalibrate and _keras.of_class(layer, "BatchNormalization")}
     stale -= {graph.folded.get(path) for path in goals} | graph.shared
@@ -60,14 +60,15 @@ def compensate(
             if not all(tensor in seen for tensor in goal.others):  # another branch, whose turn is later
                 goal = refit.Goal((), False)
             others = [seen[tensor] for tensor in goal.others]
-            refit.refit(node.layer, layer, bn, x, kept[makers[path]], goal.relu, others)
+            refit.refit(node.layer, layer, bn, x, kept[makers[path].units], goal.relu, others)
         elif how == "merge" and path not in graph.shared and refit.is_linear(layer):
-            _merge(node.layer, layer, x.whole, kept[graph.reads[path, 0][1]], kept[makers[path]])
+            _merge(node.layer, layer, x.whole, kept[graph.reads[path, 0][1]], kept[makers[path].units])
         elif path in stale:
             axis, units = graph.reads[path, 0]
             _recalibrate(node.layer, layer, x, axis + 1, kept[units])
-        outputs = (_outputs(one, args, kwargs, side) for one, side in ((node.layer, "whole"), (layer, "cut")))
-        pairs = [_Pair(*pair) for pair in zip(*outputs, strict=True)]
+        whole = _keras.call(node.layer, args, kwargs, _Pair, lambda pair: pair.whole)
+        cut = _keras.call(layer, args, kwargs, _Pair, lambda pair: pair.cut)
+        pairs = [_Pair(*pair) for pair in zip(whole, cut, strict=True)]
         if refit.is_add(layer):
             for tensor in node.inputs:
                 seen.pop(tensor, None)
@@ -75,13 +76,6 @@ def compensate(
         return pairs
 
     _keras.run(model, [_Pair(x, x) for x in inputs], visit, nested=True)
-
-
-def _outputs(layer, args, kwargs, side):
-    args, kwargs = tf.nest.map_structure(
-        lambda value: getattr(value, side) if isinstance(value, _Pair) else value, (args, kwargs)
-    )
-    return tf.nest.flatten(layer(*args, **kwargs))
 
 
 def _merge(whole, layer, x, reads, makes):
@@ -131,7 +125,7 @@ def merge_pairs(model: Any, graph: Graph, kept: np.ndarray) -> Any:
     merged = cut(model, graph, np.ones(graph.units, bool))
     layers = _keras.layer_paths(merged)
     readers = [site for site in graph.sites if site.role == "in"]
-    scored = {site.layer for site in graph.sites if site.role == "out"} | set(graph.folded.values())
+    scored = {*graph.makers, *graph.folded.values()}
     between = np.zeros(graph.units, bool)
     for site in graph.sites:
         if site.role == "carry" and site.layer not in scored:

@@ -89,13 +89,17 @@ class Graph:
             free[group.units] = group.protected is None
         return free
 
+    @property
+    def makers(self) -> dict[str, Site]:
+        """The layers that make channels, each with the site where it does."""
+        return {site.layer: site for site in self.sites if site.role == "out"}
+
     def channels(self, layer: str) -> np.ndarray:
         """The units, int64 [channels], that a layer makes; KeyError where it makes none."""
-        for site in self.sites:
-            if site.layer == layer and site.role == "out":
-                return site.units
-        makers = sorted({site.layer for site in self.sites if site.role == "out"})
-        raise KeyError(f"Expected a layer that makes channels, one of {makers}. Received: {layer!r}")
+        makers = self.makers
+        if layer not in makers:
+            raise KeyError(f"Expected a layer that makes channels, one of {sorted(makers)}. Received: {layer!r}")
+        return makers[layer].units
 
     def cut_shapes(self, kept: np.ndarray) -> dict[str, list[tuple[int, ...]]]:
         """The shapes of all weights once only `kept` (bool [units]) are left."""
@@ -290,15 +294,11 @@ class _Reader:
             flow.readers += 1
         if _keras.of_class(node.layer, "BatchNormalization") and arguments[0].linear:
             self.folds.append((arguments[0], node.path))
-        linear = node.path in self.makers and _activation_name(node.layer) == "linear"
+        linear = node.path in self.makers and _keras.activation_name(node.layer) == "linear"
         return [
             _Flow(np.asarray(ids), shape[1:], node.path if linear else None)
             for ids, shape in zip(outputs, node.output_shapes, strict=True)
         ]
-
-
-def _activation_name(layer):
-    return getattr(getattr(layer, "activation", None), "__name__", "linear")
 
 
 def read(model: Any, protect: tuple = (), allow_inexact: bool = False) -> Graph:

@@ -131,10 +131,10 @@ class Masks(Mapping):
         return ~self.off[self.graph.channels(layer)]
 
     def __iter__(self) -> Iterator[str]:
-        return iter({site.layer: None for site in self.graph.sites if site.role == "out"})
+        return iter(self.graph.makers)
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(self.graph.makers)
 
     def __eq__(self, other: Any) -> bool:
         if not isinstance(other, Masks):

@@ -159,12 +159,9 @@ class Plan:
 
     def save(self, path: str) -> None:
         """Writes the plan as JSON: its options, and the channels that go of each layer."""
-        removed = {
-            site.layer: np.flatnonzero(self.removed[site.units]).tolist()
-            for site in self.graph.sites
-            if site.role == "out"
-        }
-        channels = {site.layer: len(site.units) for site in self.graph.sites if site.role == "out"}
+        makers = self.graph.makers
+        removed = {layer: np.flatnonzero(self.removed[site.units]).tolist() for layer, site in makers.items()}
+        channels = {layer: len(site.units) for layer, site in makers.items()}
         document = {
             "format": "tfspline.plan.1",
             "options": self.options,
@@ -190,7 +187,7 @@ class Plan:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"Expected a plan saved by tfspline in {path!r}. Received: {error!r}") from error
         graph = graphs.read(model, allow_inexact=options.get("allow_inexact", False))
-        expected = {site.layer: len(site.units) for site in graph.sites if site.role == "out"}
+        expected = {layer: len(site.units) for layer, site in graph.makers.items()}
         if channels != expected or set(removed) != set(expected):
             raise ValueError(f"Expected a plan for {model.name!r}, with channels {expected}. Received: {channels}")
         plan = cls(graph, np.zeros(graph.units, bool), options)

@@ -47,8 +47,8 @@ def goals(model: Any, graph: Graph) -> dict[str, Goal]:
     for node in nodes:
         if node.path in graph.shared or not is_linear(node.layer):
             continue
-        if _activation(node.layer) != "linear":
-            found[node.path] = Goal((), _activation(node.layer) == "relu")
+        if _keras.activation_name(node.layer) != "linear":
+            found[node.path] = Goal((), _keras.activation_name(node.layer) == "relu")
             continue
         others, after, end = (), only_reader(node), node
         if after and after.path == graph.folded.get(node.path):
@@ -83,16 +83,12 @@ def is_relu(layer: Any) -> bool:
     """Whether a layer or bare op is max(x, 0)."""
     if _keras.of_class(layer, "ReLU"):
         return layer.max_value is None and not layer.negative_slope and not layer.threshold
-    return _keras.of_class(layer, "Activation") and _activation(layer) == "relu"
+    return _keras.of_class(layer, "Activation") and _keras.activation_name(layer) == "relu"
 
 
 def channel_axis(layer: Any) -> int:
     """The axis of the channels in the inputs and outputs of a layer."""
     return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
-
-
-def _activation(layer):
-    return getattr(getattr(layer, "activation", None), "__name__", "linear")
 
 
 def refit(whole: Any, layer: Any, bn: Any, x: Any, makes: np.ndarray, relu: bool, others: list) -> None:

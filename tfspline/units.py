@@ -18,7 +18,7 @@ def units_of(
     `model.inputs`, are what their `readers` are seen on."""
     readers = None if inputs is None else _readers(model, graph, groups, inputs)
     layers = _keras.layer_paths(model)
-    makers = {site.layer: site for site in graph.sites if site.role == "out"}
+    makers = graph.makers
     scale = _scale(graph, layers)
     for group in groups:
         kernels, slopes, offset = [], [], np.zeros(len(group.units), np.float32)
@@ -75,10 +75,10 @@ def _readers(model, graph, groups, inputs):
 def _kernel_as_it_counts(graph, layers, site):
     """A weight that reads units, as a matrix [channels read, rest], BatchNormalization right behind folded in."""
     kernel = value_of(layers[site.layer].weights[site.index])
-    made = [one.axis for one in graph.sites if one.role == "out" and (one.layer, one.index) == (site.layer, site.index)]
-    if made and site.layer in graph.folded:
+    made = graph.makers.get(site.layer)
+    if made and made.index == site.index and site.layer in graph.folded:
         slope, _ = folded(layers[graph.folded[site.layer]])
-        kernel = kernel * np.expand_dims(slope, [axis for axis in range(kernel.ndim) if axis != made[0]])
+        kernel = kernel * np.expand_dims(slope, [axis for axis in range(kernel.ndim) if axis != made.axis])
     return _rows(kernel, site.axis)
 
 

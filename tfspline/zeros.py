@@ -179,7 +179,7 @@ def _constants(model: Any, graph: graphs.Graph, free: np.ndarray) -> dict[str, n
     def visit(node, args, kwargs):
         rule = rules.rule_for(node.layer)
         signals = [signal for signal in tf.nest.flatten((args, kwargs)) if isinstance(signal, _Signal)]
-        values = tf.nest.flatten(_call(node.layer, args, kwargs, lambda signal: signal.value))
+        values = _keras.call(node.layer, args, kwargs, _Signal, lambda signal: signal.value)
         if rule in READERS:
             axis, units = graph.reads[node.path, 0]
             signals[0] = _Signal(signals[0].value, signals[0].varies | _along(~free[units], axis, signals[0].varies))
@@ -188,7 +188,7 @@ def _constants(model: Any, graph: graphs.Graph, free: np.ndarray) -> dict[str, n
                 rows = _rows(rows, axis)
                 seen.setdefault(node.path, []).append([rows.mean(axis=0), rows.min(axis=0), rows.max(axis=0)])
         if rule in MOVES and "min" not in (_keras.op_name(node.layer) or ""):  # a minimum forgets the ones
-            moved = tf.nest.flatten(_call(node.layer, args, kwargs, lambda signal: signal.varies.astype(np.float32)))
+            moved = _keras.call(node.layer, args, kwargs, _Signal, lambda signal: signal.varies.astype(np.float32))
             varies = [np.asarray(mask) != 0 for mask in moved]
         else:
             varies = [_varies(node, rule, graph, signals, value) for value in values]
@@ -203,11 +203,6 @@ def _constants(model: Any, graph: graphs.Graph, free: np.ndarray) -> dict[str, n
         path: np.stack([mean.mean(axis=0), low.min(axis=0), high.max(axis=0)])
         for path, (mean, low, high) in calls.items()
     }
-
-
-def _call(layer, args, kwargs, part):
-    args, kwargs = tf.nest.map_structure(lambda x: part(x) if isinstance(x, _Signal) else x, (args, kwargs))
-    return layer(*args, **kwargs)
 
 
 def _varies(node, rule, graph, signals, value):
