@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is im
 
 from absl import app, flags, logging  # noqa: E402
 
-from tfspline.recipe import Recipe  # noqa: E402
+from tfspline.recipe import SCHEDULES, Recipe  # noqa: E402
 from tfspline.runner import run, table  # noqa: E402
 
 flags.DEFINE_string("network", Recipe.network, "mlp, vgg8, vgg11, ..., or resnet{6n+2} such as resnet20.")
@@ -50,6 +50,17 @@ flags.DEFINE_enum("eb_metric", Recipe.eb_metric, ["partition", "mask"], "What ha
 flags.DEFINE_float("eb_threshold", Recipe.eb_threshold, "Distance below which it has; default: the metric's.")
 flags.DEFINE_integer("eb_lookback", Recipe.eb_lookback, "Epochs to compare with; default: the metric's.")
 
+flags.DEFINE_enum(
+    "schedule",
+    Recipe.schedule,
+    SCHEDULES,
+    "When units go: all at once, at the early bird; a few at a time, from the first step on or from the early bird on.",
+)
+flags.DEFINE_integer(
+    "pruning_epochs",
+    Recipe.pruning_epochs,
+    "Epochs in which a gradual schedule gets to --ratio. Default: a fifth of --epochs.",
+)
 flags.DEFINE_string(
     "criterion",
     Recipe.criterion,

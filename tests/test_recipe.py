@@ -98,8 +98,8 @@ class TestSchedule:
         ("eb_threshold", 1.5, "threshold between 0 and 1"),
         ("eb_lookback", 0, "lookback"),
         ("epochs", 1, "epochs to be at least 2"),
-        ("search_epochs", 0, "search_epochs to be from 1 to epochs - 1 = 29"),
-        ("search_epochs", 30, "search_epochs to be from 1 to epochs - 1 = 29"),
+        ("search_epochs", 0, "search_epochs to be from 1 to 29, which leaves"),
+        ("search_epochs", 30, "search_epochs to be from 1 to 29, which leaves"),
         ("batch_size", 0, "batch_size to be at least 1"),
         ("learning_rate", 0.0, "learning_rate to be positive"),
         ("learning_rate", float("nan"), "learning_rate to be positive"),
@@ -107,6 +107,8 @@ class TestSchedule:
         ("weight_decay", -0.1, "weight_decay to be 0 or more"),
         ("lr_drop_factor", 1.0, "lr_drop_factor to be in"),
         ("lr_drops", (80,), "no lr_drops with lr_schedule='cosine'"),
+        ("schedule", "cubic", "schedule to be one of one_shot, polynomial, early_bird"),
+        ("pruning_epochs", 3, "no pruning_epochs with schedule='one_shot'"),
         ("min_units", 0, "min_units to be at least 1"),
         ("ratio", 1.0, "ratio"),
         ("ratio", 0.0, "ratio"),
@@ -126,6 +128,65 @@ def test_a_compensated_network_starts_its_retraining_ahead(tmp_path):
     assert loss["refit"] < loss["none"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schedule": "polynomial", "pruning_epochs": 30}, "pruning_epochs to be from 1 to 29"),
+        ({"schedule": "early_bird", "pruning_epochs": 29}, "pruning_epochs to be from 1 to 28"),
+        ({"schedule": "early_bird", "search_epochs": 24}, "search_epochs to be from 1 to 23"),
+        ({"schedule": "polynomial", "search_epochs": 3}, "search_epochs to be left out with that schedule"),
+        ({"schedule": "early_bird", "compensate": "refit"}, "nothing to compensate.* Received: compensate=refit"),
+        ({"schedule": "polynomial", "ratio": None, "flops": 0.5}, "Expected a ratio.* Received: flops=0.5"),
+    ],
+)
+def test_gradual_schedule_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**{"ratio": 0.5, **fields})
+
+
+def test_gradual_schedule_by_hand():
+    # A fifth of 31 epochs each. 7 x 9 steps: at every third of them, for 63 // 20 = 3.
+    recipe = Recipe(ratio=0.5, epochs=31, schedule="early_bird")
+    assert (recipe.search_limit, recipe.pruning_limit) == (7, 7)
+    schedule = recipe.pruning(steps=9).schedule
+    assert [step for step in range(70) if schedule(step)[0]] == list(range(0, 64, 3))
+    assert [round(float(schedule(step)[1]), 4) for step in (0, 21, 63)] == [0.0, 0.3519, 0.5]  # 0.5 (1 - (2/3)^3)
+    assert Recipe(ratio=0.5, epochs=31, schedule="polynomial").search_limit == 0
+    assert Recipe(ratio=0.5, epochs=4, schedule="early_bird").search_limit == 2
+
+
+@pytest.mark.parametrize("schedule", ["polynomial", "early_bird"])
+def test_gradual_run(keras, tmp_path, schedule, capsys):
+    gradual = {"schedule": schedule, "pruning_epochs": 2, "epochs": 7, "batch_size": 256}
+    gradual["search_epochs"] = 3 if schedule == "early_bird" else None
+    recipe = Recipe(keras=keras.__name__, **SMALL | gradual)
+    summary = run(recipe, tmp_path, verbose=2)
+    assert "masked and slim network: the same function, to " in capsys.readouterr().out
+    searched = 3 if schedule == "early_bird" else 0
+    rows = rows_of(tmp_path)
+    assert [(row["phase"], row["epoch"]) for row in rows] == [
+        *(("search", epoch) for epoch in range(1, searched + 1)),
+        *(("sparsify", searched + epoch) for epoch in (1, 2)),
+        ("prune", searched + 2),
+        *(("retrain", epoch) for epoch in range(searched + 3, 8)),
+        *(("baseline", epoch) for epoch in range(searched + 1, 8)),
+    ]
+    assert 0 < rows[searched]["pruning_sparsity"] < rows[searched + 1]["pruning_sparsity"] == 0.5
+    assert summary["early_bird_epoch"] == (searched or None) and summary["pruned_epoch"] == searched + 2
+    assert summary["slim"]["macs"] == 64 * 16 + 16 * 16 + 16 * 10  # half of 32 and 32
+    spent = (searched + 2) * summary["dense"]["macs"] + (5 - searched) * summary["slim"]["macs"]
+    assert summary["training_flops_reduction"] == pytest.approx(7 * summary["dense"]["macs"] / spent)
+    assert 0 <= summary["masked_slim_difference"] < 1e-5
+    plan = tfspline.Plan.load(tmp_path / "plan.json", keras.models.load_model(tmp_path / "dense.keras"))
+    assert plan.cost()["macs"] == (summary["dense"]["macs"], summary["slim"]["macs"])
+
+
+def test_slim_network_that_does_something_else_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfspline.runner, "difference", lambda *models: 0.01)
+    with pytest.raises(ValueError, match="slim network to do what the masked one does. Received: .* by 1.0e-02"):
+        run(Recipe(**SMALL), tmp_path, verbose=0)
+
+
 @pytest.mark.parametrize("budget", [{"flops": 1.0}, {"flops": 0.0}, {"training_flops_reduction": 1.0}])
 def test_bad_budget_is_refused(budget):
     with pytest.raises(ValueError, match=f"Expected {next(iter(budget))} to be"):
@@ -138,12 +199,22 @@ def test_bad_drops_are_refused(drops):
         Recipe(ratio=0.5, lr_schedule="step", lr_drops=drops)
 
 
-def test_interrupted_run_ends_as_an_undisturbed_one(keras, tmp_path, monkeypatch):
-    recipe = Recipe(keras=keras.__name__, **SMALL)
+@pytest.mark.parametrize(
+    ("options", "stops"),
+    [
+        ({}, [("search", 3), ("prune", 3), ("retrain", 5), ("baseline", 4)]),
+        (
+            {"schedule": "early_bird", "pruning_epochs": 2, "search_epochs": 3, "scope": "global"},
+            [("search", 3), ("sparsify", 4), ("sparsify", 5), ("prune", 5), ("retrain", 6)],
+        ),
+    ],
+    ids=["one_shot", "early_bird"],
+)
+def test_interrupted_run_ends_as_an_undisturbed_one(keras, tmp_path, monkeypatch, options, stops):
+    recipe = Recipe(keras=keras.__name__, **SMALL | options)
     expected = run(recipe, tmp_path / "smooth", verbose=0)
     assert expected["early_bird_epoch"] == 3
 
-    stops = [("search", 3), ("prune", 3), ("retrain", 5), ("baseline", 4)]
     write = RunDir.write
 
     def interrupted(folder, name, text):
@@ -226,7 +297,7 @@ def test_bird_that_never_came_is_null(tmp_path):
     assert summary["early_bird_epoch"] is None
     assert summary["search_epochs"] == 4
     assert "accuracy" not in summary["dense"]
-    assert "not found, pruned at epoch 4 of 6" in table(summary)
+    assert "early bird: not found\nmade small at epoch 4 of 6" in table(summary)
 
 
 def test_training_flops_reduction_is_kept(tmp_path):

@@ -6,6 +6,7 @@ Nothing else in the package asks whether a model is a Keras 3 or a tf_keras (Ker
 import collections
 import dataclasses
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -36,6 +37,19 @@ def keras_named(name: str) -> ModuleType:
 
         return tf_keras
     return keras
+
+
+def tfmot() -> ModuleType:
+    """tensorflow_model_optimization, imported without what it does to others: it sets TF_USE_LEGACY_KERAS, with which
+    `tf.keras` becomes Keras 2 unless somebody has looked at it before."""
+    before = os.environ.get("TF_USE_LEGACY_KERAS")
+    _ = tf.keras.Model
+    import tensorflow_model_optimization
+
+    os.environ.pop("TF_USE_LEGACY_KERAS", None)
+    if before is not None:
+        os.environ["TF_USE_LEGACY_KERAS"] = before
+    return tensorflow_model_optimization
 
 
 def keras_of(obj: Any) -> ModuleType:

@@ -8,24 +8,29 @@ from matplotlib.lines import Line2D
 from tfspline.callbacks import EarlyBird
 
 # Colours of Okabe and Ito, which colour-blind readers can tell apart.
-_COLORS = {"search": "#0072B2", "retrain": "#D55E00", "baseline": "#7F7F7F"}
+_COLORS = {"search": "#0072B2", "sparsify": "#CC79A7", "retrain": "#D55E00", "baseline": "#7F7F7F"}
 _DISTANCES = {
     "partition": "partition distance\n(share of code bits)",
     "mask": "mask distance\n(share of units)",
 }
-_LABELS = {"search": "dense search", "retrain": "slim network", "baseline": "dense baseline"}
+_LABELS = {
+    "search": "dense search",
+    "sparsify": "units switched off",
+    "retrain": "slim network",
+    "baseline": "dense baseline",
+}
 
 
 def training(history: Sequence[Mapping], early_bird: EarlyBird) -> Figure:
     """Accuracy and distance by epoch, phase by phase, with the epoch of the early bird.
 
     Args:
-        history: the rows of `history.jsonl`: mappings with `phase` (`"search"`, `"retrain"` or `"baseline"`),
-            `epoch`, `accuracy`, and where there are any `val_accuracy` and the early bird's distance.
+        history: the rows of `history.jsonl`: mappings with `phase` (`"search"`, `"sparsify"`, `"retrain"` or
+            `"baseline"`), `epoch`, `accuracy`, and where there are any `val_accuracy` and the early bird's distance.
         early_bird: the callback of the search.
 
     Returns:
-        A figure of two panels above each other.
+        A figure of two panels above each other; of one where no early bird was looked for.
 
     Raises:
         ValueError: `history` holds no epoch of a known phase.
@@ -38,17 +43,19 @@ def training(history: Sequence[Mapping], early_bird: EarlyBird) -> Figure:
     phases = {phase: rows for phase, rows in phases.items() if rows}
     if not phases:
         raise ValueError(f"Expected rows of the phases {list(_COLORS)}. Received: {len(history)} rows of none")
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    accuracy, distance = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    watched = any(f"{early_bird.metric}_distance" in row for row in history)
+    figure = Figure(figsize=(8, 6 if watched else 4), layout="constrained")
+    panels = figure.subplots(1 + watched, 1, sharex=True, squeeze=False, height_ratios=(3, 2)[: 1 + watched])[:, 0]
+    accuracy = panels[0]
     for phase, rows in phases.items():
         _line(accuracy, rows, "accuracy", color=_COLORS[phase], label=_LABELS[phase])
         _line(accuracy, rows, "val_accuracy", color=_COLORS[phase], linestyle="--")
-        _line(distance, rows, f"{early_bird.metric}_distance", color=_COLORS[phase])
-    threshold = early_bird.threshold
-    distance.axhline(threshold, color="black", linestyle=":", label=f"threshold {threshold:g}")
+    if watched:
+        _distances(panels[1], phases, early_bird)
     if early_bird.found:
-        accuracy.axvline(early_bird.epoch, color="black", linewidth=1, label=f"early bird, epoch {early_bird.epoch}")
-        distance.axvline(early_bird.epoch, color="black", linewidth=1)
+        label = f"early bird, epoch {early_bird.epoch}"
+        for panel in panels:
+            panel.axvline(early_bird.epoch, color="black", linewidth=1, label=label)
     handles, _ = accuracy.get_legend_handles_labels()
     validated = any("val_accuracy" in row for row in history)
     if validated:
@@ -57,13 +64,20 @@ def training(history: Sequence[Mapping], early_bird: EarlyBird) -> Figure:
             Line2D([], [], color="black", linestyle="--", label="validation"),
         ]
     accuracy.legend(handles=handles, loc="lower right")
-    distance.legend(loc="upper right")
     accuracy.set_ylabel(f"{'' if validated else 'training '}accuracy\n(share of images)")
-    distance.set_ylabel(_DISTANCES[early_bird.metric])
-    distance.set_xlabel("epoch")
-    distance.set_ylim(0, 1.1 * distance.get_ylim()[1])  # room above the threshold's line
-    distance.xaxis.get_major_locator().set_params(integer=True)
+    panels[-1].set_xlabel("epoch")
+    panels[-1].xaxis.get_major_locator().set_params(integer=True)
     return figure
+
+
+def _distances(axes, phases, early_bird):
+    for phase, rows in phases.items():
+        _line(axes, rows, f"{early_bird.metric}_distance", color=_COLORS[phase])
+    threshold = early_bird.threshold
+    line = axes.axhline(threshold, color="black", linestyle=":", label=f"threshold {threshold:g}")
+    axes.legend(handles=[line], loc="upper right")
+    axes.set_ylabel(_DISTANCES[early_bird.metric])
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])  # room above the threshold's line
 
 
 def units_kept(rows: Sequence[Mapping]) -> Figure:

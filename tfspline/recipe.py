@@ -3,11 +3,14 @@
 import dataclasses
 import math
 
-from tfspline import criteria, models
+from tfspline import _keras, criteria, models
 from tfspline.budget import SCOPES
 from tfspline.callbacks import EarlyBird
 from tfspline.compensate import COMPENSATIONS
+from tfspline.pruning import SplinePruning
 
+SCHEDULES = ("one_shot", "polynomial", "early_bird")
+_PRUNINGS = 20  # how often a gradual schedule switches units off, about
 _BUDGETS = ("ratio", "flops", "training_flops_reduction")
 
 
@@ -15,7 +18,8 @@ _BUDGETS = ("ratio", "flops", "training_flops_reduction")
 class Recipe:
     """What a run does; each field is a flag of `train.py`, and `python train.py --help` says what it means.
 
-    Exactly one of `ratio`, `flops` and `training_flops_reduction` says how much is pruned.
+    Exactly one of `ratio`, `flops` and `training_flops_reduction` says how much is pruned; gradual schedules need
+    `ratio`.
 
     Raises:
         ValueError: a field outside its range, or fields that contradict each other.
@@ -48,6 +52,8 @@ class Recipe:
     eb_metric: str = "partition"
     eb_threshold: float | None = None
     eb_lookback: int | None = None
+    schedule: str = "one_shot"
+    pruning_epochs: int | None = None
     criterion: str = "spline"
     scope: str = "layer"
     ratio: float | None = None
@@ -66,6 +72,7 @@ class Recipe:
         _one_of("lr_schedule", self.lr_schedule, ("cosine", "step"))
         _one_of("scope", self.scope, SCOPES)
         _one_of("compensate", self.compensate, COMPENSATIONS)
+        _one_of("schedule", self.schedule, SCHEDULES)
         _check("epochs", self.epochs, self.epochs >= 2, "at least 2")
         _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
         steps = self.steps_per_epoch
@@ -76,6 +83,7 @@ class Recipe:
         _check("lr_drop_factor", self.lr_drop_factor, 0 < self.lr_drop_factor < 1, "in (0, 1)")
         _check("min_units", self.min_units, self.min_units >= 1, "at least 1")
         self._check_drops()
+        self._check_schedule()
         self._check_search()
         self._check_budget()
 
@@ -87,9 +95,26 @@ class Recipe:
         rising = list(drops) == sorted(set(drops)) and all(epoch > 0 for epoch in drops)
         _check("lr_drops", drops, rising, "rising epochs, from 1")
 
+    def _check_schedule(self):
+        if self.gradual:
+            most = self.epochs - (2 if self.schedule == "early_bird" else 1)
+            limit = self.pruning_limit
+            _check("pruning_epochs", limit, 1 <= limit <= most, f"from 1 to {most}, which leaves epochs to train on")
+            for name, unused in (("flops", None), ("training_flops_reduction", None), ("compensate", "none")):
+                if getattr(self, name) != unused:
+                    raise ValueError(
+                        f"Expected a ratio, and nothing to compensate, with schedule={self.schedule!r}. "
+                        f"Received: {name}={getattr(self, name)}"
+                    )
+        elif self.pruning_epochs is not None:
+            raise ValueError(f"Expected no pruning_epochs with schedule='one_shot'. Received: {self.pruning_epochs}")
+
     def _check_search(self):
-        limit, most = self.search_limit, self.epochs - 1
-        _check("search_epochs", limit, 1 <= limit <= most, f"from 1 to epochs - 1 = {most}")
+        limit, most = self.search_limit, self.epochs - 1 - self.pruning_limit
+        if self.schedule == "polynomial":
+            _check("search_epochs", self.search_epochs, self.search_epochs is None, "left out with that schedule")
+        else:
+            _check("search_epochs", limit, 1 <= limit <= most, f"from 1 to {most}, which leaves epochs to train on")
 
     def _check_budget(self):
         given = {name: getattr(self, name) for name in _BUDGETS if getattr(self, name) is not None}
@@ -103,15 +128,30 @@ class Recipe:
             _check(name, value, 0 < value < 1, "in (0, 1)")
 
     @property
+    def gradual(self) -> bool:
+        """Whether units go a few at a time, while the dense network trains on."""
+        return self.schedule != "one_shot"
+
+    @property
+    def pruning_limit(self) -> int:
+        """How many epochs units are switched off in: `pruning_epochs`, or a fifth of `epochs`, rounded up."""
+        if not self.gradual:
+            return 0
+        return math.ceil(self.epochs / 5) if self.pruning_epochs is None else self.pruning_epochs
+
+    @property
     def search_limit(self) -> int:
         """How many epochs the search may take: `search_epochs`, or a fifth of `epochs`, rounded up.
 
         A fifth, since longer searches eat up what pruning saves; but not less than the early bird needs to
-        compare, and never all epochs.
+        compare, and never all epochs. The schedule "polynomial" searches for nothing.
         """
+        if self.schedule == "polynomial":
+            return 0
         if self.search_epochs is not None:
             return self.search_epochs
-        return min(max(math.ceil(self.epochs / 5), self.early_bird().lookback + 1), self.epochs - 1)
+        longest = self.epochs - 1 - self.pruning_limit
+        return min(max(math.ceil(self.epochs / 5), self.early_bird().lookback + 1), longest)
 
     def slim_share(self, searched: int) -> float | None:
         """The share of the dense network's MACs that the slim one may have after `searched` dense epochs.
@@ -145,6 +185,16 @@ class Recipe:
         if self.ratio is not None:
             options["ratio"] = self.ratio
         return EarlyBird(self.eb_threshold, self.eb_lookback, self.eb_metric, **options)
+
+    def pruning(self, steps: int, **options) -> SplinePruning:
+        """The gradual pruning of the recipe, with `steps` to an epoch; `options` are further arguments of it.
+
+        The sparsity rises from 0 to `ratio` with tfmot's `PolynomialDecay`, steeply at first.
+        """
+        frequency = max(1, self.pruning_limit * steps // _PRUNINGS)
+        last = self.pruning_limit * steps // frequency * frequency
+        schedule = _keras.tfmot().sparsity.keras.PolynomialDecay(0.0, self.ratio, 0, last, frequency=frequency)
+        return SplinePruning(schedule, self.criterion, self.scope, min_units=self.min_units, seed=self.seed, **options)
 
     def as_flags(self) -> dict[str, str]:
         """The fields as they are written on a command line; fields that are None are left out."""

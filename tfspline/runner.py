@@ -1,4 +1,4 @@
-"""Runs a recipe in a folder: search, prune, retrain, baseline, summary; can be interrupted at any moment."""
+"""Runs a recipe in a folder: search, sparsify, prune, retrain, baseline, summary; can be interrupted at any moment."""
 
 import importlib.metadata
 import math
@@ -10,12 +10,17 @@ from typing import Any
 from tfspline import data, models
 from tfspline._keras import keras_named
 from tfspline.flops import flops, training_flops
-from tfspline.plan import plan
+from tfspline.inputs import probe_inputs
+from tfspline.masks import Masks
+from tfspline.plan import Plan, plan
 from tfspline.recipe import Recipe
 from tfspline.run_dir import RunDir
 from tfspline.serving import export
+from tfspline.slim import difference
 
+PHASES = ("search", "sparsify", "prune", "retrain", "baseline")
 _PROBE_SIZE = 512  # training images
+_TOLERANCE = 1e-4  # of the largest output; float32 rounds in another order where there are fewer units
 
 
 def run(recipe: Recipe, run_dir: str | os.PathLike, verbose: int = 1) -> dict:
@@ -25,7 +30,7 @@ def run(recipe: Recipe, run_dir: str | os.PathLike, verbose: int = 1) -> dict:
         recipe: what to do.
         run_dir: a folder for it: a new one, or that of the same recipe. It is left holding `flags.cfg`,
             `history.jsonl` (a line an epoch, one for the pruning), `summary.json`, `plan.json`, `slim.keras`,
-            `dense.keras` (at the end of the baseline if there is one, otherwise at the end of the search),
+            `dense.keras` (at the end of the baseline if there is one, otherwise before any unit went),
             `serving/<version>/`, `training.png`, `units.png` and `logs/` for TensorBoard.
         verbose: as in Keras' `fit`: 0 is silent, 1 shows a progress bar, 2 prints one line an epoch.
 
@@ -71,9 +76,14 @@ def table(summary: dict) -> str:
         dense, slim = summary["dense"].get(key), summary["slim"][key]
         reduction = f"{dense / slim:.2f}x" if dense is not None and key != "accuracy" else ""
         lines.append(line(label, "-" if dense is None else form.format(dense), form.format(slim), reduction))
-    bird = summary["early_bird_epoch"]
-    found = f"at epoch {bird}" if bird else f"not found, pruned at epoch {summary['search_epochs']}"
-    return "\n".join([*lines, f"early bird: {found} of {summary['epochs']}"])
+    bird, pruned, epochs = (summary[name] for name in ("early_bird_epoch", "pruned_epoch", "epochs"))
+    if summary["schedule"] != "polynomial":
+        lines.append(f"early bird: at epoch {bird} of {epochs}" if bird else "early bird: not found")
+    lines.append(
+        f"made small at epoch {pruned} of {epochs}; masked and slim network were the same function, "
+        f"to {summary['masked_slim_difference']:.1e} of the largest output"
+    )
+    return "\n".join(lines)
 
 
 class _Run:
@@ -87,71 +97,89 @@ class _Run:
 
     def run(self):
         recipe, folder = self.recipe, self.folder
-        self.keras.utils.set_random_seed(recipe.seed)
-        model = models.build(recipe.network, self.data.input_shape, self.data.classes, recipe.width, recipe.keras)
+        self.fresh()  # a network that does not fit the images is refused before anything is written
         folder.start()
-        bird = self.search(model)
+        bird = self.search()
+        self.sparsify()
         self.prune()
         slim = self.retrain()
-        dense = self.train_on("baseline", after="search") if recipe.baseline else self.load("search")
+        dense = self.train_on("baseline", "search", recipe.epochs) if recipe.baseline else self.load("search")
         folder.put("dense.keras", dense.save)
         self.draw("training", "training.png", folder.history, bird)
         folder.finish(self.summary(bird, dense, slim))
 
-    def search(self, model):
+    def search(self):
         """Trains the dense network until the partition has settled; returns the early bird."""
         bird = self.recipe.early_bird(probe=self.probe(), verbose=self.verbose)
         done = self.folder.last_epoch("search") or 0
         if done:
             bird.load(self.folder.checkpoint("search", ".npz"))
-            model = self.load("search")
-        else:
-            self.compile(model)
         if not bird.found and done < self.recipe.search_limit:
-            self.fit("search", model, done, self.recipe.search_limit, bird)
+            self.fit("search", self.load("search"), done, self.recipe.search_limit, bird)
         return bird
 
+    def sparsify(self):
+        """Switches units off little by little while the dense network trains on, if the schedule is a gradual one."""
+        recipe, folder = self.recipe, self.folder
+        if recipe.gradual and not folder.last_epoch("prune"):
+            pruning = recipe.pruning(self.steps, data=self.images())
+            if folder.last_epoch("sparsify"):
+                pruning.load(folder.checkpoint("sparsify", ".npz"))
+            searched = folder.last_epoch("search") or 0
+            self.train_on("sparsify", "search", searched + recipe.pruning_limit, pruning)
+
     def prune(self):
-        """Plans on the searched network and cuts it down."""
+        """Makes a small network of what was searched or sparsified: chooses the units, unless they are off already,
+        cuts them out, and checks that the small network does what the masked one does."""
         if self.folder.last_epoch("prune"):
             return
-        recipe, searched = self.recipe, self.folder.last_epoch("search")
+        recipe, phase = self.recipe, "sparsify" if self.recipe.gradual else "search"
         start = time.perf_counter()
-        dense = self.load("search")
-        cut = plan(
-            dense,
-            ratio=recipe.ratio,
-            flops=recipe.slim_share(searched),
-            criterion=recipe.criterion,
-            scope=recipe.scope,
-            min_units=recipe.min_units,
-            seed=recipe.seed,
-            data=self.images(),
-        )
-        slim = cut.apply(dense, self.images(), recipe.compensate, recalibrate=recipe.compensate != "none")
+        images, dense = self.images(), self.load(phase)
+        chosen = self.choose(dense, images)
+        slim = chosen.apply(dense)
+        error = difference(chosen.mask(dense), slim, probe_inputs(dense, images))
+        if not error <= _TOLERANCE:
+            raise ValueError(
+                f"Expected the slim network to do what the masked one does. Received: outputs that differ by "
+                f"{error:.1e} of the largest; a bug of tfspline or of TensorFlow on this machine"
+            )
+        if recipe.compensate != "none":
+            slim = chosen.apply(dense, images, recipe.compensate)
         seconds = time.perf_counter() - start
         if self.verbose:
-            print(cut)
-        self.folder.put("plan.json", cut.save)
-        self.draw("units_kept", "units.png", cut.rows())
-        row = {"phase": "prune", "epoch": searched, "ratio": cut.ratio, "seconds": seconds}
+            print(f"{chosen}\nmasked and slim network: the same function, to {error:.1e} of the largest output")
+        self.folder.put("plan.json", chosen.save)
+        self.draw("units_kept", "units.png", chosen.rows())
+        epoch = self.folder.last_epoch(phase)
+        row = {"phase": "prune", "epoch": epoch, "ratio": chosen.ratio, "difference": error, "seconds": seconds}
         self.folder.record(row, lambda path: slim.save(path(".keras")))
+
+    def choose(self, dense, images):
+        """The plan of what goes."""
+        recipe = self.recipe
+        options = {"criterion": recipe.criterion, "scope": recipe.scope, "min_units": recipe.min_units}
+        if recipe.gradual:
+            masks = Masks.from_model(dense)
+            return Plan(masks.graph, masks.off, {**options, "ratio": recipe.ratio, "seed": recipe.seed})
+        share = recipe.slim_share(self.folder.last_epoch("search"))
+        return plan(dense, ratio=recipe.ratio, flops=share, seed=recipe.seed, data=images, **options)
 
     def retrain(self):
         """Trains the slim network on to the end and publishes it; returns it."""
-        slim = self.train_on("retrain", after="prune")
+        slim = self.train_on("retrain", "prune", self.recipe.epochs)
         self.folder.put("slim.keras", slim.save)
         if not os.path.exists(self.folder.file("serving", "1")):
             export(slim, self.folder.file("serving"), version=1)
         return slim
 
-    def train_on(self, phase, after):
-        """Trains the network that another phase left on to the last epoch; returns it."""
+    def train_on(self, phase, after, epochs, *callbacks):
+        """Trains the network that another phase left until `epochs` are done; returns it."""
         done = self.folder.last_epoch(phase)
         model = self.load(phase if done else after)
-        done = done or self.folder.last_epoch(after)
-        if done < self.recipe.epochs:
-            self.fit(phase, model, done, self.recipe.epochs)
+        done = done or self.folder.last_epoch(after) or 0
+        if done < epochs:
+            self.fit(phase, model, done, epochs, *callbacks)
         return model
 
     def fit(self, phase, model, done, epochs, *callbacks):
@@ -199,10 +227,17 @@ class _Run:
         )
 
     def load(self, phase):
-        """The network that a phase left, and its optimizer, ready to be trained on."""
-        model = self.keras.models.load_model(self.folder.checkpoint(phase))
+        """The network that a phase left, a fresh one before the first, and its optimizer, ready to be trained on."""
+        trained = self.folder.last_epoch(phase)
+        model = self.keras.models.load_model(self.folder.checkpoint(phase)) if trained else self.fresh()
         self.compile(model)
         return model
+
+    def fresh(self):
+        """The network as its seed makes it."""
+        recipe = self.recipe
+        self.keras.utils.set_random_seed(recipe.seed)
+        return models.build(recipe.network, self.data.input_shape, self.data.classes, recipe.width, recipe.keras)
 
     def compile(self, model):
         """Compiles for training; an optimizer that the model was loaded with hands its state on."""
@@ -243,27 +278,29 @@ class _Run:
 
     def summary(self, bird, dense, slim):
         recipe, folder = self.recipe, self.folder
-        searched = folder.last_epoch("search")
+        (pruned,) = (row for row in folder.history if row["phase"] == "prune")
         images = self.steps * recipe.batch_size  # an epoch
         dense_training = training_flops(dense, recipe.epochs * images)
-        slim_training = training_flops(dense, searched * images)
-        slim_training += training_flops(slim, (recipe.epochs - searched) * images)
-        seconds = {phase: folder.seconds(phase) for phase in ("search", "prune", "retrain", "baseline")}
+        slim_training = training_flops(dense, pruned["epoch"] * images)
+        slim_training += training_flops(slim, (recipe.epochs - pruned["epoch"]) * images)
+        seconds = {phase: folder.seconds(phase) for phase in PHASES}
         of_dense = {**_size(dense), "training_flops": dense_training}
         of_slim = {**self.test(slim), **_size(slim), "training_flops": slim_training}
-        of_slim["seconds"] = seconds["search"] + seconds["prune"] + seconds["retrain"]
+        of_slim["seconds"] = sum(seconds.values()) - seconds["baseline"]
         if recipe.baseline:
             of_dense = self.test(dense) | of_dense | {"seconds": seconds["search"] + seconds["baseline"]}
-        (pruned,) = (row for row in folder.history if row["phase"] == "prune")
         return {
             "network": recipe.network,
             "dataset": recipe.dataset,
             "seed": recipe.seed,
             "epochs": recipe.epochs,
+            "schedule": recipe.schedule,
             "criterion": recipe.criterion,
             "ratio": pruned["ratio"],
             "early_bird_epoch": bird.epoch,
-            "search_epochs": searched,
+            "search_epochs": folder.last_epoch("search") or 0,
+            "pruned_epoch": pruned["epoch"],
+            "masked_slim_difference": pruned["difference"],
             "training_flops_reduction": dense_training / slim_training,
             "dense": of_dense,
             "slim": of_slim,

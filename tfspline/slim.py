@@ -50,6 +50,20 @@ def cut(model: Any, graph: Graph, kept: np.ndarray, configs: Mapping[str, dict] 
     return slim
 
 
+def difference(model: Any, other: Any, inputs: list) -> float:
+    """How far two models are from being the same function on some inputs, one tensor for each of `model.inputs`:
+    max |other - model| / max |model|, for the output where it is largest."""
+    outputs = [
+        _keras.run(one, inputs, lambda node, args, kwargs: node.layer(*args, **kwargs)) for one in (model, other)
+    ]
+    largest = 0.0
+    for a, b in zip(*outputs, strict=True):
+        a, b = (np.asarray(x, np.float64) for x in (a, b))
+        error = np.abs(a - b).max()
+        largest = max(largest, error / np.abs(a).max() if error else 0.0)
+    return float(largest)
+
+
 def check_same(model: Any, graph: Graph, made: str = "plan was") -> None:
     """Raises a ValueError if the model's layers or weight shapes are not those that the graph was read from; `made`
     says what that was done for."""

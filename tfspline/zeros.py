@@ -15,7 +15,7 @@ from absl import logging
 
 from tfspline import _keras, rules
 from tfspline import graph as graphs
-from tfspline.slim import cut
+from tfspline.slim import cut, difference
 
 SIDES = 80, 96  # the sizes of axes that the model leaves open: what is constant does not depend on them
 PROBES = 8  # random inputs on which the difference is measured
@@ -96,7 +96,9 @@ def slim(
         if shift.any():
             shifts[path] = shift
     small = _cut_and_shift(model, graph, removed, shifts)
-    return (small, _difference(model, small)) if return_difference else small
+    if not return_difference:
+        return small
+    return small, difference(model, small, _random_inputs(model, np.random.default_rng(0), SIDES[0], PROBES))
 
 
 def _log(model, graph, removed, kept_inexact):
@@ -130,19 +132,6 @@ def _cut_and_shift(model, graph, removed, shifts):
         value = variable.numpy()
         variable.assign((value + shift).astype(value.dtype))
     return small
-
-
-def _difference(model, small):
-    inputs = _random_inputs(model, np.random.default_rng(0), SIDES[0], PROBES)
-    outputs = [
-        _keras.run(one, inputs, lambda node, args, kwargs: node.layer(*args, **kwargs)) for one in (model, small)
-    ]
-    largest = 0.0
-    for a, b in zip(*outputs, strict=True):
-        a, b = (np.asarray(x, np.float64) for x in (a, b))
-        error = np.abs(a - b).max()
-        largest = max(largest, error / np.abs(a).max() if error else 0.0)
-    return float(largest)
 
 
 def _random_inputs(model, rng, side, batch):
