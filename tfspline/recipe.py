@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from tfspline import _keras, criteria, models
 from tfspline.budget import SCOPES
@@ -179,6 +180,19 @@ class Recipe:
         if self.lr_schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
         return self.learning_rate * self.lr_drop_factor ** sum(epoch >= drop for drop in self.lr_drops)
+
+    def optimizer(self) -> Any:
+        """The SGD of the recipe, of its Keras, not built yet."""
+        optimizer = _keras.keras_named(self.keras).optimizers.SGD(
+            self.learning_rate,
+            momentum=self.momentum,
+            # Papers add the decay to the gradient, which momentum multiplies by 1 / (1 - momentum) in the
+            # long run; Keras decays outside of the momentum.
+            weight_decay=self.weight_decay / (1 - self.momentum) or None,
+        )
+        # Not saved with a model, and to be set before an optimizer is built.
+        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+        return optimizer
 
     def early_bird(self, **options) -> EarlyBird:
         """The early-bird callback of the recipe; `options` are further arguments of it."""

@@ -241,16 +241,7 @@ class _Run:
 
     def compile(self, model):
         """Compiles for training; an optimizer that the model was loaded with hands its state on."""
-        recipe = self.recipe
-        optimizer = self.keras.optimizers.SGD(
-            recipe.learning_rate,
-            momentum=recipe.momentum,
-            # Papers add the decay to the gradient, which momentum multiplies by 1 / (1 - momentum) in the
-            # long run; Keras decays outside of the momentum.
-            weight_decay=recipe.weight_decay / (1 - recipe.momentum) or None,
-        )
-        # Not saved with a model, and to be set before an optimizer is built: hence always a new optimizer.
-        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+        optimizer = self.recipe.optimizer()
         saved = getattr(model, "optimizer", None)
         if saved is not None:
             optimizer.build(model.trainable_variables)
