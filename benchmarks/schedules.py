@@ -36,7 +36,7 @@ flags.DEFINE_string("data_dir", None, "Where the files of Fashion-MNIST are, if 
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_integer("epochs", 12, "Epochs of every training.")
 flags.DEFINE_integer("pruning_epochs", 3, "Epochs of the gradual schedules.")
-flags.DEFINE_integer("steps_per_epoch", 156, "Steps of 128 images; 468 are all images once.")
+flags.DEFINE_integer("steps_per_epoch", 234, "Steps of 128 images; 468 are all images once.")
 flags.DEFINE_float("ratio", 0.7, "Share of the units that go.")
 
 
