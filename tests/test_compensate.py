@@ -98,6 +98,22 @@ def test_a_convolution_without_bias_is_fitted_over_all_taps(keras, rng, monkeypa
     np.testing.assert_allclose(kernel.reshape(-1, 3), expected, atol=1e-3)
 
 
+def test_a_batch_norm_that_others_pass_as_well_is_left_alone(keras, rng):
+    layers = keras.layers
+    inputs = keras.Input((4,))
+    x, norm = layers.Dense(6, "relu", name="a")(inputs), layers.BatchNormalization(name="shared")
+    outputs = [norm(layers.Dense(3, use_bias=False, name=name)(x)) for name in ("b", "c")]
+    model = scramble(keras.Model(inputs, outputs), rng)
+    plan = tfspline.plan(model, {"a": 0.5})
+    x = inputs_for(model, rng, 100)
+    cut, refitted = plan.apply(model), plan.apply(model, data=x, recalibrate=False)
+    shared = (one.get_layer("shared").get_weights() for one in (cut, refitted))
+    for before, after in zip(*shared, strict=True):
+        np.testing.assert_array_equal(before, after)
+    for whole, plain, better in zip(model(x), cut(x), refitted(x), strict=True):
+        assert np.square(better - whole).mean() < 0.5 * np.square(plain - whole).mean()
+
+
 def test_batch_norm_takes_the_constant_of_a_layer_without_bias(keras, rng):
     layers = keras.layers
     model = keras.Sequential(

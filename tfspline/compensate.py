@@ -48,7 +48,7 @@ def compensate(
     makers = graph.makers
     goals = refit.goals(model, graph) if how == "refit" else {}
     stale = {path for path, layer in layers.items() if recalibrate and _keras.of_class(layer, "BatchNormalization")}
-    stale -= {graph.folded.get(path) for path in goals} | graph.shared
+    stale -= {goal.bn for goal in goals.values()} | graph.shared
     awaited = {tensor for goal in goals.values() for tensor in goal.others}
     seen = {}
 
@@ -56,9 +56,9 @@ def compensate(
         path, layer = node.path, layers[node.path]
         x = next((value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, _Pair)), None)
         if path in goals:
-            goal, bn = goals[path], layers.get(graph.folded.get(path))
+            goal, bn = goals[path], layers.get(goals[path].bn)
             if not all(tensor in seen for tensor in goal.others):  # another branch, whose turn is later
-                goal = refit.Goal((), False)
+                goal = refit.Goal(goal.bn)
             others = [seen[tensor] for tensor in goal.others]
             refit.refit(node.layer, layer, bn, x, kept[makers[path].units], goal.relu, others)
         elif how == "merge" and path not in graph.shared and refit.is_linear(layer):

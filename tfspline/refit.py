@@ -24,10 +24,12 @@ _CHUNK = 2**25  # numbers of a layer's unfolded inputs that are in memory at a t
 
 @dataclasses.dataclass
 class Goal:
-    """Where a layer's output goes: the other tensors that are added to it, and whether a ReLU follows."""
+    """Where a layer's output goes: through a BatchNormalization of its own (the path), to the other tensors that are
+    added to it, and whether a ReLU follows."""
 
-    others: tuple[int, ...]
-    relu: bool
+    bn: str | None = None
+    others: tuple[int, ...] = ()
+    relu: bool = False
 
 
 def goals(model: Any, graph: Graph) -> dict[str, Goal]:
@@ -48,15 +50,15 @@ def goals(model: Any, graph: Graph) -> dict[str, Goal]:
         if node.path in graph.shared or not is_linear(node.layer):
             continue
         if _keras.activation_name(node.layer) != "linear":
-            found[node.path] = Goal((), _keras.activation_name(node.layer) == "relu")
+            found[node.path] = Goal(relu=_keras.activation_name(node.layer) == "relu")
             continue
-        others, after, end = (), only_reader(node), node
-        if after and after.path == graph.folded.get(node.path):
-            after, end = only_reader(after), after
+        bn, others, after, end = None, (), only_reader(node), node
+        if after and after.path == graph.folded.get(node.path) and after.path not in graph.shared:
+            bn, after, end = after.path, only_reader(after), after
         if after and is_add(after.layer) and len({shapes.get(tensor) for tensor in after.inputs}) == 1:
             others = tuple(tensor for tensor in after.inputs if tensor not in end.outputs)
             after = only_reader(after)
-        found[node.path] = Goal(others, bool(after) and is_relu(after.layer))
+        found[node.path] = Goal(bn, others, bool(after) and is_relu(after.layer))
     return found
 
 
