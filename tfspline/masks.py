@@ -1,6 +1,5 @@
 """Switched-off units: the model keeps its shape, and what goes with the units is zero."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,9 +9,11 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline import graph as graphs
-from tfspline.files import replacing
+from tfspline.files import read_json, write_json
 from tfspline.recorder import retrace
 from tfspline.slim import check_same, cut
+
+_FORMAT = "tfspline.masks.1"
 
 
 def switch_off(model: Any, graph: graphs.Graph, off: np.ndarray) -> Any:
@@ -200,13 +201,10 @@ class Masks(Mapping):
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the masks as JSON: of each layer how many channels it makes, and which of them are off."""
-        document = {
-            "format": "tfspline.masks.1",
-            "channels": {layer: len(on) for layer, on in self.items()},
-            "off": {layer: np.flatnonzero(~on).tolist() for layer, on in self.items()},
-        }
-        with replacing(path) as file:
-            json.dump(document, file, indent=1)
+        channels = {layer: len(on) for layer, on in self.items()}
+        write_json(
+            path, _FORMAT, channels=channels, off={layer: np.flatnonzero(~on).tolist() for layer, on in self.items()}
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: Any, *, allow_inexact: bool = False) -> "Masks":
@@ -215,21 +213,20 @@ class Masks(Mapping):
         Raises:
             ValueError: the file is damaged, holds no masks, or those of another model.
         """
-        try:
-            with open(path, encoding="utf-8") as file:
-                document = json.load(file)
-            if document["format"] != "tfspline.masks.1":
-                raise ValueError(f"format {document['format']!r}")
-            channels, on = document["channels"], {}
-            for layer, places in document["off"].items():
-                on[layer] = np.ones(channels[layer], bool)
-                on[layer][places] = False
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(f"Expected masks saved by tfspline in {os.fspath(path)!r}. Received: {error!r}") from error
-        expected = {layer: len(mask) for layer, mask in cls.of(model, {}).items()}
+        channels, on = read_json(path, _FORMAT, "masks", _on)
+        masks = cls.of(model, {}, allow_inexact=allow_inexact)
+        expected = {layer: len(mask) for layer, mask in masks.items()}
         if channels != expected or set(on) != set(expected):
             raise ValueError(f"Expected masks for {model.name!r}, with channels {expected}. Received: {channels}")
-        return cls.of(model, on, allow_inexact=allow_inexact)
+        return cls.of_layers(masks.graph, on)
+
+
+def _on(document):
+    channels, on = document["channels"], {}
+    for layer, places in document["off"].items():
+        on[layer] = np.ones(channels[layer], bool)
+        on[layer][places] = False
+    return channels, on
 
 
 class _Off:

@@ -1,7 +1,6 @@
 """Which units go: scores, a scope and a budget make a `Plan`, to be read, edited, saved and then applied."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +10,13 @@ from tfspline import compensate as compensation
 from tfspline import criteria, masks
 from tfspline import graph as graphs
 from tfspline.budget import Budget
-from tfspline.files import replacing
+from tfspline.files import read_json, write_json
 from tfspline.flops import check_static
 from tfspline.inputs import probe_inputs
 from tfspline.slim import check_same, cut
 from tfspline.units import units_of
+
+_FORMAT = "tfspline.plan.1"
 
 
 class Plan:
@@ -144,7 +145,7 @@ class Plan:
         if inputs is None and compensate == "merge":
             model = compensation.merge_pairs(model, self.graph, kept)
         small = cut(model, self.graph, kept)
-        if inputs is not None:
+        if inputs is not None and (compensate, recalibrate) != ("none", False):
             compensation.compensate(model, small, self.graph, kept, inputs, compensate, recalibrate is not False)
         return small
 
@@ -162,14 +163,7 @@ class Plan:
         makers = self.graph.makers
         removed = {layer: np.flatnonzero(self.removed[site.units]).tolist() for layer, site in makers.items()}
         channels = {layer: len(site.units) for layer, site in makers.items()}
-        document = {
-            "format": "tfspline.plan.1",
-            "options": self.options,
-            "channels": channels,
-            "removed": removed,
-        }
-        with replacing(path) as file:
-            json.dump(document, file, indent=1)
+        write_json(path, _FORMAT, options=self.options, channels=channels, removed=removed)
 
     @classmethod
     def load(cls, path: str, model: Any) -> "Plan":
@@ -178,14 +172,8 @@ class Plan:
         Raises:
             ValueError: the file is no plan, or one for another model.
         """
-        try:
-            with open(path, encoding="utf-8") as file:
-                document = json.load(file)
-            if document["format"] != "tfspline.plan.1":
-                raise ValueError(f"format {document['format']!r}")
-            channels, removed, options = document["channels"], document["removed"], document["options"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"Expected a plan saved by tfspline in {path!r}. Received: {error!r}") from error
+        parts = ("channels", "removed", "options")
+        channels, removed, options = read_json(path, _FORMAT, "a plan", lambda found: [found[part] for part in parts])
         graph = graphs.read(model, allow_inexact=options.get("allow_inexact", False))
         expected = {layer: len(site.units) for layer, site in graph.makers.items()}
         if channels != expected or set(removed) != set(expected):
