@@ -5,6 +5,7 @@ units can be ranked across layers.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -45,7 +46,7 @@ class Units:
         offset: float32 [n], likewise b = beta + (bias - mu) gamma / sigma.
         scale: float32 [n], mean |gamma| of the BatchNormalizations that the unit passes; None without any.
         rng: the generator of a plan's seed.
-        readers: the layers that read the units, if the plan was given `data`; None if not.
+        look: looks at the layers that read the units, if the plan was given `data`; None if not.
     """
 
     name: str
@@ -54,7 +55,12 @@ class Units:
     offset: np.ndarray
     scale: np.ndarray | None
     rng: np.random.Generator
-    readers: list[Reader] | None = None
+    look: Callable[[], list[Reader]] | None = None
+
+    @functools.cached_property
+    def readers(self) -> list[Reader] | None:
+        """The layers that read the units, if the plan was given `data`; None if not. Asking runs the model on it."""
+        return self.look and self.look()
 
     @property
     def weight(self) -> np.ndarray:

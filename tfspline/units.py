@@ -1,5 +1,6 @@
 """The arrays that criteria score, gathered from a model's weights unit by unit."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +16,8 @@ def units_of(
     model: Any, graph: Graph, groups: list[Group], rng: np.random.Generator, inputs: list | None = None
 ) -> Iterator[Units]:
     """The `Units` of each group; `rng` is handed on to criteria that draw, and `inputs`, one tensor for each of
-    `model.inputs`, are what their `readers` are seen on."""
-    readers = None if inputs is None else _readers(model, graph, groups, inputs)
+    `model.inputs`, are what their `readers` are seen on, once a criterion asks for these."""
+    seen = functools.cache(lambda: _readers(model, graph, groups, inputs))
     layers = _keras.layer_paths(model)
     makers = graph.makers
     scale = _scale(graph, layers)
@@ -41,7 +42,7 @@ def units_of(
             offset=offset,
             scale=None if np.isnan(scale[group.units]).any() else scale[group.units],
             rng=rng,
-            readers=readers and readers[group.name],
+            look=None if inputs is None else lambda name=group.name: seen()[name],
         )
 
 
