@@ -1,0 +1,99 @@
+"""What masks cost: the time of a training step with half of the units off against without masks, in the same run.
+
+python benchmarks/masks.py [--keras=keras,tf_keras] [--network=resnet20] [--pairs=9]
+
+Two models of the same network and optimizer train on the same batches in turns; the ratio of each pair of turns counts.
+Traces of the train step are counted: masks that change must not make a new one. What a step at which `SplinePruning`
+chooses units anew takes besides is measured by itself.
+"""
+
+import os
+import platform
+import statistics
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
+
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from absl import app, flags  # noqa: E402
+
+import tfspline  # noqa: E402
+from tfspline import _keras, models  # noqa: E402
+
+flags.DEFINE_list("keras", ["keras", "tf_keras"], "Kerases to measure in.")
+flags.DEFINE_string("network", "resnet20", "The network.")
+flags.DEFINE_integer("size", 32, "Pixels a side.")
+flags.DEFINE_integer("batch_size", 128, "Images a step.")
+flags.DEFINE_integer("steps", 30, "Steps in a turn.")
+flags.DEFINE_integer("pairs", 9, "Pairs of turns; of their ratios the median counts.")
+
+
+def trained(keras, given, traces):
+    """A compiled network; `traces` gets longer whenever its train step is traced."""
+    model = models.build(given.network, (given.size, given.size, 3), 10, keras=keras.__name__)
+    of_logits = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def loss(labels, logits):
+        traces.append(model.name)  # runs once a trace
+        return of_logits(labels, logits)
+
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss, jit_compile=False)
+    return model
+
+
+def seconds(function, *args, **options):
+    """How long a call takes."""
+    start = time.perf_counter()
+    function(*args, **options)
+    return time.perf_counter() - start
+
+
+def measure(keras, given):
+    """Prints what is measured in one Keras."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(given.steps * given.batch_size, given.size, given.size, 3)).astype("float32")
+    labels = rng.integers(0, 10, len(images))
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(given.batch_size).cache()
+    traces, ratios, times = [], [], []
+    plain, masked = trained(keras, given, []), trained(keras, given, traces)
+    tfspline.plan(masked, 0.5, criterion="random").masks.apply(masked)
+    for model in (plain, masked, plain, masked):  # not counted
+        model.fit(batches, verbose=0)
+    before = len(traces)
+    for i in range(given.pairs):
+        turns = (plain, masked) if i % 2 else (masked, plain)
+        took = {model: seconds(model.fit, batches, verbose=0) for model in turns}
+        ratios.append(took[masked] / took[plain])
+        times.append(1000 * took[plain] / given.steps)
+    low, median, high = statistics.quantiles(ratios)
+    print(
+        f"  half of the units off: {median:.3f}x the time of a step without masks, which is "
+        f"{statistics.median(times):.1f} ms (middle half of {given.pairs} pairs: {low:.3f} to {high:.3f})"
+    )
+
+    def choose(ratio):
+        tfspline.plan(masked, ratio).masks.apply(masked)
+
+    choosing = []
+    for ratio in (0.5, 0.45, 0.4, 0.35, 0.3):
+        choosing.append(seconds(choose, ratio))
+        masked.fit(batches.take(1), verbose=0)
+    print(f"  to score all units and switch some off: {1000 * statistics.median(choosing):.0f} ms")
+    print(f"  new traces by five other masks: {len(traces) - before}", flush=True)
+
+
+def main(argv):
+    """Measures in each Keras."""
+    del argv
+    given = flags.FLAGS
+    print(f"{platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, ", end="")
+    print(f"{given.network}, {given.size}x{given.size} pixels, {given.batch_size} a step, SGD with momentum, float32")
+    for name in given.keras:
+        keras = _keras.keras_named(name)
+        print(f"{name} {keras.__version__}")
+        measure(keras, given)
+
+
+if __name__ == "__main__":
+    app.run(main)
