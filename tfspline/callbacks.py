@@ -123,6 +123,7 @@ class EarlyBird(_keras.Callback):
         self._encoder = None
         self._recorder = None
         self._begun = False
+        self._idle = None  # the model's train function, while nothing is to be trained
         self._backup = None if backup_dir is None else Backup(backup_dir, self, "epochs")
 
     @property
@@ -160,18 +161,27 @@ class EarlyBird(_keras.Callback):
 
     def _resume(self, epoch):
         found = self._backup.take(epoch)
+        if found is None:
+            self._backup.put(epoch)
+            return
         if self._history:
             partition_distance(self._code(), self._history[-1])  # refuses what another model has left
-        if found == epoch - 1 and self._probed:
+        if found == epoch:
+            self._backup.put(epoch)
+        elif found == epoch - 1 and self._probed:
             # An epoch can be over for Keras before this callback has seen its end; the weights are still those.
             self.on_epoch_end(epoch - 1)
-        elif found not in (None, epoch):
-            self._backup.refuse(epoch)
         else:
-            self._backup.put(epoch)
+            self._backup.refuse(epoch)
+        if self.found and self.stop_training:
+            # It was cut when nothing was left to do, but Keras trains a batch before it looks whether to stop.
+            self.model.stop_training = True
+            self._idle, self.model.train_function = self.model.train_function, lambda iterator: {}
 
     def on_epoch_end(self, epoch, logs=None):
         """Compares the epoch with those before it."""
+        if self._idle:
+            return
         logs = {} if logs is None else logs
         distance, settled = math.nan, False
         if np.all(np.isfinite(logs.get("loss", 0.0))):
@@ -201,6 +211,8 @@ class EarlyBird(_keras.Callback):
             if not self._begun:  # it was cut after the last epoch
                 self._resume(self.params["epochs"])
             self._backup.clear()
+        if self._idle:
+            self.model.train_function, self._idle = self._idle, None
         if self._recorder is not None:
             self._recorder.stop()
         self._recorder = self._encoder = None
