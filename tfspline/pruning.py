@@ -41,7 +41,8 @@ class SplinePruning(_keras.Callback):
     masks and step back to those of the weights, which it knows by the `iterations` of their optimizer. These come back
     with `BackupAndRestore`, anywhere in the list, and with whole models of `ModelCheckpoint` (then give
     `initial_epoch`). The folder holds the states of the last two epochs and the present one, and is emptied when `fit`
-    ends. Older ones: `save` what you want to `load`.
+    ends. Older ones: `save` what you want to `load`. (`BackupAndRestore` with a number as `save_freq` brings back
+    weights from inside an epoch, but not the place in the data: masks and step are right, the batches are others.)
 
     Attributes:
         masks: the `Masks` of the model; None before the first `fit`.
