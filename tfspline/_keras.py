@@ -315,6 +315,17 @@ def set_constraint(variable: Any, constraint: Callable | None) -> None:
         copy._constraint = constraint
 
 
+def iterations(model: Any) -> int:
+    """How many steps a model's optimizer has counted; any checkpoint that holds the optimizer brings them back."""
+    if model.optimizer is None:
+        raise ValueError(f"Expected a model compiled with an optimizer. Received: {model.name!r}, which has none")
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        # Private, but Keras 3 leaves the steps that only accumulate gradients out of `iterations`.
+        return int(optimizer._iterations.numpy())
+    return int(optimizer.iterations.numpy())
+
+
 def sublayers(layer: Any) -> list:
     """All layers inside a layer, at any depth."""
     # Private, but Keras 3 has no public way to them.

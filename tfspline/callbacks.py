@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfspline import _keras
+from tfspline.backup import Backup
 from tfspline.codes import Codes, RegionEncoder, read_npz, write_npz
 from tfspline.inputs import check_inputs
 from tfspline.partition import partition_distance
@@ -46,6 +47,11 @@ class EarlyBird(_keras.Callback):
     One object watches one training: a further `fit` goes on where the one before ended. A bird is found only
     once.
 
+    With a `backup_dir` the distances and the codes that the next epochs need survive a training that is cut: the same
+    call of `fit`, made again, brings them back to the epoch that Keras begins at, by `BackupAndRestore` (put it behind
+    this one in the list) or by `initial_epoch` and a model from a `ModelCheckpoint`. The folder holds the ends of
+    the last three epochs, and is emptied when `fit` ends. Older ones: `save` what you want to `load`.
+
     Attributes:
         found: whether the bird has been found.
         epoch: how many epochs were trained when it was found, as Keras counts them; None before.
@@ -62,10 +68,13 @@ class EarlyBird(_keras.Callback):
         ratio: the share of units that the mask leaves out, in (0, 1). Only for `metric="mask"`.
         stop_training: stop when the bird is found.
         verbose: 1 to print a line when it is found.
+        backup_dir: a folder for what a training that is cut needs to go on, other than that of `BackupAndRestore`;
+            None keeps nothing.
 
     Raises:
         ValueError: an argument out of range, at once; when `fit` begins: a probe that does not fit the model,
-            a model whose codes cannot be taken (see `tfspline.region_codes`) or without units to mask.
+            a model whose codes cannot be taken (see `tfspline.region_codes`) or without units to mask; a backup that
+            is damaged, of another model or of other arguments, or that holds no state for the epoch.
 
     Example:
 
@@ -90,6 +99,7 @@ class EarlyBird(_keras.Callback):
         ratio: float = 0.5,
         stop_training: bool = True,
         verbose: int = 0,
+        backup_dir: str | os.PathLike | None = None,
     ):
         super().__init__()
         if metric not in _METRICS:
@@ -105,12 +115,16 @@ class EarlyBird(_keras.Callback):
         self.ratio = _share("ratio", ratio)
         self.stop_training = stop_training
         self.verbose = verbose
+        self.backup_dir = backup_dir
         self.epoch = None
         self.distances = []
         self._history = collections.deque(maxlen=self.lookback)  # the codes or masks of the epochs before
         self._recorded = None  # the probe, if it was recorded
         self._encoder = None
         self._recorder = None
+        self._begun = False
+        self._idle = None  # the model's train function, while nothing is to be trained
+        self._backup = None if backup_dir is None else Backup(backup_dir, self, "epochs")
 
     @property
     def found(self) -> bool:
@@ -123,25 +137,55 @@ class EarlyBird(_keras.Callback):
         params[self.KEY] = self
 
     def on_train_begin(self, logs=None):
-        """Refuses what cannot be watched, and begins to record the probe if there is none yet."""
+        """Refuses what cannot be watched."""
+        self._begun = False
         if self.metric == "mask":
             _mask(self.model, self.ratio)
             return
         self._encoder = RegionEncoder(self.model)
-        if self.probe is not None:
-            check_inputs(self.model, self.probe)
-        elif self._recorded is not None:
-            check_inputs(self.model, self._recorded)
-        else:
+        given = self.probe if self.probe is not None else self._recorded
+        if given is not None:
+            check_inputs(self.model, given)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """In the first epoch, goes on where a training was cut, and begins to record the probe if there is none yet."""
+        if self._begun:
+            return
+        self._begun = True
+        # Not when `fit` begins: BackupAndRestore may stand behind this callback.
+        if self._backup:
+            self._resume(epoch)
+        if not self._probed:
             self._recorder = Recorder(self.model, self.probe_size)
             self._recorder.start()
 
+    def _resume(self, epoch):
+        found = self._backup.take(epoch)
+        if found is None:
+            self._backup.put(epoch)
+            return
+        if self._history:
+            partition_distance(self._code(), self._history[-1])  # refuses what another model has left
+        if found == epoch:
+            self._backup.put(epoch)
+        elif found == epoch - 1 and self._probed:
+            # An epoch can be over for Keras before this callback has seen its end; the weights are still those.
+            self.on_epoch_end(epoch - 1)
+        else:
+            self._backup.refuse(epoch)
+        if self.found and self.stop_training:
+            # It was cut when nothing was left to do, but Keras trains a batch before it looks whether to stop.
+            self.model.stop_training = True
+            self._idle, self.model.train_function = self.model.train_function, lambda iterator: {}
+
     def on_epoch_end(self, epoch, logs=None):
         """Compares the epoch with those before it."""
+        if self._idle:
+            return
         logs = {} if logs is None else logs
         distance, settled = math.nan, False
         if np.all(np.isfinite(logs.get("loss", 0.0))):
-            code = _mask(self.model, self.ratio) if self.metric == "mask" else self._encoder(self._inputs())
+            code = self._code()
             distance = max((partition_distance(code, earlier) for earlier in self._history), default=math.nan)
             settled = len(self._history) == self.lookback and self._below(distance, self.threshold)
             self._history.append(code)
@@ -158,9 +202,17 @@ class EarlyBird(_keras.Callback):
                     f"\nEpoch {self.epoch}: early bird found, {self.metric} distance {distance:.4f}",
                     flush=True,
                 )
+        if self._backup:
+            self._backup.put(epoch + 1, oldest=epoch - 1)
 
     def on_train_end(self, logs=None):
         """Puts the model's own train function back."""
+        if self._backup:
+            if not self._begun:  # it was cut after the last epoch
+                self._resume(self.params["epochs"])
+            self._backup.clear()
+        if self._idle:
+            self.model.train_function, self._idle = self._idle, None
         if self._recorder is not None:
             self._recorder.stop()
         self._recorder = self._encoder = None
@@ -198,6 +250,14 @@ class EarlyBird(_keras.Callback):
         probe = f"the first {self.probe_size} inputs" if self.probe is None else "given"
         what = f"ratio={self.ratio}" if self.metric == "mask" else f"probe={probe}"
         return f"metric={self.metric} threshold={self.threshold} lookback={self.lookback} {what}"
+
+    @property
+    def _probed(self):
+        """Whether all that the codes are taken on is there."""
+        return self.metric == "mask" or self.probe is not None or self._recorded is not None
+
+    def _code(self):
+        return _mask(self.model, self.ratio) if self.metric == "mask" else self._encoder(self._inputs())
 
     def _inputs(self):
         if self.probe is not None:

@@ -1,5 +1,6 @@
 """Gradual pruning inside `fit`: a schedule says when and how much, a plan says which units."""
 
+import collections
 import dataclasses
 import os
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from absl import logging
 
 from tfspline import _keras, criteria
 from tfspline import graph as graphs
+from tfspline.backup import Backup
 from tfspline.budget import Budget
 from tfspline.callbacks import EarlyBird
 from tfspline.codes import read_npz, write_npz
@@ -35,6 +37,13 @@ class SplinePruning(_keras.Callback):
 
     If the training fails or is interrupted, Keras tells no callback: `Masks.release(model)` takes the constraints off.
 
+    With a `backup_dir` a training that is cut goes on as if it had not been: the same call of `fit`, made again, brings
+    masks and step back to those of the weights, which it knows by the `iterations` of their optimizer. These come back
+    with `BackupAndRestore`, anywhere in the list, and with whole models of `ModelCheckpoint` (then give
+    `initial_epoch`). The folder holds the states of the last two epochs and the present one, and is emptied when `fit`
+    ends. Older ones: `save` what you want to `load`. (`BackupAndRestore` with a number as `save_freq` brings back
+    weights from inside an epoch, but not the place in the data: masks and step are right, the batches are others.)
+
     Attributes:
         masks: the `Masks` of the model; None before the first `fit`.
         sparsity: the share of the units that may go which is off.
@@ -54,11 +63,14 @@ class SplinePruning(_keras.Callback):
         allow_inexact: as for `tfspline.plan`.
         data: as for `tfspline.plan`: inputs, for criteria that look at the units at work.
         seed: of the criterion "random".
+        backup_dir: a folder for what a training that is cut needs to go on, other than that of `BackupAndRestore`, the
+            same as the `EarlyBird`'s if you like; None keeps nothing. With `regrow` a state is as large as the weights.
 
     Raises:
         TypeError, ValueError: an argument out of range, at once; when `fit` begins: a model without units that may go,
             no `EarlyBird` to start at, a schedule that never prunes within the fit, or that would go on beyond its end
-            (where the number of steps is known).
+            (where the number of steps is known); a backup that is damaged, of another model or of other arguments, or
+            that begins later than the model's weights.
 
     Example:
 
@@ -85,6 +97,7 @@ class SplinePruning(_keras.Callback):
         allow_inexact: bool = False,
         data: Any = None,
         seed: int = 0,
+        backup_dir: str | os.PathLike | None = None,
     ):
         super().__init__()
         if not callable(schedule):
@@ -102,8 +115,10 @@ class SplinePruning(_keras.Callback):
         self._begin = 0 if start is None else None  # the step at which the schedule's step is 0
         self._next = 0  # the schedule's first step that has not been looked at
         self._dense = {}  # with `regrow`, what the weights were before units of theirs were switched off
+        self._dense_step = -1  # when that was
         self._loaded = None  # which units were off, in a state that was loaded
         self._checked = False
+        self._backup = None if backup_dir is None else Backup(backup_dir, self, "iterations")
 
     @property
     def sparsity(self) -> float:
@@ -126,23 +141,35 @@ class SplinePruning(_keras.Callback):
                 "Expected an EarlyBird that lets the training go on, EarlyBird(stop_training=False). "
                 "Received: one with stop_training=True"
             )
+        if self.start == "early_bird" and self._backup and self._bird.backup_dir is None:
+            raise ValueError("Expected an EarlyBird with a backup_dir as well. Received: one without")
         if self._loaded:
-            self.masks, self._loaded = Masks.of_layers(graph, self._loaded), None
+            self._take_loaded(graph)
         elif self.masks is None:
             self._choice(graph, 0.5)  # so that a criterion that does not fit the model is refused now
             self.masks = Masks(graph, np.zeros(graph.units, bool))
         self._checked = False
-        self.masks.apply(self.model)
+        self._begins = collections.deque([0, 0], 2)  # the iterations at which the last epochs began
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Refuses a schedule that does not fit into the training, and begins it."""
-        if self._begin is None and self._bird.found:
+        """Puts the masks on, refuses a schedule that does not fit into the training, and begins it."""
+        if not self._checked:
+            # Not when `fit` begins: BackupAndRestore may stand behind this callback.
+            self._resume()
+            self.masks.apply(self.model)
+        if self._begin is None:
+            self._bird.on_epoch_begin(epoch)  # it may stand behind this callback too
+        begins = self._begin is None and self._bird.found
+        if begins:
             self._begin = self.step
-            self._check(epoch, late=True)
-        elif not self._checked:
-            self._check(epoch)
+        if begins or not self._checked:
+            self._check(epoch, late=self.start is not None and self._begin is not None)
         self._checked = True
         self._act()
+        if self._backup:
+            iterations = _keras.iterations(self.model)
+            self._backup.put(iterations, oldest=self._begins[0])
+            self._begins.append(iterations)
 
     def on_train_batch_begin(self, batch, logs=None):
         """Notes where the steps of this batch begin: an execution can hold several."""
@@ -162,7 +189,12 @@ class SplinePruning(_keras.Callback):
 
     def on_train_end(self, logs=None):
         """Takes the constraints off; the zeros stay."""
+        if not self._checked and self._resume():  # it was cut after the last epoch
+            self.masks.apply(self.model)
+            self._act()
         Masks.release(self.model)
+        if self._backup:
+            self._backup.clear()
         if self._begin is None:
             logging.warning("SplinePruning: the early bird was not found, so nothing was pruned.")
 
@@ -206,6 +238,8 @@ class SplinePruning(_keras.Callback):
         self._next = max(self._next, steps.stop)
         if named:
             self._prune(named[-1])
+            if self._backup:
+                self._backup.put(_keras.iterations(self.model))
 
     def _prune(self, sparsity):
         graph, before = self.masks.graph, self.masks.off
@@ -223,9 +257,34 @@ class SplinePruning(_keras.Callback):
         rng = np.random.default_rng([self.seed, self.step])
         return choose(self.model, graph, budget, self.criterion, rng, inputs, off)
 
+    def _resume(self) -> bool:
+        """Goes on where a training was cut, if it was."""
+        if self._backup is None:
+            return False
+        graph, iterations = self.masks.graph, _keras.iterations(self.model)
+        found = self._backup.take(iterations)
+        if found is None:
+            return False
+        self._take_loaded(graph)
+        if found == iterations and self._dense_step == self.step:
+            # The weights may have been saved just before units went and others came back.
+            for place, weight in weights(self.model):
+                if place in self._dense:
+                    weight.assign(self._dense[place])
+        self.step += iterations - found
+        return True
+
+    def _take_loaded(self, graph):
+        if set(self._loaded) != set(graph.makers):
+            raise ValueError(
+                f"Expected the state of a SplinePruning of a model with the layers {sorted(graph.makers)}. "
+                f"Received: {sorted(self._loaded)}"
+            )
+        self.masks, self._loaded = Masks.of_layers(graph, self._loaded), None
+
     def _bring_back(self):
         """Gives the units that are off the values back that they had."""
-        on = entries(self.masks.graph, self.masks.off)
+        on, self._dense_step = entries(self.masks.graph, self.masks.off), self.step
         for place, weight in weights(self.model):
             if place in on:
                 value = weight.numpy()
@@ -236,7 +295,7 @@ class SplinePruning(_keras.Callback):
         """Writes where the callback is, masks included, to an .npz file, for `load` in a later process."""
         arrays = {
             "settings": np.array(self._settings()),
-            "steps": np.array([self.step, -1 if self._begin is None else self._begin, self._next]),
+            "steps": np.array([self.step, -1 if self._begin is None else self._begin, self._next, self._dense_step]),
         }
         arrays.update({f"on/{layer}": on for layer, on in (self.masks or {}).items()})
         arrays.update({f"dense/{layer}/{index}": value for (layer, index), value in self._dense.items()})
@@ -250,11 +309,11 @@ class SplinePruning(_keras.Callback):
             ValueError: the file is damaged, or was written by a callback with other arguments; when `fit` begins: it
                 was written for another model.
         """
-        settings, (step, begin, following), on, dense = read_npz(path, _state)
+        settings, (step, begin, following, dense_step), on, dense = read_npz(path, _state)
         if settings != self._settings():
             raise ValueError(f"Expected the state of a SplinePruning with {self._settings()}. Received: {settings}")
         self.step, self._begin, self._next = step, None if begin < 0 else begin, following
-        self.masks, self._loaded, self._dense = None, on, dense
+        self.masks, self._loaded, self._dense, self._dense_step = None, on, dense, dense_step
 
     def _settings(self):
         budget = f"scope={self._budget.scope} min_units={self._budget.min_units}"
@@ -288,5 +347,5 @@ def _state(arrays: dict) -> tuple:
     for key, value in part("dense/").items():
         layer, _, index = key.rpartition("/")
         dense[layer, int(index)] = value
-    step, begin, following = arrays["steps"].tolist()
-    return str(arrays["settings"]), (step, begin, following), part("on/"), dense
+    step, begin, following, dense_step = arrays["steps"].tolist()
+    return str(arrays["settings"]), (step, begin, following, dense_step), part("on/"), dense
