@@ -15,6 +15,7 @@ from absl import logging
 
 from tfspline import _keras, rules
 from tfspline import graph as graphs
+from tfspline.masks import Masks
 from tfspline.slim import cut
 
 SIDES = 80, 96  # the sizes of axes that the model leaves open: what is constant does not depend on them
@@ -29,8 +30,13 @@ READERS = (rules.dense, rules.conv, rules.conv_transpose, rules.separable)
 
 
 def slim(
-    model: Any, *, allow_inexact: bool = False, protect: tuple = (), return_difference: bool = False
-) -> Any | tuple[Any, float]:
+    model: Any,
+    *,
+    allow_inexact: bool = False,
+    protect: tuple = (),
+    return_difference: bool = False,
+    return_masks: bool = False,
+) -> Any | tuple:
     """Removes the units that are switched off: zeroed by hand, by network slimming or by tfmot's masks.
 
     A unit goes if nothing reads it, or if all that is read of it is constant, as after a zero kernel column or a
@@ -39,17 +45,22 @@ def slim(
     At least one unit of a group stays. A convolution with padding "same" sees zeros at the border where it saw the
     constant elsewhere: there folding is not exact, and the unit stays unless the constant is zero.
 
+    How many units went, and from which layers, and how many constant ones had to stay, is logged (absl, INFO). A model
+    that `tfmot.sparsity.keras.prune_low_magnitude` has wrapped is taken as what `strip_pruning` makes of it.
+
     Args:
         model: a built functional or Sequential model of Keras 3 or tf_keras; it stays as it is.
         allow_inexact: remove constant units also where folding is not exact, folding their mean; and let go of
             channels that LayerNormalization and its kin run over.
         protect: layers whose units stay: their paths, or predicates of a layer.
         return_difference: also return the difference that was measured between the two models.
+        return_masks: also return which units went.
 
     Returns:
         An uncompiled model of the same Keras without those units; a copy where none is switched off. With
-        `return_difference` a tuple: the model, and max |slim - model| / max |model|, a float, over eight random
-        normal inputs, for the output where it is largest.
+        `return_difference` or `return_masks` a tuple of the model and what was asked for, in this order:
+        max |slim - model| / max |model|, a float, over eight random normal inputs, for the output where it is largest;
+        the `Masks` of `model`, a unit that went being off.
 
     Raises:
         TypeError, ValueError: the model's graph cannot be read, or `protect` names a layer that it does not have.
@@ -64,6 +75,9 @@ def slim(
     >>> small, difference = tfspline.slim(model, return_difference=True)
     >>> small.get_layer("a").units, difference < 1e-5
     (3, True)
+    >>> small, masks = tfspline.slim(model, return_masks=True)
+    >>> int(masks.off.sum()), masks["a"].tolist()
+    (5, [True, True, True, False, False, False, False, False])
     """
     graph = graphs.read(model, tuple(protect), allow_inexact)
     layers = _keras.layer_paths(model)
@@ -96,7 +110,12 @@ def slim(
         if shift.any():
             shifts[path] = shift
     small = _cut_and_shift(model, graph, removed, shifts)
-    return (small, _difference(model, small)) if return_difference else small
+    results = [small]
+    if return_difference:
+        results.append(_difference(model, small))
+    if return_masks:
+        results.append(Masks(graph, removed))
+    return tuple(results) if len(results) > 1 else small
 
 
 def _log(model, graph, removed, kept_inexact):
