@@ -39,8 +39,8 @@ def slim(
 ) -> Any | tuple:
     """Removes the units that are switched off: zeroed by hand, by network slimming or by tfmot's masks.
 
-    A unit goes if nothing reads it, or if all that is read of it is constant, as after a zero kernel column or a
-    zero gamma. What it still emits through biases, shifts and activations is folded into the next layers' biases
+    A unit goes if nothing that stays reads it, or if all that is read of it is constant, as after a zero kernel column
+    or a zero gamma. What it still emits through biases, shifts and activations is folded into the next layers' biases
     (or the moving mean of the BatchNormalization that follows one without a bias), so the function stays the same.
     At least one unit of a group stays. A convolution with padding "same" sees zeros at the border where it saw the
     constant elsewhere: there folding is not exact, and the unit stays unless the constant is zero.
@@ -84,24 +84,21 @@ def slim(
     free = graph.free
     seen = _constants(model, graph, free)
 
-    needed, inexact = ~free, np.zeros(graph.units, bool)
+    read, needed = [], ~free
     for site in graph.sites:
-        if site.role != "in":
-            continue
-        layer = layers[site.layer]
-        if site.layer in seen:
-            units, (mean, low, high) = graph.reads[site.layer, 0][1], seen[site.layer]
-            reads = _matrix(layer, np.abs).any(axis=1)
-            needed[units[reads & np.isnan(mean)]] = True
-            inexact[units[reads & ~_exact(layer, low, high)]] = True
-        else:
-            kernel = np.moveaxis(layer.weights[site.index].numpy(), site.axis, 0)
+        if site.role == "in" and site.layer in seen:
+            read.append(_Read(graph, site.layer, layers[site.layer], *seen[site.layer]))
+        elif site.role == "in":
+            kernel = np.moveaxis(layers[site.layer].weights[site.index].numpy(), site.axis, 0)
             needed[site.units[kernel.reshape(len(kernel), -1).any(axis=1)]] = True
-    removed = ~needed if allow_inexact else ~needed & ~inexact
-    for group in graph.groups:
-        if removed[group.units].all():
-            removed[group.units[np.argmax(inexact[group.units])]] = False
-    _log(model, graph, removed, ~needed & inexact & ~removed)
+    kept, inexact = needed.copy(), np.zeros(graph.units, bool)
+    _close(kept, needed, inexact, read, allow_inexact)
+    for group in reversed(graph.groups):
+        if not kept[group.units].any():
+            kept[group.units[np.argmax(inexact[group.units])]] = True
+            _close(kept, needed, inexact, read, allow_inexact)
+    removed = ~kept
+    _log(model, graph, removed, ~needed & inexact & kept)
 
     shifts = {}
     for path, (mean, _, _) in seen.items():
@@ -116,6 +113,29 @@ def slim(
     if return_masks:
         results.append(Masks(graph, removed))
     return tuple(results) if len(results) > 1 else small
+
+
+class _Read:
+    """What a layer reads: `units`, and for each of them whether it varies with the input and cannot be folded exactly;
+    `matrix`, bool [units, by], says which of them each of the units `by` that the layer makes depends on."""
+
+    def __init__(self, graph, path, layer, mean, low, high):
+        self.units, self.by = graph.reads[path, 0][1], graph.channels(path)
+        self.matrix = _matrix(layer, np.abs).astype(bool)
+        self.varies, self.inexact = np.isnan(mean), ~_exact(layer, low, high)
+
+
+def _close(kept, needed, inexact, reads, allow_inexact):
+    """Adds to `needed`, `inexact` and `kept` (bool [units]) what the kept units need, in place: what is read of a unit
+    by nothing but units that go is not missed."""
+    before = None
+    while before != kept.sum():
+        before = kept.sum()
+        for read in reversed(reads):  # from the end to the start: in most networks, once is enough
+            missed = read.matrix[:, kept[read.by]].any(axis=1)
+            needed[read.units[missed & read.varies]] = True
+            inexact[read.units[missed & read.inexact]] = True
+            kept |= needed if allow_inexact else needed | inexact
 
 
 def _log(model, graph, removed, kept_inexact):
