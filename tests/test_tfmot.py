@@ -322,7 +322,7 @@ def needless(kind, rng):
     for (path, index), on in entries(graph, off).items():
         weight = model.get_layer(path).weights[index]
         if path != "norm" and len(weight.shape) > 1:
-            weight.assign(np.where(on, weight, weight * 1e-3))
+            weight.assign(np.where(on, weight + 0.05 * np.sign(weight), weight * 1e-3))
     return model, needless
 
 
