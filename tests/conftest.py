@@ -22,3 +22,12 @@ def keras(request):
 def rng():
     """A seeded numpy generator."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def tfmot(monkeypatch):
+    """tfmot, with names, seeds and global state of its tf_keras as in a new process."""
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "0")  # tfmot's import sets it; this puts it back afterwards
+    tf_keras.backend.clear_session()
+    tf_keras.utils.set_random_seed(0)
+    return pytest.importorskip("tensorflow_model_optimization")

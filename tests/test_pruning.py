@@ -316,9 +316,7 @@ def test_a_bird_that_comes_too_late_is_warned_of(keras, rng, caplog, monkeypatch
     assert "the early bird was not found, so nothing was pruned" in caplog.text
 
 
-def test_tfmots_schedules(keras, rng, monkeypatch):
-    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "0")  # tfmot sets it
-    tfmot = pytest.importorskip("tensorflow_model_optimization")
+def test_tfmots_schedules(keras, rng, tfmot):
     schedules = tfmot.sparsity.keras
     model = compiled(keras, rng)
     pruning = SplinePruning(schedules.PolynomialDecay(0.1, 0.5, begin_step=2, end_step=10, frequency=4))

@@ -1,7 +1,7 @@
 """Units that are switched off already: gone, and what they still emitted is in the next layers' biases."""
 
+import functools
 import logging
-import os
 
 import numpy as np
 import pytest
@@ -439,6 +439,39 @@ def test_low_precision(keras, rng, dtype):
     assert [w.dtype for w in small.weights] == [w.dtype for w in model.weights]
 
 
+@pytest.mark.parametrize("flat", [True, False], ids=["dense", "conv"])
+def test_what_only_units_read_that_go_goes_as_well(keras, rng, flat):
+    layers = keras.layers
+    layer = layers.Dense if flat else functools.partial(layers.Conv2D, kernel_size=3, padding="same")
+    inputs = keras.Input((6,) if flat else (5, 5, 6))
+    x = layer(7, activation="relu", name="a")(inputs)
+    x = layers.BatchNormalization()(layer(8, activation="relu", name="b")(x))
+    x = layer(9, activation="relu", name="c")(x)
+    model = scramble(keras.Model(inputs, layer(3, name="head")(x)), rng)
+
+    def forget(layer, reads):
+        kernel = model.get_layer(layer).kernel.numpy()
+        kernel[..., reads, :] = 0
+        model.get_layer(layer).kernel.assign(kernel)
+
+    def only(layer, unit, readers):
+        kernel = model.get_layer(layer).kernel.numpy()
+        kernel[..., unit, [i for i in range(kernel.shape[-1]) if i not in readers]] = 0
+        model.get_layer(layer).kernel.assign(kernel)
+
+    forget("head", [2, 5])  # nothing reads these two of c,
+    only("c", 1, [2, 5])  # which alone read one of b,
+    only("b", 4, [1])  # which alone reads one of a;
+    only("b", 3, [1, 0])  # another one is read by somebody else as well
+    small, masks = tfspline.slim(model, return_masks=True)
+    assert {name: np.flatnonzero(~on).tolist() for name, on in masks.items()} == {
+        "a": [4], "b": [1], "c": [2, 5], "head": [],
+    }  # fmt: skip
+    x = inputs_for(model, rng)
+    assert difference(model(x), small(x)) <= EXACT
+    assert tfspline.slim(small).count_params() == small.count_params()
+
+
 def test_one_unit_stays_and_the_protected_ones(keras, rng):
     model = scramble(chain(keras), rng)
     zero(model, "a", slice(None))
@@ -491,31 +524,3 @@ def test_a_slim_model_is_an_ordinary_one(keras, rng, tmp_path):
     small.save(tmp_path / "small.keras")
     x = inputs_for(model, rng)
     assert difference(small(x), keras.models.load_model(tmp_path / "small.keras")(x)) <= 1e-6
-
-
-@pytest.fixture
-def tfmot():
-    """tfmot, whose import sets TF_USE_LEGACY_KERAS; it is put back afterwards."""
-    before = os.environ.get("TF_USE_LEGACY_KERAS")
-    module = pytest.importorskip("tensorflow_model_optimization")
-    if before is None:
-        os.environ.pop("TF_USE_LEGACY_KERAS", None)
-    return module
-
-
-def test_masks_of_tfmot(tfmot, rng):
-    import tf_keras as keras
-
-    prune = tfmot.sparsity.keras
-    keras.backend.clear_session()
-    model = scramble(chain(keras), rng)
-    wrapped = prune.prune_low_magnitude(model, prune.ConstantSparsity(0.5, begin_step=0, frequency=1))
-    for layer, channels in zip(wrapped.layers, ([0, 1, 2, 3], [5], []), strict=False):
-        for weight, mask, _ in getattr(layer, "pruning_vars", ()):
-            value = np.ones(mask.shape, "float32")
-            value[:, channels] = 0
-            mask.assign(value)
-            weight.assign(weight * mask)
-    stripped = prune.strip_pruning(wrapped)
-    small = check(stripped, rng)
-    assert [layer.units for layer in small.layers if hasattr(layer, "units")] == [8, 7, 3]

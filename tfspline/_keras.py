@@ -122,6 +122,8 @@ class Node:
 def nodes(model: Any, prefix: str = "", nested: bool = False) -> Iterator[Node]:
     """The calls in a model's graph in an order in which they can be run, `InputLayer`s left out.
 
+    A layer that tfmot has wrapped for pruning is seen as what it is without its wrapper, also in `layer_paths`.
+
     Args:
         model: a model whose graph is known.
         prefix: what the nodes' paths start with.
@@ -149,7 +151,7 @@ def _node_tf_keras(node, prefix) -> Node:
     def fill(values):
         return tf.nest.map_structure(lambda x: values.get(id(x), x), (tuple(node.call_args), node.call_kwargs))
 
-    return _node(prefix, node.layer, node.keras_inputs, tf.nest.flatten(node.outputs), fill)
+    return _node(prefix, unwrapped(node.layer), node.keras_inputs, tf.nest.flatten(node.outputs), fill)
 
 
 def _node(prefix, layer, inputs, outputs, fill) -> Node:
@@ -233,6 +235,23 @@ def layer_paths(model: Any, prefix: str = "") -> dict[str, Any]:
     return paths
 
 
+def unwrapped(layer: Any) -> Any:
+    """The layer inside a pruning wrapper of tfmot; any other layer as it is."""
+    # The wrapper's class is not in tfmot's public names, and tfmot is not to be imported for it.
+    return layer.layer if of_class(layer, "Wrapper") and hasattr(layer, "pruning_vars") else layer
+
+
+def pruning_wrappers(model: Any, prefix: str = "") -> dict[str, Any]:
+    """tfmot's pruning wrappers in a model, each by the path of the layer inside it."""
+    wrappers = {}
+    for layer in model.layers:
+        if is_model(layer):
+            wrappers.update(pruning_wrappers(layer, f"{prefix}{layer.name}/"))
+        elif unwrapped(layer) is not layer:
+            wrappers[prefix + layer.layer.name] = layer
+    return wrappers
+
+
 def rebuild(model: Any, config_of: Callable[[str, Any], dict], prefix: str = "", inputs: list | None = None) -> Any:
     """A new model with the same graph as `model`, made of new layers from given configs, weights not copied.
 
@@ -279,7 +298,7 @@ def _freeze(model, copy):
     if copy.trainable != model.trainable:
         copy.trainable = model.trainable
     copies = {layer.name: layer for layer in copy.layers}
-    for layer in model.layers:
+    for layer in map(unwrapped, model.layers):
         if is_model(layer) and is_graph(layer):
             _freeze(layer, copies[layer.name])
         elif copies[layer.name].trainable != layer.trainable:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfspline import _keras
+from tfspline import _keras, wrappers
 from tfspline import graph as graphs
 from tfspline.files import read_json, write_json
 from tfspline.recorder import retrace
@@ -128,6 +128,53 @@ class Masks(Mapping):
                 off[site.units[value.reshape(len(value), -1).any(axis=1)]] = False
         return cls(graph, off)
 
+    @classmethod
+    def from_tfmot(cls, wrapped: Any, *, allow_inexact: bool = False) -> "Masks":
+        """The masks in a model that `tfmot.sparsity.keras.prune_low_magnitude` has wrapped: a unit is off if it may go
+        and tfmot's masks of the kernels that make it are zero in all of its columns.
+
+        tfmot masks no bias, gamma or beta, so that such a unit may still emit a constant. `apply` and `Plan.mask` take
+        that away; `tfspline.slim`, which looks at the weights, folds it into the next layers.
+
+        Raises:
+            TypeError, ValueError: not a wrapped model of tf_keras, or its graph cannot be read.
+        """
+        wrappers.check_wrapped(wrapped)
+        graph = graphs.read(wrapped, allow_inexact=allow_inexact)
+        masks = {place: mask.numpy() for place, mask, _ in wrappers.pruning_vars(wrapped)}
+        off = graph.free
+        for site in graph.sites:
+            if site.role == "out":
+                mask = masks.get((site.layer, site.index))  # None where a layer is not wrapped: all on
+                on = True if mask is None else np.moveaxis(mask, site.axis, 0).reshape(len(site.units), -1).any(axis=1)
+                off[site.units[on]] = False
+        return cls(graph, off)
+
+    def to_tfmot(self, wrapped: Any) -> None:
+        """Writes the masks into those of a model that `tfmot.sparsity.keras.prune_low_magnitude` has wrapped, in place
+        of what stands there: zero in the columns and rows of the kernels that make or read a unit that is off.
+
+        tfmot multiplies the weights with them at each step, and goes on choosing masks of its own at the steps of its
+        schedule: `apply` keeps it from that, and switches off what tfmot masks nothing of: biases, gammas, betas and
+        layers that are not wrapped.
+
+        Raises:
+            TypeError, ValueError: not a wrapped model of tf_keras, one that the masks were not made for, or a layer
+                that makes a unit that is off is not wrapped.
+        """
+        wrappers.check_wrapped(wrapped)
+        check_same(wrapped, self.graph, "masks were")
+        masked = {place for place, _, _ in wrappers.pruning_vars(wrapped)}
+        bare = [
+            site.layer
+            for site in self.graph.makers.values()
+            if self.off[site.units].any() and (site.layer, site.index) not in masked
+        ]
+        if bare:
+            raise ValueError(f"Expected wrapped layers where units are off. Received: {bare}, which are not wrapped")
+        with wrapped.distribute_strategy.scope():
+            wrappers.write(wrapped, entries(self.graph, self.off))
+
     def __getitem__(self, layer: str) -> np.ndarray:
         return ~self.off[self.graph.channels(layer)]
 
@@ -164,11 +211,14 @@ class Masks(Mapping):
         with `release` when the training is over, above all with an optimizer that ends with moving averages of the
         weights (`use_ema=True`): these were not zero.
 
+        In a model that tfmot has wrapped, the wrappers get the masks as well (see `to_tfmot`), and tfmot chooses none
+        until `release`; weights that it had masked before are trained again.
+
         Raises:
             ValueError: `model` has other layers or shapes than the one that the masks were made for.
         """
         check_same(model, self.graph, "masks were")
-        masks, installed = entries(self.graph, self.off), False
+        masks, installed = entries(self.graph, self.off), wrappers.freeze(model)
         with model.distribute_strategy.scope():
             for place, weight in weights(model):
                 constraint = weight.constraint
@@ -181,14 +231,16 @@ class Masks(Mapping):
                 else:
                     continue
                 weight.assign(constraint.masked(weight))
+            wrappers.write(model, masks)
         if installed:
             retrace(model)
 
     @staticmethod
     def release(model: Any) -> None:
-        """Takes off the constraints that `apply` has hung on a model's weights, and puts the user's own back. The zeros
-        are made once more and stay, until the model is trained on."""
-        released = False
+        """Takes off the constraints that `apply` has hung on a model's weights, and puts the user's own back; tfmot's
+        wrappers keep the masks, until their own schedule chooses others. The zeros are made once more and stay, until
+        the model is trained on."""
+        released = wrappers.thaw(model)
         with model.distribute_strategy.scope():
             for _, weight in weights(model):
                 constraint = weight.constraint

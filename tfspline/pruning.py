@@ -35,6 +35,9 @@ class SplinePruning(_keras.Callback):
     this one in the list. `EarlyStopping(restore_best_weights=True)` may bring back weights from before units went: put
     it in front, and they are switched off again.
 
+    In a model that tfmot has wrapped, the wrappers have the masks as well, and tfmot chooses none of its own meanwhile;
+    put its `UpdatePruningStep` in the same list.
+
     If the training fails or is interrupted, Keras tells no callback: `Masks.release(model)` takes the constraints off.
 
     With a `backup_dir` a training that is cut goes on as if it had not been: the same call of `fit`, made again, brings

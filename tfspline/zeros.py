@@ -15,6 +15,7 @@ from absl import logging
 
 from tfspline import _keras, rules
 from tfspline import graph as graphs
+from tfspline.masks import Masks
 from tfspline.slim import cut, difference
 
 SIDES = 80, 96  # the sizes of axes that the model leaves open: what is constant does not depend on them
@@ -29,15 +30,23 @@ READERS = (rules.dense, rules.conv, rules.conv_transpose, rules.separable)
 
 
 def slim(
-    model: Any, *, allow_inexact: bool = False, protect: tuple = (), return_difference: bool = False
-) -> Any | tuple[Any, float]:
+    model: Any,
+    *,
+    allow_inexact: bool = False,
+    protect: tuple = (),
+    return_difference: bool = False,
+    return_masks: bool = False,
+) -> Any | tuple:
     """Removes the units that are switched off: zeroed by hand, by network slimming or by tfmot's masks.
 
-    A unit goes if nothing reads it, or if all that is read of it is constant, as after a zero kernel column or a
-    zero gamma. What it still emits through biases, shifts and activations is folded into the next layers' biases
+    A unit goes if nothing that stays reads it, or if all that is read of it is constant, as after a zero kernel column
+    or a zero gamma. What it still emits through biases, shifts and activations is folded into the next layers' biases
     (or the moving mean of the BatchNormalization that follows one without a bias), so the function stays the same.
     At least one unit of a group stays. A convolution with padding "same" sees zeros at the border where it saw the
     constant elsewhere: there folding is not exact, and the unit stays unless the constant is zero.
+
+    How many units went, and from which layers, and how many constant ones had to stay, is logged (absl, INFO). A model
+    that `tfmot.sparsity.keras.prune_low_magnitude` has wrapped is taken as what `strip_pruning` makes of it.
 
     Args:
         model: a built functional or Sequential model of Keras 3 or tf_keras; it stays as it is.
@@ -45,11 +54,13 @@ def slim(
             channels that LayerNormalization and its kin run over.
         protect: layers whose units stay: their paths, or predicates of a layer.
         return_difference: also return the difference that was measured between the two models.
+        return_masks: also return which units went.
 
     Returns:
         An uncompiled model of the same Keras without those units; a copy where none is switched off. With
-        `return_difference` a tuple: the model, and max |slim - model| / max |model|, a float, over eight random
-        normal inputs, for the output where it is largest.
+        `return_difference` or `return_masks` a tuple of the model and what was asked for, in this order:
+        max |slim - model| / max |model|, a float, over eight random normal inputs, for the output where it is largest;
+        the `Masks` of `model`, a unit that went being off.
 
     Raises:
         TypeError, ValueError: the model's graph cannot be read, or `protect` names a layer that it does not have.
@@ -64,30 +75,30 @@ def slim(
     >>> small, difference = tfspline.slim(model, return_difference=True)
     >>> small.get_layer("a").units, difference < 1e-5
     (3, True)
+    >>> small, masks = tfspline.slim(model, return_masks=True)
+    >>> int(masks.off.sum()), masks["a"].tolist()
+    (5, [True, True, True, False, False, False, False, False])
     """
     graph = graphs.read(model, tuple(protect), allow_inexact)
     layers = _keras.layer_paths(model)
     free = graph.free
     seen = _constants(model, graph, free)
 
-    needed, inexact = ~free, np.zeros(graph.units, bool)
+    read, needed = [], ~free
     for site in graph.sites:
-        if site.role != "in":
-            continue
-        layer = layers[site.layer]
-        if site.layer in seen:
-            units, (mean, low, high) = graph.reads[site.layer, 0][1], seen[site.layer]
-            reads = _matrix(layer, np.abs).any(axis=1)
-            needed[units[reads & np.isnan(mean)]] = True
-            inexact[units[reads & ~_exact(layer, low, high)]] = True
-        else:
-            kernel = np.moveaxis(layer.weights[site.index].numpy(), site.axis, 0)
+        if site.role == "in" and site.layer in seen:
+            read.append(_Read(graph, site.layer, layers[site.layer], *seen[site.layer]))
+        elif site.role == "in":
+            kernel = np.moveaxis(layers[site.layer].weights[site.index].numpy(), site.axis, 0)
             needed[site.units[kernel.reshape(len(kernel), -1).any(axis=1)]] = True
-    removed = ~needed if allow_inexact else ~needed & ~inexact
-    for group in graph.groups:
-        if removed[group.units].all():
-            removed[group.units[np.argmax(inexact[group.units])]] = False
-    _log(model, graph, removed, ~needed & inexact & ~removed)
+    kept, inexact = needed.copy(), np.zeros(graph.units, bool)
+    _close(kept, needed, inexact, read, allow_inexact)
+    for group in reversed(graph.groups):
+        if not kept[group.units].any():
+            kept[group.units[np.argmax(inexact[group.units])]] = True
+            _close(kept, needed, inexact, read, allow_inexact)
+    removed = ~kept
+    _log(model, graph, removed, ~needed & inexact & kept)
 
     shifts = {}
     for path, (mean, _, _) in seen.items():
@@ -96,9 +107,35 @@ def slim(
         if shift.any():
             shifts[path] = shift
     small = _cut_and_shift(model, graph, removed, shifts)
-    if not return_difference:
-        return small
-    return small, difference(model, small, _random_inputs(model, np.random.default_rng(0), SIDES[0], PROBES))
+    results = [small]
+    if return_difference:
+        results.append(difference(model, small, _random_inputs(model, np.random.default_rng(0), SIDES[0], PROBES)))
+    if return_masks:
+        results.append(Masks(graph, removed))
+    return tuple(results) if len(results) > 1 else small
+
+
+class _Read:
+    """What a layer reads: `units`, and for each of them whether it varies with the input and cannot be folded exactly;
+    `matrix`, bool [units, by], says which of them each of the units `by` that the layer makes depends on."""
+
+    def __init__(self, graph, path, layer, mean, low, high):
+        self.units, self.by = graph.reads[path, 0][1], graph.channels(path)
+        self.matrix = _matrix(layer, np.abs).astype(bool)
+        self.varies, self.inexact = np.isnan(mean), ~_exact(layer, low, high)
+
+
+def _close(kept, needed, inexact, reads, allow_inexact):
+    """Adds to `needed`, `inexact` and `kept` (bool [units]) what the kept units need, in place: what is read of a unit
+    by nothing but units that go is not missed."""
+    before = None
+    while before != kept.sum():
+        before = kept.sum()
+        for read in reversed(reads):  # from the end to the start: in most networks, once is enough
+            missed = read.matrix[:, kept[read.by]].any(axis=1)
+            needed[read.units[missed & read.varies]] = True
+            inexact[read.units[missed & read.inexact]] = True
+            kept |= needed if allow_inexact else needed | inexact
 
 
 def _log(model, graph, removed, kept_inexact):
