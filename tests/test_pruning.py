@@ -10,6 +10,7 @@ from test_masks import compiled, data_for, is_off, off_values
 from zoo import chain, difference, residual, scramble
 
 import tfspline
+import tfspline.pruning as pruning_module
 from tfspline import Masks, SplinePruning
 
 
@@ -327,3 +328,23 @@ def test_tfmots_schedules(keras, rng, tfmot):
     model.compile("sgd", "mse", jit_compile=False)
     fit(model, data_for(model, rng), SplinePruning(schedules.ConstantSparsity(0.5, 3, frequency=5)))
     assert Masks.from_model(model).sparsity == 0.5
+
+
+def test_tfmots_schedules_are_asked_at_their_turns_only(tfmot):
+    schedules = tfmot.sparsity.keras
+    for schedule in (
+        schedules.PolynomialDecay(0.1, 0.5, 3, 17, frequency=4),
+        schedules.ConstantSparsity(0.5, 2, -1, 5),
+    ):
+        for first in range(20):
+            asked = list(pruning_module._named_within(schedule, first, 20))
+            assert asked == list(pruning_module._named_within(lambda step, of=schedule: of(step), first, 20))
+    calls = []
+
+    class Counted(schedules.ConstantSparsity):
+        def __call__(self, step):
+            calls.append(step)
+            return super().__call__(step)
+
+    Counted.__module__ = schedules.ConstantSparsity.__module__
+    assert len(list(pruning_module._named_within(Counted(0.5, 0, frequency=100), 0, 1000))) == len(calls) == 10

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,7 @@ class SplinePruning(_keras.Callback):
         self._next = 0  # the schedule's first step that has not been looked at
         self._dense = {}  # with `regrow`, what the weights were before units of theirs were switched off
         self._dense_step = -1  # when that was
+        self._inputs = None  # what `data` holds, while `fit` runs
         self._loaded = None  # which units were off, in a state that was loaded
         self._checked = False
         self._backup = None if backup_dir is None else Backup(backup_dir, self, "iterations")
@@ -146,6 +147,7 @@ class SplinePruning(_keras.Callback):
             )
         if self.start == "early_bird" and self._backup and self._bird.backup_dir is None:
             raise ValueError("Expected an EarlyBird with a backup_dir as well. Received: one without")
+        self._inputs = None if self.data is None else probe_inputs(self.model, self.data)
         if self._loaded:
             self._take_loaded(graph)
         elif self.masks is None:
@@ -196,6 +198,7 @@ class SplinePruning(_keras.Callback):
             self.masks.apply(self.model)
             self._act()
         Masks.release(self.model)
+        self._inputs = None
         if self._backup:
             self._backup.clear()
         if self._begin is None:
@@ -210,7 +213,7 @@ class SplinePruning(_keras.Callback):
         if not steps or not epochs:
             return  # a generator: nobody knows how long it is
         last = self.step - (self._begin or 0) + (epochs - epoch) * steps
-        named = {step: sparsity for step in range(last + 1) if (sparsity := _named(self.schedule, step)) is not None}
+        named = dict(_named_within(self.schedule, 0, last + 1))
         if not any(named.values()):
             self._refuse(f"that prunes within the {last} steps of the fit", "one that never does", late)
             return
@@ -236,11 +239,11 @@ class SplinePruning(_keras.Callback):
     def _act(self):
         if self._begin is None:
             return
-        steps = range(self._next, self.step - self._begin + 1)
-        named = [sparsity for step in steps if (sparsity := _named(self.schedule, step)) is not None]
-        self._next = max(self._next, steps.stop)
+        stop = self.step - self._begin + 1
+        named = list(_named_within(self.schedule, self._next, stop))
+        self._next = max(self._next, stop)
         if named:
-            self._prune(named[-1])
+            self._prune(named[-1][1])
             if self._backup:
                 self._backup.put(_keras.iterations(self.model))
 
@@ -255,10 +258,9 @@ class SplinePruning(_keras.Callback):
         self.masks.apply(self.model)
 
     def _choice(self, graph, sparsity, off=None):
-        inputs = None if self.data is None else probe_inputs(self.model, self.data)
         budget = dataclasses.replace(self._budget, ratio=sparsity)
         rng = np.random.default_rng([self.seed, self.step])
-        return choose(self.model, graph, budget, self.criterion, rng, inputs, off)
+        return choose(self.model, graph, budget, self.criterion, rng, self._inputs, off)
 
     def _resume(self) -> bool:
         """Goes on where a training was cut, if it was."""
@@ -321,6 +323,19 @@ class SplinePruning(_keras.Callback):
     def _settings(self):
         budget = f"scope={self._budget.scope} min_units={self._budget.min_units}"
         return f"criterion={self.criterion} {budget} start={self.start} regrow={self.regrow} seed={self.seed}"
+
+
+def _named_within(schedule, first: int, stop: int) -> Iterator[tuple[int, float]]:
+    """The steps in [first, stop) at which a schedule prunes, each with the sparsity that it gives."""
+    steps = range(first, stop)
+    if type(schedule).__module__.startswith("tensorflow_model_optimization."):
+        # tfmot's own take turns, and a call to one costs a millisecond: as much as a small step of training.
+        turns = max(0, -((schedule.begin_step - first) // schedule.frequency))
+        steps = range(schedule.begin_step + turns * schedule.frequency, stop, schedule.frequency)
+    for step in steps:
+        sparsity = _named(schedule, step)
+        if sparsity is not None:
+            yield step, sparsity
 
 
 def _named(schedule, step: int) -> float | None:
