@@ -1,5 +1,6 @@
 """Pruning Keras networks, seen as splines: region codes, early birds, plans of what goes, and slim models."""
 
+from tfspline.affine import affine_map
 from tfspline.callbacks import EarlyBird
 from tfspline.codes import Codes, region_codes
 from tfspline.criteria import register_criterion
@@ -18,6 +19,7 @@ __all__ = [
     "Masks",
     "Plan",
     "SplinePruning",
+    "affine_map",
     "export",
     "flops",
     "partition_distance",

@@ -207,7 +207,7 @@ def _known(layer) -> Pieces | None:
     if _keras.of_class(layer, "LeakyReLU"):  # alpha: as tf_keras calls it
         slope = layer.negative_slope if hasattr(layer, "negative_slope") else layer.alpha
         return Pieces((0.0,), (float(slope), 1.0), (0.0, 0.0))
-    if _keras.of_class(layer, "PReLU"):
+    if _keras.of_class(layer, "PReLU") and layer.built:  # Keras 3 does not build one that is another's activation
         return Pieces((0.0,), (layer.alpha, 1.0), (0.0, 0.0))
     if _keras.of_class(layer, "ThresholdedReLU"):
         return Pieces((float(layer.theta),), (0.0, 1.0), (0.0, 0.0))

@@ -148,8 +148,11 @@ def over_axes(x: tf.Tensor, axes: Any, keepdims: bool) -> tf.Tensor:
     return tf.reshape(moved, [*shape, math.prod(x.shape[axis] for axis in axes)])
 
 
-def windows(x: tf.Tensor, layer: Any) -> tf.Tensor:
-    """The candidates of a MaxPooling layer: what each of its windows holds, one place after the other."""
+def windows(x: tf.Tensor, layer: Any, padding: float | None = None) -> tf.Tensor:
+    """What each window of a pooling layer holds, one place after the other along a last axis.
+
+    Beyond the border there is `padding`, or by default the least number, which no maximum chooses.
+    """
     first = layer.data_format == "channels_first"
     rank = x.shape.rank - 2
     if first:
@@ -160,7 +163,7 @@ def windows(x: tf.Tensor, layer: Any) -> tf.Tensor:
         for i, (n, k, s) in enumerate(zip(x.shape[1:-1], size, stride, strict=True)):
             total = max((math.ceil(n / s) - 1) * s + k - n, 0)
             pads[i + 1] = [total // 2, total - total // 2]
-    x = tf.pad(x, pads, constant_values=x.dtype.min)
+    x = tf.pad(x, pads, constant_values=x.dtype.min if padding is None else padding)
     ends = [(n - k) // s * s + 1 for n, k, s in zip(x.shape[1:-1], size, stride, strict=True)]
     places = [
         x[(slice(None), *(slice(i, i + end, s) for i, end, s in zip(place, ends, stride, strict=True)))]
