@@ -8,6 +8,7 @@ from tfspline.flops import flops, training_flops
 from tfspline.masks import Masks
 from tfspline.partition import partition_distance, plane
 from tfspline.plan import Plan, plan, prune
+from tfspline.polygons import Polygons, partition_polygons
 from tfspline.pruning import SplinePruning
 from tfspline.rules import register_channel_rule
 from tfspline.serving import export
@@ -18,11 +19,13 @@ __all__ = [
     "EarlyBird",
     "Masks",
     "Plan",
+    "Polygons",
     "SplinePruning",
     "affine_map",
     "export",
     "flops",
     "partition_distance",
+    "partition_polygons",
     "plan",
     "plane",
     "prune",
