@@ -6,7 +6,7 @@ from tfspline.codes import Codes, region_codes
 from tfspline.criteria import register_criterion
 from tfspline.flops import flops, training_flops
 from tfspline.masks import Masks
-from tfspline.partition import partition_distance, plane
+from tfspline.partition import partition_distance, partition_distances, plane
 from tfspline.plan import Plan, plan, prune
 from tfspline.polygons import Polygons, partition_polygons
 from tfspline.pruning import SplinePruning
@@ -25,6 +25,7 @@ __all__ = [
     "export",
     "flops",
     "partition_distance",
+    "partition_distances",
     "partition_polygons",
     "plan",
     "plane",
