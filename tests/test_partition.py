@@ -57,11 +57,7 @@ def test_refuses_codes_that_cannot_be_compared():
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    st.tuples(st.integers(1, 4), st.integers(1, 70)).flatmap(
-        lambda shape: arrays(np.uint8, shape, elements=st.integers(0, 1))
-    )
-)
+@given(arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 70)), elements=st.integers(0, 1)))
 def test_unpacking_undoes_packing(bits):
     packed = pack_bits(tf.constant(bits, tf.bool)).numpy()
     np.testing.assert_array_equal(Codes({"relu": packed}, {"relu": bits.shape[1]}).unpack("relu"), bits)

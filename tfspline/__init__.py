@@ -3,6 +3,7 @@
 from tfspline.affine import affine_map
 from tfspline.callbacks import EarlyBird
 from tfspline.codes import Codes, region_codes
+from tfspline.comparison import PartitionReport, partition_report
 from tfspline.criteria import register_criterion
 from tfspline.flops import flops, training_flops
 from tfspline.masks import Masks
@@ -18,6 +19,7 @@ __all__ = [
     "Codes",
     "EarlyBird",
     "Masks",
+    "PartitionReport",
     "Plan",
     "Polygons",
     "SplinePruning",
@@ -27,6 +29,7 @@ __all__ = [
     "partition_distance",
     "partition_distances",
     "partition_polygons",
+    "partition_report",
     "plan",
     "plane",
     "prune",
