@@ -26,6 +26,15 @@ class Polygons:
             point inside.
         A: float64 [polygons, outputs, 2], and
         b: float64 [polygons, outputs]: the outputs are A p + b at a point p of the polygon.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.ReLU(name="relu")])
+    >>> partition = tfspline.partition_polygons(model, ((-1, 1), (1, 3)))
+    >>> [len(corners) for corners in partition.vertices], partition.codes.unpack("relu").tolist()
+    ([4, 4], [[1, 1], [0, 1]])
+    >>> partition.A[0].tolist(), partition.A[1].tolist()
+    ([[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]])
     """
 
     vertices: list[np.ndarray]
