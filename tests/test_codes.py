@@ -1,5 +1,7 @@
 """Region codes against numpy and against bits worked by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -42,6 +44,8 @@ def test_pack_bits_is_numpys_packbits(rng, m):
         ("Activation", {"activation": "relu"}, POSITIVE),
         ("Activation", {"activation": tf.nn.leaky_relu}, POSITIVE),
         ("Activation", {"activation": tf.nn.relu6}, POSITIVE + AT_SIX),
+        ("Activation", {"activation": "hard_sigmoid"}, [0, 1, 1, 1, 1, 1] + AT_SIX),
+        ("Activation", {"activation": tf.abs}, POSITIVE),
         ("Activation", {"activation": "linear"}, None),
     ],
 )
@@ -69,12 +73,85 @@ def test_hard_sigmoid_has_a_bit_for_each_of_its_corners(keras):
     assert codes.unpack("unit").tolist() == [[0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1]]
 
 
+def test_activations_of_three_pieces():
+    import keras
+
+    below, above = [0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]
+    for name, lower, upper in [
+        ("hard_tanh", [0, 0, 1, 1, 1, 1], above),
+        ("hard_silu", below, above),
+        ("soft_shrink", [0, 0, 1, 1, 1, 1], above),
+        ("hard_shrink", [0, 0, 1, 1, 1, 1], above),
+        ("sparse_sigmoid", [0, 0, 1, 1, 1, 1], above),
+    ]:
+        for layer in [keras.layers.Activation(name, name="unit"), dense(keras, name)]:
+            x = np.array([[-7, -1, 0.125, 0.25, 6, 6.5]], "float32")
+            assert codes_of(keras, layer, x=x).unpack("unit").tolist() == [lower + upper], name
+
+
+def test_a_fused_activation_whose_output_does_not_tell_is_refused(keras):
+    layer = dense(keras, tf.abs)
+    with pytest.raises(ValueError, match="'unit' with an activation of which the output does not tell the piece"):
+        codes_of(keras, layer, keras.layers.ReLU())
+    assert codes_of(keras, dense(keras, tf.abs), keras.layers.ReLU(name="r"), approximate=True).layers == ["r"]
+
+
+def test_bits_of_maximum_and_minimum_say_which_one_it_is(keras):
+    a, b, c = (keras.Input((2,), name=name) for name in "abc")
+    x = [np.array([row], "float32") for row in ([1, 5], [2, 3], [0, 9])]
+    maximum = tf.maximum if keras.__name__ == "tf_keras" else keras.ops.maximum
+    for inputs, output, expected in [
+        ([a, b, c], keras.layers.Maximum(name="unit")([a, b, c]), [1, 0, 0, 1]),  # units of the lower bit, then upper
+        ([a, b, c], keras.layers.Minimum(name="unit")([a, b, c]), [0, 1, 1, 0]),
+        ([a, b], keras.layers.Maximum(name="unit")([a, b]), [1, 0]),
+        ([a, b], maximum(a, b), [1, 0]),
+        ([a], maximum(a, 2.0), [1, 0]),
+    ]:
+        codes = region_codes(keras.Model(inputs, keras.layers.Dense(1)(output)), x[: len(inputs)])
+        assert [codes.unpack(name).tolist() for name in codes.layers] == [[expected]]
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_bits_of_max_pooling_are_the_place_of_the_maximum(keras, rng, dimensions, padding):
+    x = rng.normal(size=(2, *[5, 4, 3][:dimensions], 2)).astype("float32")
+    layer = getattr(keras.layers, f"MaxPooling{dimensions}D")(2, padding=padding, name="unit")
+    stack = [layer, keras.layers.Flatten()]
+    with pytest.raises(ValueError, match="at least one piecewise-affine unit"):
+        codes_of(keras, *stack, x=x)
+    bits = codes_of(keras, *stack, x=x, max_pooling=True).unpack("unit")
+    best = bits.reshape(2, dimensions, -1).transpose(0, 2, 1) @ (1 << np.arange(dimensions))
+    x = np.pad(x, [(0, 0), *([(0, n % 2 * (padding == "same")) for n in x.shape[1:-1]]), (0, 0)], constant_values=-9)
+    places = itertools.product(*[range(n // 2) for n in x.shape[1:-1]], range(2))
+    for place, index in enumerate(places):
+        *corner, channel = index
+        window = x[(slice(None), *(slice(2 * i, 2 * i + 2) for i in corner), channel)].reshape(2, -1)
+        assert best[:, place].tolist() == window.argmax(axis=1).tolist()
+
+
+def test_bits_of_global_max_pooling_and_of_a_maximum_over_an_axis(keras):
+    x = np.array([[[3, 1], [5, 0], [4, 9]]], "float32")  # three places of two channels: the second, the third
+    inputs = keras.Input((3, 2))
+    maximum = tf.reduce_max if keras.__name__ == "tf_keras" else keras.ops.max
+    for output in [keras.layers.GlobalMaxPooling1D()(inputs), maximum(inputs, axis=1), maximum(inputs, axis=-2)]:
+        codes = region_codes(keras.Model(inputs, keras.layers.Dense(1)(output)), x, max_pooling=True)
+        assert [codes.unpack(name).tolist() for name in codes.layers] == [[[1, 0, 0, 1]]]
+
+
+def test_max_pooling_inside_time_distributed(keras, rng):
+    x = rng.normal(size=(2, 3, 4, 1)).astype("float32")
+    wrapped = keras.layers.TimeDistributed(keras.layers.MaxPooling1D(4), name="unit")
+    bits = codes_of(keras, wrapped, keras.layers.Flatten(), x=x, max_pooling=True).unpack("unit")
+    best = (bits.reshape(2, 2, 3) * [[1], [2]]).sum(axis=1)
+    assert best.tolist() == x[..., 0].argmax(axis=2).tolist()
+
+
 def test_bits_of_bare_ops(keras):
     if keras.__name__ == "tf_keras":
-        ops = [tf.nn.relu, tf.nn.relu6, tf.nn.leaky_relu, tf.abs]
+        ops = [tf.nn.relu, tf.nn.relu6, tf.nn.leaky_relu, tf.abs, lambda x: tf.clip_by_value(x, 0.0, 6.0)]
     else:
-        ops = [keras.ops.relu, keras.ops.relu6, keras.ops.leaky_relu, keras.ops.abs]
-    for op, expected in zip(ops, [POSITIVE, POSITIVE + AT_SIX, POSITIVE, POSITIVE], strict=True):
+        ops = [keras.ops.relu, keras.ops.relu6, keras.ops.leaky_relu, keras.ops.abs, lambda x: keras.ops.clip(x, 0, 6)]
+    for op, expected in zip(ops, [POSITIVE, POSITIVE + AT_SIX, POSITIVE, POSITIVE, POSITIVE + AT_SIX], strict=True):
         inputs = keras.Input((6,))
         codes = region_codes(keras.Model(inputs, keras.layers.Dense(1)(op(inputs) + 1.0)), Z)
         assert [codes.unpack(name).tolist() for name in codes.layers] == [[expected]]

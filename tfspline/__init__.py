@@ -1,12 +1,15 @@
 """Pruning Keras networks, seen as splines: region codes, early birds, plans of what goes, and slim models."""
 
+from tfspline.affine import affine_map
 from tfspline.callbacks import EarlyBird
 from tfspline.codes import Codes, region_codes
+from tfspline.comparison import PartitionReport, partition_report
 from tfspline.criteria import register_criterion
 from tfspline.flops import flops, training_flops
 from tfspline.masks import Masks
-from tfspline.partition import partition_distance, plane
+from tfspline.partition import partition_distance, partition_distances, plane
 from tfspline.plan import Plan, plan, prune
+from tfspline.polygons import Polygons, partition_polygons
 from tfspline.pruning import SplinePruning
 from tfspline.rules import register_channel_rule
 from tfspline.serving import export
@@ -16,11 +19,17 @@ __all__ = [
     "Codes",
     "EarlyBird",
     "Masks",
+    "PartitionReport",
     "Plan",
+    "Polygons",
     "SplinePruning",
+    "affine_map",
     "export",
     "flops",
     "partition_distance",
+    "partition_distances",
+    "partition_polygons",
+    "partition_report",
     "plan",
     "plane",
     "prune",

@@ -280,7 +280,7 @@ def rebuild(model: Any, config_of: Callable[[str, Any], dict], prefix: str = "",
                 symbolic = [x for x in tf.nest.flatten((args, kwargs)) if module.backend.is_keras_tensor(x)]
                 copies[id(layer)] = rebuild(layer, config_of, f"{path}/", symbolic)
             else:
-                copies[id(layer)] = _from_config(layer, config_of(path, layer))
+                copies[id(layer)] = from_config(layer, config_of(path, layer))
         return copies[id(layer)](*args, **kwargs)
 
     outputs = run(model, inputs, visit)
@@ -365,7 +365,8 @@ class Callback(keras.callbacks.Callback):
         return False
 
 
-def _from_config(layer, config):
+def from_config(layer: Any, config: dict) -> Any:
+    """A new layer of the class of `layer`, not built, made of a config like its own."""
     # A layer inside this one would be built at once, for the input shape that its original had.
     config = {key: _unbuilt(value) if isinstance(value, dict) else value for key, value in config.items()}
     if isinstance(layer, keras.layers.Lambda):  # Keras 3 refuses Python lambdas, but this one is in memory already

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline.cuts import cuts_of_calls
+from tfspline.cuts import bits_of_calls
 from tfspline.files import replacing
 from tfspline.inputs import check_inputs
 
@@ -114,19 +114,22 @@ class Codes:
         return cls(packed, dict(zip(names, arrays["bits"].tolist(), strict=True)))
 
 
-def region_codes(model: Any, x: Any, batch_size: int = 128, approximate: bool = False) -> Codes:
+def region_codes(
+    model: Any, x: Any, batch_size: int = 128, approximate: bool = False, max_pooling: bool = False
+) -> Codes:
     """The region of the model's partition of its input space that each input lies in.
 
-    The code of a unit at x, with pre-activation z, is 1[z > 0] for ReLU, LeakyReLU and PReLU (with a
-    `threshold`, 1[z > threshold]), and the two bits 1[z > lo] and 1[z >= hi] for those with a ceiling: ReLU6
-    and other ReLUs with a `max_value`, hard sigmoid, hard tanh (Balestriero and Baraniuk, "A Spline Theory of
-    Deep Learning", ICML 2018). Activations count as layers of their own, fused into another layer (`Dense(8,
-    activation="relu")`) and as bare ops (`keras.ops.relu`). The model runs in inference mode, batch by batch:
-    only one batch of floats is alive at a time.
+    The code of a unit at x, with pre-activation z, is 1[z > 0] for ReLU, LeakyReLU, PReLU and abs (with a
+    `threshold`, 1[z > threshold]), and the two bits 1[z > lo] and 1[z >= hi] for those of three pieces: ReLU6
+    and other ReLUs with a `max_value`, hard sigmoid, hard tanh, hard swish, shrinks, clip. Maximum and Minimum
+    of k tensors (maxout) have ceil(log2 k) bits an output, the number of the chosen one, lowest bit first; so,
+    with `max_pooling`, have max-pooling and maxima over axes, whose k is the size of the window (Balestriero and
+    Baraniuk, "A Spline Theory of Deep Learning", ICML 2018). Activations count as layers of their own, fused
+    into another layer (`Dense(8, activation="relu")`) and as bare ops (`keras.ops.relu`). The model runs in
+    inference mode, batch by batch: only one batch of floats is alive at a time.
 
-    Whatever is neither an activation nor holds one has no bits (max-pooling included), and what a custom
-    layer computes in its own `call` cannot be seen. A smooth activation at the very output (softmax) has no
-    bits either.
+    Whatever is neither an activation nor holds one has no bits, and what a custom layer computes in its own
+    `call` cannot be seen. A smooth activation at the very output (softmax) has no bits either.
 
     Args:
         model: a built functional or Sequential model, Keras 3 or tf_keras; it may hold nested models and may
@@ -137,6 +140,8 @@ def region_codes(model: Any, x: Any, batch_size: int = 128, approximate: bool = 
         batch_size: how many samples run at a time.
         approximate: take the sign of z for smooth activations (GELU, swish, sigmoid ...) instead of refusing
             them.
+        max_pooling: give max-pooling a code, the arg-max of each window. Off by default: the authors of the
+            early bird look at the units only.
 
     Returns:
         The `Codes` of all samples.
@@ -153,7 +158,7 @@ def region_codes(model: Any, x: Any, batch_size: int = 128, approximate: bool = 
     >>> codes.unpack("relu").tolist()
     [[1, 0], [1, 1]]
     """
-    return RegionEncoder(model, approximate)(x, batch_size)
+    return RegionEncoder(model, approximate, max_pooling)(x, batch_size)
 
 
 class RegionEncoder:
@@ -162,13 +167,14 @@ class RegionEncoder:
     Args:
         model: see `region_codes`, also for what is refused.
         approximate: see `region_codes`.
+        max_pooling: see `region_codes`.
     """
 
-    def __init__(self, model: Any, approximate: bool = False):
+    def __init__(self, model: Any, approximate: bool = False, max_pooling: bool = False):
         self.model = _keras.check_model(model)
-        calls = list(cuts_of_calls(model, approximate))
-        self._cuts = [cuts for _, cuts in calls]
-        self._names = _unique(name for name, cuts in calls if cuts)
+        calls = list(bits_of_calls(model, approximate, max_pooling))
+        self._bits = [bits for _, bits in calls]
+        self._names = unique(name for name, bits in calls if bits)
         if not self._names:
             raise ValueError(
                 "Expected a model with at least one piecewise-affine unit (ReLU, LeakyReLU, PReLU, ReLU6 "
@@ -197,15 +203,15 @@ class RegionEncoder:
 
     def _encode_batch(self, inputs):
         samples = tf.shape(inputs[0])[0]
-        remaining = iter(self._cuts)  # in the order of the graph, in which the calls are visited here too
+        remaining = iter(self._bits)  # in the order of the graph, in which the calls are visited here too
         bits = []
 
         def visit(node, args, kwargs):
             outputs = node.layer(*args, **kwargs)
-            cuts = next(remaining)
-            if cuts:
-                z, y = _first(args, kwargs), tf.nest.flatten(outputs)[0]
-                bits.append(tf.concat([tf.reshape(cut(z, y), [samples, -1]) for cut in cuts], 1))
+            bits_of = next(remaining)
+            if bits_of:
+                found = bits_of(args, kwargs, tf.nest.flatten(outputs)[0])
+                bits.append(tf.concat([tf.reshape(bit, [samples, -1]) for bit in found], 1))
             return outputs
 
         _keras.run(self.model, inputs, visit, nested=True)
@@ -250,15 +256,10 @@ def read_npz(path: str | os.PathLike, build: Callable[[dict[str, np.ndarray]], A
             ) from error
 
 
-def _unique(names: Iterator[str]) -> list[str]:
+def unique(names: Iterator[str]) -> list[str]:
     """The names in their order, "#2", "#3" ... behind those that have occurred before."""
     unique = {}
     for name in names:
         numbered = itertools.chain([name], (f"{name}#{count}" for count in itertools.count(2)))
         unique[next(candidate for candidate in numbered if candidate not in unique)] = None
     return list(unique)
-
-
-def _first(args: tuple, kwargs: dict):
-    """The first argument of a call, by position or by name."""
-    return next(iter((*args, *kwargs.values())))

@@ -1,8 +1,12 @@
 """Partitions of the input space: how far apart two of them are, and a plane of inputs to look at them on."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tfspline.codes import Codes
+
+BLOCK = 2**15  # bytes of each code that are compared at a time
 
 
 def partition_distance(a: Codes, b: Codes, per_layer: bool = False) -> float | dict[str, float]:
@@ -31,6 +35,47 @@ def partition_distance(a: Codes, b: Codes, per_layer: bool = False) -> float | d
     >>> tfspline.partition_distance(a, b)
     0.25
     """
+    if per_layer:
+        return {name: float(matrix[0, 1]) for name, matrix in partition_distances([a, b], per_layer=True).items()}
+    return float(partition_distances([a, b])[0, 1])
+
+
+def partition_distances(codes: Sequence[Codes], per_layer: bool = False) -> np.ndarray | dict[str, np.ndarray]:
+    """The distances of each of E partitions to each other, as `partition_distance` gives them for two.
+
+    The packed codes are read once; of each block of them, small enough for the processor's cache, all pairs are
+    compared. The time grows as E^2 times the number of bits.
+
+    Args:
+        codes: the codes of E models, or moments of one, on the same inputs.
+        per_layer: return the parts instead of their mean.
+
+    Returns:
+        float64 [E, E], symmetric, 0 on the diagonal; with `per_layer`, a dict, layer name -> such an array.
+
+    Raises:
+        TypeError: not all are `Codes`.
+        ValueError: codes of different numbers of samples, or not of the same layers with as many bits; or none.
+
+    Example:
+
+    >>> codes = [tfspline.Codes({"relu": np.array([[bits]], "uint8")}, {"relu": 4}) for bits in (0b11, 0b10, 0b1111)]
+    >>> tfspline.partition_distances(codes).tolist()
+    [[0.0, 0.25, 0.5], [0.25, 0.0, 0.75], [0.5, 0.75, 0.0]]
+    """
+    codes = list(codes)
+    if not codes:
+        raise ValueError("Expected the codes of at least one model. Received: none")
+    for one in codes:
+        _check_alike(codes[0], one)
+    distances = {
+        name: _differing_bits([one[name] for one in codes]) / (len(codes[0]) * bits)
+        for name, bits in codes[0].bits.items()
+    }
+    return distances if per_layer else np.mean(list(distances.values()), axis=0)
+
+
+def _check_alike(a, b):
     for codes in (a, b):
         if not isinstance(codes, Codes):
             raise TypeError(f"Expected the codes that region_codes gives. Received: {type(codes).__name__}")
@@ -38,11 +83,18 @@ def partition_distance(a: Codes, b: Codes, per_layer: bool = False) -> float | d
         raise ValueError(f"Expected codes of the same inputs. Received: {len(a)} and {len(b)} samples")
     if list(a.bits.items()) != list(b.bits.items()):
         raise ValueError(f"Expected codes of the same layers with as many bits. Received: {a.bits} and {b.bits}")
-    distances = {
-        name: float(np.bitwise_count(a[name] ^ b[name]).sum(dtype=np.int64) / (len(a) * bits))
-        for name, bits in a.bits.items()
-    }
-    return distances if per_layer else float(np.mean(list(distances.values())))
+
+
+def _differing_bits(arrays):
+    """In how many bits each two of E equally large uint8 arrays differ, int64 [E, E]."""
+    flat = [array.reshape(-1) for array in arrays]
+    counts = np.zeros((len(flat), len(flat)), np.int64)
+    for start in range(0, flat[0].size, BLOCK):
+        block = np.stack([array[start : start + BLOCK] for array in flat])
+        block = np.pad(block, ((0, 0), (0, -block.shape[1] % 8))).view(np.uint64)
+        for i in range(len(block) - 1):
+            counts[i, i + 1 :] += np.bitwise_count(block[i + 1 :] ^ block[i]).sum(axis=1, dtype=np.int64)
+    return counts + counts.T
 
 
 def plane(x0: np.ndarray, x1: np.ndarray, n: int) -> np.ndarray:
