@@ -247,7 +247,7 @@ def rebuild(model: Any, config_of: Callable[[str, Any], dict], prefix: str = "",
                 symbolic = [x for x in tf.nest.flatten((args, kwargs)) if module.backend.is_keras_tensor(x)]
                 copies[id(layer)] = rebuild(layer, config_of, f"{path}/", symbolic)
             else:
-                copies[id(layer)] = from_config(layer, config_of(path, layer))
+                copies[id(layer)] = from_config(type(layer), config_of(path, layer))
         return copies[id(layer)](*args, **kwargs)
 
     outputs = run(model, inputs, visit)
@@ -321,13 +321,13 @@ class Callback(keras.callbacks.Callback):
         return False
 
 
-def from_config(layer: Any, config: dict) -> Any:
-    """A new layer of the class of `layer`, not built, made of a config like its own."""
+def from_config(layer_class: type, config: dict) -> Any:
+    """A new layer from the config of one that is in memory."""
     # A layer inside this one would be built at once, for the input shape that its original had.
     config = {key: _unbuilt(value) if isinstance(value, dict) else value for key, value in config.items()}
-    if isinstance(layer, keras.layers.Lambda):  # Keras 3 refuses Python lambdas, but this one is in memory already
-        return type(layer).from_config(config, safe_mode=False)
-    return type(layer).from_config(config)
+    if issubclass(layer_class, keras.layers.Lambda):  # Keras 3 refuses Python lambdas, but this one is trusted
+        return layer_class.from_config(config, safe_mode=False)
+    return layer_class.from_config(config)
 
 
 def _unbuilt(config):

@@ -302,7 +302,7 @@ def _linear(layer, args, kwargs):
         one["dtype"] = "float64"
     if "activation" in configs[-1]:
         configs[-1]["activation"] = "linear"
-    copy = _keras.from_config(layer, config)
+    copy = _keras.from_config(type(layer), config)
     copy(*args, **kwargs)  # builds it
     # Weights of an activation that is a layer come last; the copy has none.
     for mine, theirs in zip(copy.weights, layer.weights, strict=False):

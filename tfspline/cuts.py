@@ -166,6 +166,8 @@ def _of_layer(layer) -> Pieces | Choice | Smooth | None:
     if _keras.of_class(layer, "ELU", "Softmax"):
         return Smooth(_unknown(type(layer).__name__), _sign)
     activation = getattr(layer, "activation", None)
+    while _keras.of_class(activation, "Activation"):
+        activation = activation.activation
     name = getattr(activation, "__name__", None) or getattr(activation, "name", activation)
     if activation is None or name == "linear":
         return None
