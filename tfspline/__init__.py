@@ -1,5 +1,6 @@
 """Pruning Keras networks, seen as splines: region codes, early birds, plans of what goes, and slim models."""
 
+from tfspline import layers
 from tfspline.callbacks import EarlyBird
 from tfspline.codes import Codes, region_codes
 from tfspline.criteria import register_criterion
@@ -10,6 +11,7 @@ from tfspline.plan import Plan, plan, prune
 from tfspline.pruning import SplinePruning
 from tfspline.rules import register_channel_rule
 from tfspline.serving import export
+from tfspline.wrapping import unwrap, wrap
 from tfspline.zeros import slim
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "SplinePruning",
     "export",
     "flops",
+    "layers",
     "partition_distance",
     "plan",
     "plane",
@@ -29,4 +32,6 @@ __all__ = [
     "register_criterion",
     "slim",
     "training_flops",
+    "unwrap",
+    "wrap",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline.cuts import cuts_of_calls
+from tfspline.cuts import Cut, cuts_of_calls
 from tfspline.files import replacing
 from tfspline.inputs import check_inputs
 
@@ -196,7 +196,6 @@ class RegionEncoder:
         return Codes(arrays, {name: int(bits[name]) for name in self._names})
 
     def _encode_batch(self, inputs):
-        samples = tf.shape(inputs[0])[0]
         remaining = iter(self._cuts)  # in the order of the graph, in which the calls are visited here too
         bits = []
 
@@ -204,13 +203,17 @@ class RegionEncoder:
             outputs = node.layer(*args, **kwargs)
             cuts = next(remaining)
             if cuts:
-                z, y = _first(args, kwargs), tf.nest.flatten(outputs)[0]
-                bits.append(tf.concat([tf.reshape(cut(z, y), [samples, -1]) for cut in cuts], 1))
+                bits.append(code_bits(cuts, _first(args, kwargs), tf.nest.flatten(outputs)[0]))
             return outputs
 
         _keras.run(self.model, inputs, visit, nested=True)
         bits = dict(zip(self._names, bits, strict=True))
         return tf.nest.map_structure(pack_bits, bits), {name: tf.shape(array)[1] for name, array in bits.items()}
+
+
+def code_bits(cuts: list[Cut], z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """The bits of a layer, bool `[samples, bits]`, by its cuts, inputs and outputs."""
+    return tf.concat([tf.reshape(cut(z, y), [tf.shape(y)[0], -1]) for cut in cuts], 1)
 
 
 def pack_bits(bits: tf.Tensor) -> tf.Tensor:

@@ -42,13 +42,13 @@ def cuts_of_calls(model: Any, approximate: bool) -> Iterator[tuple[str, list[Cut
 
 def _calls(model, approximate: bool, unread: set[int], path: str = "") -> Iterator[tuple[str, list[Cut]]]:
     for node in _keras.nodes(model):
-        name = path + node.layer.name
+        name = path + getattr(node.layer, "code_name", node.layer.name)  # a SplineUnit has one
         if _keras.is_model(node.layer):
             inner = _keras.check_model(node.layer)
             last = unread.issuperset(node.outputs)
             yield from _calls(inner, approximate, _unread(inner) if last else set(), f"{name}/")
             continue
-        cuts = _cuts(node.layer)
+        cuts = cuts_of(node.layer)
         if cuts is None and unread.issuperset(node.outputs):
             cuts = []
         elif cuts is None and not approximate:
@@ -66,7 +66,7 @@ def _unread(model) -> set[int]:
     return {id(tensor) for tensor in model.outputs} - read
 
 
-def _cuts(layer) -> list[Cut] | None:
+def cuts_of(layer: Any) -> list[Cut] | None:
     """The cuts of a layer or bare op, empty if it has no activation; None if that is not piecewise affine."""
     layer = _unwrap(layer)
     if _keras.of_class(layer, "ReLU") or _keras.op_name(layer) == "relu":
@@ -117,11 +117,13 @@ def _hidden(layer) -> Any:
     if _keras.op_name(layer) is not None:
         return None
     own = getattr(layer, "activation", None)
-    return next((part for part in _keras.sublayers(layer) if part is not own and _cuts(part) != []), None)
+    return next((part for part in _keras.sublayers(layer) if part is not own and cuts_of(part) != []), None)
 
 
 def _levels(activation) -> tuple | None:
     """The output levels at which the pieces of an activation meet; None if they are not known."""
+    if _keras.of_class(activation, "Activation"):
+        return _levels(activation.activation)
     if _keras.of_class(activation, "LeakyReLU"):
         return _LEVELS["leakyrelu"]
     if _keras.of_class(activation, "ReLU") and not activation.threshold:
