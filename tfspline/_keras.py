@@ -26,7 +26,7 @@ if keras.backend.backend() != "tensorflow":
 def kerases() -> list[ModuleType]:
     """The Keras modules that this process has loaded: `keras`, and `tf_keras` if somebody imported it."""
     # A tf_keras model exists only where tf_keras was imported, so it never has to be imported here.
-    return [keras] + [sys.modules[name] for name in ("tf_keras",) if name in sys.modules]
+    return [keras] + [sys.modules[name] for name in ("tf_keras",) if sys.modules.get(name)]
 
 
 def keras_named(name: str) -> ModuleType:

@@ -105,7 +105,9 @@ def _rebuilt(model, copies_of):
 
 def _stacks(model: Any, batch_normalization: type) -> dict[int, Any]:
     """The activation layer that each BatchNormalization (by id) can take in, for those that have one."""
-    nested = [layer for layer in _keras.layer_paths(model).values() if _keras.is_model(layer) and _keras.is_graph(layer)]
+    nested = [
+        layer for layer in _keras.layer_paths(model).values() if _keras.is_model(layer) and _keras.is_graph(layer)
+    ]
     graphs = {id(graph): graph for graph in [model, *nested]}.values()
     nodes = [node for graph in graphs for node in _keras.nodes(graph)]
     calls = collections.Counter(id(node.layer) for node in nodes)

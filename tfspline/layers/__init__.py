@@ -1,6 +1,7 @@
 """Layers: `SplineUnit`, that is BatchNormalization and its activation as one layer, fused and with a region code.
 
-`tfspline.layers.SplineUnit` is a layer of Keras 3; that of tf_keras is `tfspline.layers.tf_keras.SplineUnit`.
+`tfspline.layers.SplineUnit` is a layer of Keras 3; that of tf_keras is `tfspline.layers.tf_keras.SplineUnit`. Where
+tf_keras is imported after tfspline, `import tfspline.layers.tf_keras` makes the layer known to its `load_model`.
 
 Example:
 
@@ -13,6 +14,12 @@ Example:
 {'unit_relu': 144}
 """
 
+import importlib
+
+from tfspline import _keras
 from tfspline.layers.keras import SplineUnit
 
 __all__ = ["SplineUnit"]
+
+for _module in _keras.kerases():  # whose saved models may hold one
+    importlib.import_module(f"tfspline.layers.{_module.__name__}")

@@ -91,9 +91,11 @@ class SplineUnitBase:
             switched_off(weight, on)
 
     def _scales(self):
-        if self.gamma is None or not self.built:
+        if not self.built or self.gamma is None:
             state = "it has no scale" if self.built else "it is not built"
-            raise ValueError(f"Expected a SplineUnit with a gamma, to mask channels by. Received: {self.name!r}, {state}")
+            raise ValueError(
+                f"Expected a SplineUnit with a gamma, to mask channels by. Received: {self.name!r}, {state}"
+            )
         return [self.gamma] if self.beta is None else [self.gamma, self.beta]
 
 

@@ -12,7 +12,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """The same function as Keras 3's, which computes moments op by op, on TensorFlow's fused kernel.
 
     Where that cannot do what was asked for, Keras' own code runs: an axis that is not the last, float64, masked
-    inputs, `renorm` and `synchronized`.
+    inputs, `renorm` and `synchronized`; also on inputs [batch, features], where it is the faster one as a rule.
     """
 
     def call(self, inputs, training=None, mask=None):
@@ -37,9 +37,9 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         return y if x is inputs else tf.reshape(y, tf.shape(inputs))
 
     def _fusable(self, inputs, mask):
-        last = self.axis in (-1, len(inputs.shape) - 1)
+        channels_last = len(inputs.shape) > 2 and self.axis in (-1, len(inputs.shape) - 1)
         fused_dtype = inputs.dtype == self.compute_dtype and self.compute_dtype in FUSED_DTYPES
-        return last and fused_dtype and mask is None and not (self.renorm or self.synchronized)
+        return channels_last and fused_dtype and mask is None and not (self.renorm or self.synchronized)
 
 
 @keras.saving.register_keras_serializable("tfspline")
