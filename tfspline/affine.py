@@ -252,7 +252,8 @@ def _average(x, layer):
 def _affine(node) -> bool:
     name = _keras.op_name(node.layer)
     if name is None:
-        return _keras.builtin_class_name(unwrapped(node.layer)) in _LAYERS
+        layer = unwrapped(node.layer)
+        return hasattr(layer, "code_name") or _keras.builtin_class_name(layer) in _LAYERS  # a SplineUnit has one
     name = name.replace("_", "")
     if name not in _SCALINGS:
         return name in _OPS

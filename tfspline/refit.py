@@ -53,6 +53,9 @@ def goals(model: Any, graph: Graph) -> dict[str, Goal]:
         others, after, end = (), only_reader(node), node
         if after and after.path == graph.folded.get(node.path):
             after, end = only_reader(after), after
+            if getattr(end.layer, "activation", None):  # a SplineUnit
+                found[node.path] = Goal((), is_relu(end.layer.activation))
+                continue
         if after and is_add(after.layer) and len({shapes.get(tensor) for tensor in after.inputs}) == 1:
             others = tuple(tensor for tensor in after.inputs if tensor not in end.outputs)
             after = only_reader(after)
