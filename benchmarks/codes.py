@@ -8,15 +8,14 @@ have run once before: the first call of either traces the model. The early bird'
 """
 
 import os
-import platform
 import statistics
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from absl import app, flags  # noqa: E402
+from common import seconds, setting  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import _keras, models  # noqa: E402
@@ -39,13 +38,6 @@ def build(keras, name):
     return models.build(name, (32, 32, 3), 10, keras=keras.__name__)
 
 
-def seconds(function, *args, **options):
-    """How long a call takes, and its result."""
-    start = time.perf_counter()
-    result = function(*args, **options)
-    return time.perf_counter() - start, result
-
-
 def throughput(model, x, given):
     """Prints inputs a second, codes against predict, and the size of codes against that of activations."""
     encode = RegionEncoder(model)
@@ -53,11 +45,11 @@ def throughput(model, x, given):
     def predict():
         return model.predict(x, given.batch_size, verbose=0)
 
-    first, codes = seconds(encode, x, given.batch_size)
-    first_predict, _ = seconds(predict)
+    first, first_predict = seconds(encode, x, given.batch_size), seconds(predict)
+    codes = encode(x, given.batch_size)
     ratios, speeds = [], []
     for i in range(given.pairs):
-        turns = {name: seconds(*call)[0] for name, call in _turns(i, encode, predict, x, given.batch_size)}
+        turns = {name: seconds(*call) for name, call in _turns(i, encode, predict, x, given.batch_size)}
         ratios.append(turns["predict"] / turns["codes"])
         speeds.append(len(x) / turns["codes"])
     low, median, high = statistics.quantiles(ratios)
@@ -81,7 +73,7 @@ def early_bird(keras, model, x, given):
     y = np.zeros(len(x), "int32")
     batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(given.batch_size).repeat()
     model.fit(batches, steps_per_epoch=1, verbose=0)
-    steps, _ = seconds(model.fit, batches, steps_per_epoch=given.steps, verbose=0)
+    steps = seconds(model.fit, batches, steps_per_epoch=given.steps, verbose=0)
     epoch = steps / given.steps * EPOCH / given.batch_size
     encode, probe = RegionEncoder(model), x[:PROBE]
     codes = encode(probe)
@@ -90,7 +82,7 @@ def early_bird(keras, model, x, given):
         new = encode(probe)
         return max(tfspline.partition_distance(new, codes) for _ in range(3))
 
-    watching = statistics.median(seconds(watch)[0] for _ in range(given.pairs))
+    watching = statistics.median(seconds(watch) for _ in range(given.pairs))
     print(f"  EarlyBird: {watching:.2f} s of an epoch of {epoch:.0f} s, {watching / epoch:.2%}", flush=True)
 
 
@@ -99,11 +91,7 @@ def main(argv):
     del argv
     given = flags.FLAGS
     keras = _keras.keras_named(given.keras)
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, TensorFlow {tf.__version__}, ",
-        end="",
-    )
-    print(f"{given.keras} {keras.__version__}, 32x32x3, {given.batch_size} at a time")
+    print(f"{setting(given.keras)}; 32x32x3, {given.batch_size} at a time")
     x = np.random.default_rng(0).normal(size=(given.batch_size * given.batches, 32, 32, 3)).astype("float32")
     for name in given.networks:
         model = build(keras, name)

@@ -8,15 +8,14 @@ chooses units anew takes besides is measured by itself.
 """
 
 import os
-import platform
 import statistics
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from absl import app, flags  # noqa: E402
+from common import seconds, setting  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import _keras, models  # noqa: E402
@@ -40,13 +39,6 @@ def trained(keras, given, traces):
 
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss, jit_compile=False)
     return model
-
-
-def seconds(function, *args, **options):
-    """How long a call takes."""
-    start = time.perf_counter()
-    function(*args, **options)
-    return time.perf_counter() - start
 
 
 def measure(keras, given):
@@ -87,11 +79,11 @@ def main(argv):
     """Measures in each Keras."""
     del argv
     given = flags.FLAGS
-    print(f"{platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, ", end="")
+    print(setting(*given.keras))
     print(f"{given.network}, {given.size}x{given.size} pixels, {given.batch_size} a step, SGD with momentum, float32")
     for name in given.keras:
         keras = _keras.keras_named(name)
-        print(f"{name} {keras.__version__}")
+        print(name)
         measure(keras, given)
 
 

@@ -7,7 +7,6 @@ knows nothing of cores that stand idle, of which Keras 3's own BatchNormalizatio
 """
 
 import os
-import platform
 import statistics
 import time
 
@@ -16,6 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is im
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from absl import app, flags  # noqa: E402
+from common import setting  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import _keras, models  # noqa: E402
@@ -71,10 +71,7 @@ def main(argv):
     """Measures every network, in training and in predict."""
     del argv
     given = flags.FLAGS
-    devices = ", ".join(device.name for device in tf.config.list_logical_devices())
-    versions = ", ".join(f"{name} {_keras.keras_named(name).__version__}" for name in ("keras", "tf_keras"))
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {devices}; ", end="")
-    print(f"TensorFlow {tf.__version__}, {versions}; batches of {given.batch_size}", flush=True)
+    print(f"{setting('keras', 'tf_keras')}; batches of {given.batch_size}", flush=True)
     rng, images = np.random.default_rng(0), given.batch_size * given.steps
     shape = (given.side, given.side, given.channels)
     x, y = rng.normal(size=(images, *shape)).astype("float32"), rng.integers(0, 10, images)
