@@ -14,8 +14,9 @@ from absl.testing import flagsaver
 import tfspline.runner
 from tfspline import data
 from tfspline.recipe import Recipe
+from tfspline.report import table
 from tfspline.run_dir import RunDir
-from tfspline.runner import run, table
+from tfspline.runner import run
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {

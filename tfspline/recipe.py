@@ -63,6 +63,7 @@ class Recipe:
     min_units: int = 1
     compensate: str = "none"
     baseline: bool = False
+    weight_pruning: bool = False
 
     def __post_init__(self):
         # These three refuse what they do not know; the shape of the images is not known before they are read.
@@ -101,10 +102,11 @@ class Recipe:
             most = self.epochs - (2 if self.schedule == "early_bird" else 1)
             limit = self.pruning_limit
             _check("pruning_epochs", limit, 1 <= limit <= most, f"from 1 to {most}, which leaves epochs to train on")
-            for name, unused in (("flops", None), ("training_flops_reduction", None), ("compensate", "none")):
+            unused_ones = {"flops": None, "training_flops_reduction": None, "compensate": "none", "weight_pruning": False}
+            for name, unused in unused_ones.items():
                 if getattr(self, name) != unused:
                     raise ValueError(
-                        f"Expected a ratio, and nothing to compensate, with schedule={self.schedule!r}. "
+                        f"Expected a ratio, and nothing to compensate or compare with, with schedule={self.schedule!r}. "
                         f"Received: {name}={getattr(self, name)}"
                     )
         elif self.pruning_epochs is not None:
