@@ -17,7 +17,7 @@ __all__ = ["Dataset", "Split", "load"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Images, uint8 `[n, height, width, channels]`, or points, float32 `[n, features]`; and their labels, int32 `[n]`."""
+    """Images, uint8 `[n, height, width, channels]`, or points, float32 `[n, features]`; their labels, int32 `[n]`."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -224,8 +224,9 @@ def load(
     """Loads a dataset into memory.
 
     Args:
-        name: `"digits"` (scikit-learn's 1,797 images of 8x8, a fifth of each class for testing), `"toy2d"` (1,000
-            points of [-5, 5]^2, in an X or around it, and as many for testing), `"fashion_mnist"`, `"cifar10"`, `"cifar100"` or `"image_folder"`.
+        name: `"digits"` (scikit-learn's 1,797 images of 8x8, a fifth of each class for testing),
+            `"fashion_mnist"`, `"cifar10"`, `"cifar100"`, `"toy2d"` (1,000 points of [-5, 5]^2, in an X or around it,
+            and as many for testing) or `"image_folder"`.
         data_dir: where the files are. For `fashion_mnist` the four idx .gz files (default: where Debian's
             package dataset-fashion-mnist puts them, otherwise `keras.datasets` downloads them); for
             `cifar10` and `cifar100` the python batches (default: `keras.datasets` downloads them); for

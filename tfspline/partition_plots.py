@@ -49,7 +49,7 @@ def partitions(models: Mapping[str, Any], box: Any = ((-1.0, 1.0), (-1.0, 1.0)),
     >>> partitions({"dense": model, "half of it": tfspline.prune(model, 0.5)}).savefig("partitions.png")
     """
     _check(models)
-    figure = Figure(figsize=(0.4 + 3.6 * len(models), 4.7), layout="constrained")
+    figure = Figure(figsize=(0.4 + 3.6 * len(models), 5), layout="constrained")
     panels = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (title, model) in zip(panels, models.items(), strict=True):
         found = partition_polygons(model, box, plane, logits=True)

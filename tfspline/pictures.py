@@ -20,9 +20,7 @@ _EXACT = 128  # units; the exact partition of more takes minutes
 _WORK = 10**13  # MACs that a sampled partition may take, a few minutes on two cores
 
 
-def draw(
-    folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mapping, trained: Mapping[str, Any]
-) -> None:
+def draw(folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mapping, trained: Mapping[str, Any]) -> None:
     """Draws `training.png`, `units.png`, `accuracy.png`, `partition.png`, and where the dense training was watched for
     two epochs or more `distances.png` and `layer_distances.png`, whose numbers go to `distances.npz`.
 

@@ -35,7 +35,8 @@ def training(history: Sequence[Mapping], early_bird: EarlyBird) -> Figure:
 
     Args:
         history: the rows of `history.jsonl`: mappings with `phase` (`"search"`, `"sparsify"`, `"retrain"`,
-            `"retrain_weights"`, `"baseline"`), `epoch`, `accuracy`, and where there are any `val_accuracy` and the early bird's distance.
+            `"retrain_weights"`, `"baseline"`), `epoch`, `accuracy`, and where there are any `val_accuracy` and the
+            early bird's distance.
         early_bird: the callback of the search.
 
     Returns:
@@ -154,8 +155,8 @@ def distance_matrix(distances: np.ndarray, epochs: Sequence[int], found: int | N
     _check_distances(distances, epochs)
     figure = Figure(figsize=(6, 4.8), layout="constrained")
     axes = figure.subplots()
-    steps = np.diff(epochs, append=epochs[-1] + 1)
-    edges = np.append(epochs, epochs[-1] + steps[-1]) - 0.5
+    between = (epochs[1:] + epochs[:-1]) / 2
+    edges = np.concatenate([epochs[:1] - 0.5, between, epochs[-1:] + 0.5])
     image = axes.pcolormesh(edges, edges, distances, cmap="viridis", vmin=0)
     figure.colorbar(image, label="partition distance (share of code bits)")
     axes.set_aspect("equal")
@@ -200,7 +201,8 @@ def layer_distances(distances: Mapping[str, np.ndarray], epochs: Sequence[int], 
     for (name, distance), color in zip(moved.items(), colors, strict=True):
         label = name if name in named else None
         axes.plot(epochs[1:], distance, color=color, linewidth=1.5, marker=".", label=label)
-    axes.plot(epochs[1:], np.mean(list(moved.values()), axis=0), color="black", linewidth=2.5, label="mean of all layers")
+    mean = np.mean(list(moved.values()), axis=0)
+    axes.plot(epochs[1:], mean, color="black", linewidth=2.5, label="mean of all layers")
     if found is not None:
         axes.axvline(found, color="black", linewidth=1, linestyle=":", label=f"early bird, epoch {found}")
     axes.set(xlabel="epoch", ylabel="distance to the epoch before\n(share of code bits)")

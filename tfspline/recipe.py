@@ -102,12 +102,12 @@ class Recipe:
             most = self.epochs - (2 if self.schedule == "early_bird" else 1)
             limit = self.pruning_limit
             _check("pruning_epochs", limit, 1 <= limit <= most, f"from 1 to {most}, which leaves epochs to train on")
-            unused_ones = {"flops": None, "training_flops_reduction": None, "compensate": "none", "weight_pruning": False}
-            for name, unused in unused_ones.items():
-                if getattr(self, name) != unused:
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
+            for name in ("flops", "training_flops_reduction", "compensate", "weight_pruning"):
+                if getattr(self, name) != defaults[name]:
                     raise ValueError(
-                        f"Expected a ratio, and nothing to compensate or compare with, with schedule={self.schedule!r}. "
-                        f"Received: {name}={getattr(self, name)}"
+                        f"Expected a ratio, and nothing to compensate or compare with, "
+                        f"with schedule={self.schedule!r}. Received: {name}={getattr(self, name)}"
                     )
         elif self.pruning_epochs is not None:
             raise ValueError(f"Expected no pruning_epochs with schedule='one_shot'. Received: {self.pruning_epochs}")

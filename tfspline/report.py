@@ -20,8 +20,8 @@ _ROWS = (
 )
 _PICTURES = {
     "training.png": "Accuracy and distance of the partition, epoch by epoch.",
-    "accuracy.png": "What each network's training cost, and what it is good for.",
-    "partition.png": "The partition of the input space after the training: the network is one affine map on each region.",
+    "accuracy.png": "Test accuracy of each network, and what its training cost.",
+    "partition.png": "The partition of the input space in the end: on each region the network is one affine map.",
     "distances.png": "How far the partitions of the dense network are apart, each epoch against each other.",
     "layer_distances.png": "How far each layer's part of the partition moved in an epoch.",
     "units.png": "Units that each layer kept.",
@@ -52,11 +52,6 @@ def write(run_dir: str | os.PathLike) -> None:
 
     Raises:
         FileNotFoundError: the run is not over, or the folder holds none.
-
-    Example:
-        >>> from tfspline.recipe import Recipe
-        >>> _ = tfspline.runner.run(Recipe(network="mlp", epochs=4, ratio=0.5), "run", verbose=0)  # calls it
-        >>> write("run")
     """
     folder = Path(run_dir)
     summary, history, flags = (
@@ -65,11 +60,7 @@ def write(run_dir: str | os.PathLike) -> None:
     summary = json.loads(summary)
     history = [json.loads(line) for line in history.splitlines()]
     names, compared = _compared(summary)
-    pictures = [
-        {"caption": caption, "data": base64.b64encode((folder / name).read_bytes()).decode("ascii")}
-        for name, caption in _PICTURES.items()
-        if (folder / name).exists()
-    ]
+    pictures = [_picture(folder / name, caption) for name, caption in _PICTURES.items() if (folder / name).exists()]
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("tfspline"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -85,6 +76,15 @@ def write(run_dir: str | os.PathLike) -> None:
     )
     with replacing(folder / "report.html") as file:
         file.write(page)
+
+
+def _picture(path, caption):
+    data = path.read_bytes()
+    return {
+        "caption": caption,
+        "data": base64.b64encode(data).decode("ascii"),
+        "width": int.from_bytes(data[16:20], "big"),  # where a PNG has it
+    }
 
 
 def _compared(summary):
