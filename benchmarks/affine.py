@@ -4,15 +4,14 @@ python benchmarks/affine.py [--keras=keras] [--networks=resnet20,resnet56,vgg16,
 """
 
 import os
-import platform
 import statistics
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from absl import app, flags  # noqa: E402
+from common import seconds, setting  # noqa: E402
 
 import tfspline  # noqa: E402
 import tfspline.models  # noqa: E402
@@ -61,13 +60,6 @@ def error(A, b, f, x):
     return np.abs(np.einsum("nmd,nd->nm", A, x.reshape(len(x), -1).astype(np.float64)) + b - f).max() / np.abs(f).max()
 
 
-def seconds(function, *args, **options):
-    """How long a call takes."""
-    start = time.perf_counter()
-    function(*args, **options)
-    return time.perf_counter() - start
-
-
 def measure(keras_name, name, samples, repeats):
     """Prints the row of a network."""
     rng = np.random.default_rng(0)
@@ -98,10 +90,7 @@ def main(argv):
     """Measures the networks one after the other."""
     del argv
     given = flags.FLAGS
-    keras = _keras.keras_named(given.keras)
-    devices = ", ".join(device.name for device in tf.config.list_logical_devices())
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {devices}; ", end="")
-    print(f"TensorFlow {tf.__version__}, {given.keras} {keras.__version__}")
+    print(setting(given.keras))
     print(f"{given.samples} images, {CLASSES} outputs; error of A x + b over the largest output; time against predict")
     print(f"{'network':14} {'bits':>9} {'error':>9} {'same code':>18} {'ms/image':>9} {'all':>9} {'one':>9}")
     for name in given.networks:

@@ -9,7 +9,6 @@ goes on where it was; `compensation.png` and a table are drawn of what is there.
 
 import json
 import os
-import platform
 import statistics
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
@@ -18,6 +17,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tf_keras  # noqa: E402
 from absl import app, flags  # noqa: E402
+from common import setting  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 import tfspline  # noqa: E402
@@ -148,8 +148,7 @@ def main(argv):
     del argv
     given = flags.FLAGS
     os.makedirs(given.folder, exist_ok=True)
-    devices = ", ".join(device.name for device in tf.config.list_logical_devices())
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {devices}; TensorFlow {tf.__version__}, tf_keras")
+    print(setting("tf_keras"))
     results = sweep(given, given.folder)
     print(f"\npoints of test accuracy lost, mean over seeds {', '.join(given.seeds)}; {given.images} unlabelled images")
     print(f"{'criterion':<14} {'way':<13}" + "".join(f"{float(ratio):>8.0%}" for ratio in given.ratios))

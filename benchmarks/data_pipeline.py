@@ -4,14 +4,13 @@ python benchmarks/data_pipeline.py [--network=resnet20] [--dataset=fashion_mnist
 """
 
 import os
-import platform
 import statistics
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
-import tensorflow as tf  # noqa: E402
 from absl import app, flags  # noqa: E402
+from common import setting  # noqa: E402
 
 from tfspline import _keras, data, models  # noqa: E402
 
@@ -55,8 +54,7 @@ def main(argv):
         pairs.append((pipeline, training))
     pipeline, training = map(statistics.median, zip(*pairs, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)
-    devices = ", ".join(device.name for device in tf.config.list_logical_devices())
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {devices}; TensorFlow {tf.__version__}, {given.keras}")
+    print(setting(given.keras))
     print(f"{given.network} on {given.dataset}, batch {given.batch_size}, augment={given.augment}")
     print(
         f"pipeline {pipeline:,.0f} images/s, train step {training:,.0f} images/s: the pipeline is {ratio:.1f}x faster"

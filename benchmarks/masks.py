@@ -8,15 +8,14 @@ chooses units anew takes besides is measured by itself.
 """
 
 import os
-import platform
 import statistics
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from absl import app, flags  # noqa: E402
+from common import clocks, seconds, setting  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import _keras, models  # noqa: E402
@@ -42,20 +41,13 @@ def trained(keras, given, traces):
     return model
 
 
-def seconds(function, *args, **options):
-    """How long a call takes."""
-    start = time.perf_counter()
-    function(*args, **options)
-    return time.perf_counter() - start
-
-
 def measure(keras, given):
     """Prints what is measured in one Keras."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(given.steps * given.batch_size, given.size, given.size, 3)).astype("float32")
     labels = rng.integers(0, 10, len(images))
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(given.batch_size).cache()
-    traces, ratios, times = [], [], []
+    traces, ratios, times = [], {"wall": [], "CPU": []}, []
     plain, masked = trained(keras, given, []), trained(keras, given, traces)
     tfspline.plan(masked, 0.5, criterion="random").masks.apply(masked)
     for model in (plain, masked, plain, masked):  # not counted
@@ -63,14 +55,16 @@ def measure(keras, given):
     before = len(traces)
     for i in range(given.pairs):
         turns = (plain, masked) if i % 2 else (masked, plain)
-        took = {model: seconds(model.fit, batches, verbose=0) for model in turns}
-        ratios.append(took[masked] / took[plain])
-        times.append(1000 * took[plain] / given.steps)
-    low, median, high = statistics.quantiles(ratios)
-    print(
-        f"  half of the units off: {median:.3f}x the time of a step without masks, which is "
-        f"{statistics.median(times):.1f} ms (middle half of {given.pairs} pairs: {low:.3f} to {high:.3f})"
-    )
+        took = {model: clocks(model.fit, batches, verbose=0) for model in turns}
+        for clock, of in ratios.items():
+            of.append(took[masked][clock] / took[plain][clock])
+        times.append(1000 * took[plain]["wall"] / given.steps)
+    print(f"  a step without masks: {statistics.median(times):.1f} ms")
+    for clock, of in ratios.items():
+        low, median, high = statistics.quantiles(of)
+        print(
+            f"  half of the units off: {median:.3f}x ({clock}; middle half of {given.pairs}: {low:.3f} to {high:.3f})"
+        )
 
     def choose(ratio):
         tfspline.plan(masked, ratio).masks.apply(masked)
@@ -87,11 +81,11 @@ def main(argv):
     """Measures in each Keras."""
     del argv
     given = flags.FLAGS
-    print(f"{platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, ", end="")
+    print(setting(*given.keras))
     print(f"{given.network}, {given.size}x{given.size} pixels, {given.batch_size} a step, SGD with momentum, float32")
     for name in given.keras:
         keras = _keras.keras_named(name)
-        print(f"{name} {keras.__version__}")
+        print(name)
         measure(keras, given)
 
 

@@ -10,7 +10,6 @@ resumable, and what is done is not done again; results go to `results.jsonl`, a 
 
 import json
 import os
-import platform
 import statistics
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
@@ -19,6 +18,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tf_keras  # noqa: E402
 from absl import app, flags  # noqa: E402
+from common import setting  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import _keras, data, models  # noqa: E402
@@ -140,7 +140,7 @@ def main(argv):
     """Fills in what is missing in results.jsonl, and prints the table of all."""
     del argv
     given = flags.FLAGS
-    print(f"{platform.machine()}, {os.cpu_count()} cores; TensorFlow {tf.__version__}, tf_keras {tf_keras.__version__}")
+    print(setting("tf_keras"))
     os.makedirs(given.folder, exist_ok=True)
     path, lines = os.path.join(given.folder, "results.jsonl"), []
     if os.path.exists(path):

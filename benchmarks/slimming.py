@@ -4,20 +4,18 @@ python benchmarks/slimming.py [--keras=keras] [--networks=DenseNet121,DenseNet16
 """
 
 import concurrent.futures
-import gc
 import inspect
 import multiprocessing
 import os
 import platform
 import resource
 import statistics
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
 import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
 from absl import app, flags  # noqa: E402
+from common import seconds, setting  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import _keras  # noqa: E402
@@ -33,14 +31,6 @@ flags.DEFINE_list(
 flags.DEFINE_integer("units", 4096, "Units of the layer that they score.")
 
 SAMPLES = 512  # of the data that some criteria look at
-
-
-def seconds(function, *args, **options):
-    """How long a call takes; garbage of earlier ones is not charged to it."""
-    gc.collect()
-    start = time.perf_counter()
-    function(*args, **options)
-    return time.perf_counter() - start
 
 
 def slimmed(model):
@@ -121,9 +111,7 @@ def main(argv):
     del argv
     given = flags.FLAGS
     keras = _keras.keras_named(given.keras)
-    devices = ", ".join(device.name for device in tf.config.list_logical_devices())
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {devices}; ", end="")
-    print(f"TensorFlow {tf.__version__}, {given.keras} {keras.__version__}")
+    print(setting(given.keras))
     everything = [name for name, value in vars(keras.applications).items() if inspect.isfunction(value)]
     slimmed(keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)]))  # not counted
     names = everything if given.networks is None else given.networks

@@ -23,12 +23,13 @@ def error(A, b, model, x):
 def in_pieces(model):
     """The model with other activations in the place of its smooth ones."""
 
-    def config_of(path, layer):
+    def copies_of(path, layer):
         config = layer.get_config()
         pieces = {"sigmoid": "hard_sigmoid", "tanh": "hard_sigmoid", "elu": "relu"}
-        return config | {key: pieces.get(config[key], config[key]) for key in ("activation",) if key in config}
+        config |= {key: pieces.get(config[key], config[key]) for key in ("activation",) if key in config}
+        return [_keras.from_config(type(layer), config)]
 
-    return _keras.rebuild(model, config_of)
+    return _keras.rebuild(model, copies_of)
 
 
 @pytest.mark.parametrize("family", [family for family in zoo.FAMILIES if family is not zoo.inverted])

@@ -63,6 +63,7 @@ def test_bits_of_a_fused_activation(keras):
         (tf.nn.leaky_relu, POSITIVE),
         (tf.nn.relu6, POSITIVE + AT_SIX),
         (keras.layers.LeakyReLU(), POSITIVE),
+        (keras.layers.Activation("relu"), POSITIVE),
         (keras.layers.ReLU(6.0), POSITIVE + AT_SIX),
     ]:
         assert codes_of(keras, dense(keras, activation)).unpack("unit").tolist() == [expected]

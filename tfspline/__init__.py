@@ -1,5 +1,6 @@
 """Pruning Keras networks, seen as splines: region codes, early birds, plans of what goes, and slim models."""
 
+from tfspline import layers
 from tfspline.affine import affine_map
 from tfspline.callbacks import EarlyBird
 from tfspline.codes import Codes, region_codes
@@ -13,6 +14,7 @@ from tfspline.polygons import Polygons, partition_polygons
 from tfspline.pruning import SplinePruning
 from tfspline.rules import register_channel_rule
 from tfspline.serving import export
+from tfspline.wrapping import unwrap, wrap
 from tfspline.zeros import slim
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "affine_map",
     "export",
     "flops",
+    "layers",
     "partition_distance",
     "partition_distances",
     "partition_polygons",
@@ -38,4 +41,6 @@ __all__ = [
     "register_criterion",
     "slim",
     "training_flops",
+    "unwrap",
+    "wrap",
 ]

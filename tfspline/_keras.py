@@ -5,7 +5,9 @@ Nothing else in the package asks whether a model is a Keras 3 or a tf_keras (Ker
 
 import collections
 import dataclasses
+import functools
 import inspect
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ if keras.backend.backend() != "tensorflow":
 def kerases() -> list[ModuleType]:
     """The Keras modules that this process has loaded: `keras`, and `tf_keras` if somebody imported it."""
     # A tf_keras model exists only where tf_keras was imported, so it never has to be imported here.
-    return [keras] + [sys.modules[name] for name in ("tf_keras",) if name in sys.modules]
+    return [keras] + [sys.modules[name] for name in ("tf_keras",) if sys.modules.get(name)]
 
 
 def keras_named(name: str) -> ModuleType:
@@ -252,12 +254,13 @@ def pruning_wrappers(model: Any, prefix: str = "") -> dict[str, Any]:
     return wrappers
 
 
-def rebuild(model: Any, config_of: Callable[[str, Any], dict], prefix: str = "", inputs: list | None = None) -> Any:
-    """A new model with the same graph as `model`, made of new layers from given configs, weights not copied.
+def rebuild(model: Any, copies_of: Callable[[str, Any], list], prefix: str = "", inputs: list | None = None) -> Any:
+    """A new model with the same graph as `model`, made of new layers, weights not copied.
 
     Args:
         model: a model whose graph is known.
-        config_of: called as `config_of(path, layer)` once for each layer; returns the config of its copy.
+        copies_of: called as `copies_of(path, layer)` once for each layer; returns the new layers that take its place,
+            one after the other; where there are none, its first input passes.
         prefix: the path of a nested model, with a trailing slash.
         inputs: symbolic tensors whose shapes a nested model is to accept in place of its own.
 
@@ -278,14 +281,17 @@ def rebuild(model: Any, config_of: Callable[[str, Any], dict], prefix: str = "",
             path = prefix + layer.name
             if is_model(layer) and is_graph(layer):
                 symbolic = [x for x in tf.nest.flatten((args, kwargs)) if module.backend.is_keras_tensor(x)]
-                copies[id(layer)] = rebuild(layer, config_of, f"{path}/", symbolic)
+                copies[id(layer)] = [rebuild(layer, copies_of, f"{path}/", symbolic)]
             else:
-                copies[id(layer)] = from_config(layer, config_of(path, layer))
-        return copies[id(layer)](*args, **kwargs)
+                copies[id(layer)] = copies_of(path, layer)
+        if not copies[id(layer)]:
+            return tf.nest.flatten((args, kwargs))[0]
+        first, *rest = copies[id(layer)]
+        return functools.reduce(lambda x, copy: copy(x), rest, first(*args, **kwargs))
 
     outputs = run(model, inputs, visit)
     if isinstance(model, module.Sequential):
-        copy = module.Sequential([*inputs, *copies.values()], name=model.name)
+        copy = module.Sequential([*inputs, *itertools.chain(*copies.values())], name=model.name)
     else:
         structures = zip((model.input, model.output), (inputs, outputs), strict=True)
         copy = module.Model(*(tf.nest.pack_sequence_as(*pair) for pair in structures), name=model.name)
@@ -299,10 +305,11 @@ def _freeze(model, copy):
         copy.trainable = model.trainable
     copies = {layer.name: layer for layer in copy.layers}
     for layer in map(unwrapped, model.layers):
+        other = copies.get(layer.name)
         if is_model(layer) and is_graph(layer):
-            _freeze(layer, copies[layer.name])
-        elif copies[layer.name].trainable != layer.trainable:
-            copies[layer.name].trainable = layer.trainable
+            _freeze(layer, other)
+        elif other and other.trainable != layer.trainable:
+            other.trainable = layer.trainable
 
 
 def arguments(layer: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
@@ -365,13 +372,13 @@ class Callback(keras.callbacks.Callback):
         return False
 
 
-def from_config(layer: Any, config: dict) -> Any:
-    """A new layer of the class of `layer`, not built, made of a config like its own."""
+def from_config(layer_class: type, config: dict) -> Any:
+    """A new layer from the config of one that is in memory."""
     # A layer inside this one would be built at once, for the input shape that its original had.
     config = {key: _unbuilt(value) if isinstance(value, dict) else value for key, value in config.items()}
-    if isinstance(layer, keras.layers.Lambda):  # Keras 3 refuses Python lambdas, but this one is in memory already
-        return type(layer).from_config(config, safe_mode=False)
-    return type(layer).from_config(config)
+    if issubclass(layer_class, keras.layers.Lambda):  # Keras 3 refuses Python lambdas, but this one is trusted
+        return layer_class.from_config(config, safe_mode=False)
+    return layer_class.from_config(config)
 
 
 def _unbuilt(config):

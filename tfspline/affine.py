@@ -252,7 +252,8 @@ def _average(x, layer):
 def _affine(node) -> bool:
     name = _keras.op_name(node.layer)
     if name is None:
-        return _keras.builtin_class_name(unwrapped(node.layer)) in _LAYERS
+        layer = unwrapped(node.layer)
+        return hasattr(layer, "code_name") or _keras.builtin_class_name(layer) in _LAYERS  # a SplineUnit has one
     name = name.replace("_", "")
     if name not in _SCALINGS:
         return name in _OPS
@@ -302,7 +303,7 @@ def _linear(layer, args, kwargs):
         one["dtype"] = "float64"
     if "activation" in configs[-1]:
         configs[-1]["activation"] = "linear"
-    copy = _keras.from_config(layer, config)
+    copy = _keras.from_config(type(layer), config)
     copy(*args, **kwargs)  # builds it
     # Weights of an activation that is a layer come last; the copy has none.
     for mine, theirs in zip(copy.weights, layer.weights, strict=False):

@@ -202,7 +202,6 @@ class RegionEncoder:
         return Codes(arrays, {name: int(bits[name]) for name in self._names})
 
     def _encode_batch(self, inputs):
-        samples = tf.shape(inputs[0])[0]
         remaining = iter(self._bits)  # in the order of the graph, in which the calls are visited here too
         bits = []
 
@@ -210,13 +209,17 @@ class RegionEncoder:
             outputs = node.layer(*args, **kwargs)
             bits_of = next(remaining)
             if bits_of:
-                found = bits_of(args, kwargs, tf.nest.flatten(outputs)[0])
-                bits.append(tf.concat([tf.reshape(bit, [samples, -1]) for bit in found], 1))
+                bits.append(code_bits(bits_of(args, kwargs, tf.nest.flatten(outputs)[0])))
             return outputs
 
         _keras.run(self.model, inputs, visit, nested=True)
         bits = dict(zip(self._names, bits, strict=True))
         return tf.nest.map_structure(pack_bits, bits), {name: tf.shape(array)[1] for name, array in bits.items()}
+
+
+def code_bits(bits: list[tf.Tensor]) -> tf.Tensor:
+    """The bits of a layer, bool `[samples, bits]`, of tensors `[samples, ...]`."""
+    return tf.concat([tf.reshape(bit, [tf.shape(bit)[0], -1]) for bit in bits], 1)
 
 
 def pack_bits(bits: tf.Tensor) -> tf.Tensor:

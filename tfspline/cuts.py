@@ -118,7 +118,8 @@ def bends(model: Any) -> Iterator[Bend]:
 
 def _bends(model, unread: set[int], path: str = "") -> Iterator[Bend]:
     for node in _keras.nodes(model):
-        name, last = path + node.layer.name, unread.issuperset(node.outputs)
+        name = path + getattr(node.layer, "code_name", node.layer.name)  # a SplineUnit has one
+        last = unread.issuperset(node.outputs)
         if _keras.is_model(node.layer):
             inner = _keras.check_model(node.layer)
             yield from _bends(inner, _unread(inner) if last else set(), f"{name}/")
@@ -152,10 +153,11 @@ def _fused(layer) -> bool:
 def _shape(node) -> Pieces | Choice | Smooth | None:
     if _keras.op_name(node.layer) is not None:
         return _of_op(node)
-    return _of_layer(node.layer)
+    return shape_of(node.layer)
 
 
-def _of_layer(layer) -> Pieces | Choice | Smooth | None:
+def shape_of(layer: Any) -> Pieces | Choice | Smooth | None:
+    """What the activation of a layer, or in it, is; None without one."""
     pool, layer = layer, unwrapped(layer)
     known = _choice(pool, layer) or _known(layer)
     if known:
@@ -166,6 +168,8 @@ def _of_layer(layer) -> Pieces | Choice | Smooth | None:
     if _keras.of_class(layer, "ELU", "Softmax"):
         return Smooth(_unknown(type(layer).__name__), _sign)
     activation = getattr(layer, "activation", None)
+    while _keras.of_class(activation, "Activation"):
+        activation = activation.activation
     name = getattr(activation, "__name__", None) or getattr(activation, "name", activation)
     if activation is None or name == "linear":
         return None
@@ -192,7 +196,7 @@ def _hidden(layer) -> Any:
 
 
 def _active(layer) -> bool:
-    found = _of_layer(layer)
+    found = shape_of(layer)
     return found is not None and not isinstance(found, Choice)
 
 

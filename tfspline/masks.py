@@ -221,16 +221,8 @@ class Masks(Mapping):
         masks, installed = entries(self.graph, self.off), wrappers.freeze(model)
         with model.distribute_strategy.scope():
             for place, weight in weights(model):
-                constraint = weight.constraint
-                if isinstance(constraint, _Off):
-                    constraint.on.assign(masks.get(place, np.ones(weight.shape, bool)))
-                elif place in masks:
-                    constraint = _Off(masks[place], constraint)
-                    _keras.set_constraint(weight, constraint)
-                    installed = True
-                else:
-                    continue
-                weight.assign(constraint.masked(weight))
+                if place in masks or isinstance(weight.constraint, _Off):
+                    installed |= switched_off(weight, masks.get(place, np.ones(weight.shape, bool)))
             wrappers.write(model, masks)
         if installed:
             retrace(model)
@@ -297,6 +289,18 @@ class _Off:
         value = self.masked(value)
         # A norm that the user's constraint looks at is that of what is left.
         return value if self.own is None else self.masked(self.own(value))
+
+
+def switched_off(weight: Any, on: np.ndarray) -> bool:
+    """Makes a weight zero where `on`, bool of its shape, is False, now and after every step of an optimizer; returns
+    whether it had no constraint for this yet, so that what was traced before knows nothing of it."""
+    known = isinstance(weight.constraint, _Off)
+    if known:
+        weight.constraint.on.assign(on)
+    else:
+        _keras.set_constraint(weight, _Off(on, weight.constraint))
+    weight.assign(weight.constraint.masked(weight))
+    return not known
 
 
 def weights(model):

@@ -55,6 +55,9 @@ def goals(model: Any, graph: Graph) -> dict[str, Goal]:
         bn, others, after, end = None, (), only_reader(node), node
         if after and after.path == graph.folded.get(node.path) and after.path not in graph.shared:
             bn, after, end = after.path, only_reader(after), after
+            if getattr(end.layer, "activation", None):  # a SplineUnit
+                found[node.path] = Goal(bn, relu=is_relu(end.layer.activation))
+                continue
         if after and is_add(after.layer) and len({shapes.get(tensor) for tensor in after.inputs}) == 1:
             others = tuple(tensor for tensor in after.inputs if tensor not in end.outputs)
             after = only_reader(after)

@@ -151,14 +151,14 @@ def reduce(call):
 
 
 def batch_normalization(call):
-    """Scale, offset and statistics travel with their channel."""
+    """Scale, offset and statistics travel with their channel; a SplineUnit has an activation too."""
     axis = call.layer.axis
     ids = call.channels(axis=call.axis(axis if isinstance(axis, int) else axis[0]))
     for weight in ("gamma", "beta"):
         call.carry(weight, 0, ids)
     for weight in ("moving_mean", "moving_variance"):
         call.carry(weight, 0, ids, state=True)
-    return call.inputs[0]
+    return activated(call, call.inputs[0])
 
 
 def layer_scale(call):

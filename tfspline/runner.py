@@ -19,6 +19,7 @@ from tfspline.recipe import Recipe
 from tfspline.run_dir import RunDir
 from tfspline.serving import export
 from tfspline.slim import difference
+from tfspline.wrapping import unwrap, wrap
 
 SLIM_PHASES = ("search", "sparsify", "prune", "retrain")
 WEIGHT_PHASES = ("prune_weights", "retrain_weights")
@@ -85,6 +86,7 @@ class _Run:
         if recipe.weight_pruning:
             trained["weights_pruned"] = self.retrain_weights(slim)
         dense = self.train_on("baseline", "search", recipe.epochs) if recipe.baseline else self.load("search")
+        dense = self.ordinary(dense)
         folder.put("dense.keras", dense.save)
         trained["dense"] = dense
         summary = self.summary(bird, **trained)
@@ -118,7 +120,7 @@ class _Run:
             return
         recipe, phase = self.recipe, "sparsify" if self.recipe.gradual else "search"
         start = time.perf_counter()
-        images, dense = self.images(), self.load(phase)
+        images, dense = self.images(), unwrap(self.load(phase))
         chosen = self.choose(dense, images)
         slim = chosen.apply(dense)
         error = difference(chosen.mask(dense), slim, probe_inputs(dense, images))
@@ -135,7 +137,7 @@ class _Run:
         self.folder.put("plan.json", chosen.save)
         epoch = self.folder.last_epoch(phase)
         row = {"phase": "prune", "epoch": epoch, "ratio": chosen.ratio, "difference": error, "seconds": seconds}
-        self.folder.record(row, lambda path: slim.save(path(".keras")))
+        self.folder.record(row, lambda path: wrap(slim).save(path(".keras")))
 
     def choose(self, dense, images):
         """The plan of what goes."""
@@ -149,7 +151,7 @@ class _Run:
 
     def retrain(self):
         """Trains the slim network on to the end and publishes it; returns it."""
-        slim = self.train_on("retrain", "prune", self.recipe.epochs)
+        slim = self.ordinary(self.train_on("retrain", "prune", self.recipe.epochs))
         self.folder.put("slim.keras", slim.save)
         if not os.path.exists(self.folder.file("serving", "1")):
             export(slim, self.folder.file("serving"), version=1)
@@ -245,17 +247,23 @@ class _Run:
         return model
 
     def fresh(self):
-        """The network as its seed makes it."""
+        """The network as its seed makes it, wrapped to train faster."""
         recipe = self.recipe
         self.keras.utils.set_random_seed(recipe.seed)
-        return models.build(recipe.network, self.data.input_shape, self.data.classes, recipe.width, recipe.keras)
+        return wrap(models.build(recipe.network, self.data.input_shape, self.data.classes, recipe.width, recipe.keras))
+
+    def ordinary(self, model):
+        """A trained network as others are to see it, with nothing of tfspline in it."""
+        model = unwrap(model)
+        self.compile(model)
+        return model
 
     def compile(self, model):
         """Compiles for training; an optimizer that the model was loaded with hands its state on."""
         optimizer = self.recipe.optimizer()
+        optimizer.build(model.trainable_variables)  # or Keras warns when what is saved is loaded
         saved = getattr(model, "optimizer", None)
         if saved is not None:
-            optimizer.build(model.trainable_variables)
             for variable, value in zip(optimizer.variables, saved.variables, strict=True):
                 variable.assign(value)
         loss = self.keras.losses.SparseCategoricalCrossentropy(from_logits=True)

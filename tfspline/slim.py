@@ -30,11 +30,11 @@ def cut(model: Any, graph: Graph, kept: np.ndarray, configs: Mapping[str, dict] 
     for path, key, value_of in graph.resizes:
         resizes.setdefault(path, []).append((key, value_of))
 
-    def config_of(path, layer):
+    def copies_of(path, layer):
         narrower = {key: value_of(kept) for key, value_of in resizes.get(path, ())}
-        return layer.get_config() | narrower | (configs or {}).get(path, {})
+        return [_keras.from_config(type(layer), layer.get_config() | narrower | (configs or {}).get(path, {}))]
 
-    slim = _keras.rebuild(model, config_of)
+    slim = _keras.rebuild(model, copies_of)
     sites = {}
     for site in graph.sites:
         sites.setdefault((site.layer, site.index), []).append(site)

@@ -1,0 +1,104 @@
+"""Region codes against inference: throughput, memory, and what an EarlyBird adds to an epoch.
+
+python benchmarks/codes.py [--keras=keras] [--networks=resnet56,vgg16,MobileNetV2]
+
+The same inputs and batch size for `model.predict` and for codes, in turns; the ratio of each pair of turns counts. Both
+have run once before: the first call of either traces the model. The early bird's share is that of one set of codes of
+512 inputs, and three distances, in an epoch of 50,000 images, which is extrapolated from the time of some steps.
+"""
+
+import os
+import statistics
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
+
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from absl import app, flags  # noqa: E402
+from common import seconds, setting  # noqa: E402
+
+import tfspline  # noqa: E402
+from tfspline import _keras, models  # noqa: E402
+from tfspline.codes import RegionEncoder  # noqa: E402
+
+flags.DEFINE_string("keras", "keras", "keras or tf_keras.")
+flags.DEFINE_list("networks", ["resnet56", "vgg16", "MobileNetV2"], "Of tfspline.models, or of keras.applications.")
+flags.DEFINE_integer("batch_size", 128, "Inputs at a time.")
+flags.DEFINE_integer("batches", 4, "Batches in a turn.")
+flags.DEFINE_integer("pairs", 7, "Pairs of turns; of their ratios the median counts.")
+flags.DEFINE_integer("steps", 10, "Training steps that an epoch is extrapolated from.")
+
+PROBE, EPOCH = 512, 50_000
+
+
+def build(keras, name):
+    """A network for inputs of 32x32x3."""
+    if hasattr(keras.applications, name):
+        return getattr(keras.applications, name)(input_shape=(32, 32, 3), weights=None, classes=10)
+    return models.build(name, (32, 32, 3), 10, keras=keras.__name__)
+
+
+def throughput(model, x, given):
+    """Prints inputs a second, codes against predict, and the size of codes against that of activations."""
+    encode = RegionEncoder(model)
+
+    def predict():
+        return model.predict(x, given.batch_size, verbose=0)
+
+    first, first_predict = seconds(encode, x, given.batch_size), seconds(predict)
+    codes = encode(x, given.batch_size)
+    ratios, speeds = [], []
+    for i in range(given.pairs):
+        turns = {name: seconds(*call) for name, call in _turns(i, encode, predict, x, given.batch_size)}
+        ratios.append(turns["predict"] / turns["codes"])
+        speeds.append(len(x) / turns["codes"])
+    low, median, high = statistics.quantiles(ratios)
+    print(
+        f"  codes of {statistics.median(speeds):.0f} inputs/s: {median:.2f}x the throughput of predict (middle half "
+        f"{low:.2f} to {high:.2f}); the first call takes {first:.1f} s, that of predict {first_predict:.1f} s"
+    )
+    packed = sum(codes[layer].nbytes for layer in codes.layers)
+    activations = 4 * len(codes) * sum(codes.bits.values())
+    print(f"  {packed / len(codes):,.0f} bytes an input: 1/{activations / packed:.1f} of the activations in float32")
+
+
+def _turns(i, encode, predict, x, batch_size):
+    turns = [("codes", (encode, x, batch_size)), ("predict", (predict,))]
+    return turns if i % 2 else turns[::-1]
+
+
+def early_bird(keras, model, x, given):
+    """Prints what a set of codes and three distances take of an epoch."""
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(), jit_compile=False)
+    y = np.zeros(len(x), "int32")
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(given.batch_size).repeat()
+    model.fit(batches, steps_per_epoch=1, verbose=0)
+    steps = seconds(model.fit, batches, steps_per_epoch=given.steps, verbose=0)
+    epoch = steps / given.steps * EPOCH / given.batch_size
+    encode, probe = RegionEncoder(model), x[:PROBE]
+    codes = encode(probe)
+
+    def watch():
+        new = encode(probe)
+        return max(tfspline.partition_distance(new, codes) for _ in range(3))
+
+    watching = statistics.median(seconds(watch) for _ in range(given.pairs))
+    print(f"  EarlyBird: {watching:.2f} s of an epoch of {epoch:.0f} s, {watching / epoch:.2%}", flush=True)
+
+
+def main(argv):
+    """Measures each network."""
+    del argv
+    given = flags.FLAGS
+    keras = _keras.keras_named(given.keras)
+    print(f"{setting(given.keras)}; 32x32x3, {given.batch_size} at a time")
+    x = np.random.default_rng(0).normal(size=(given.batch_size * given.batches, 32, 32, 3)).astype("float32")
+    for name in given.networks:
+        model = build(keras, name)
+        print(name, flush=True)
+        throughput(model, x, given)
+        early_bird(keras, model, x, given)
+
+
+if __name__ == "__main__":
+    app.run(main)
