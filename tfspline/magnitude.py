@@ -3,10 +3,8 @@
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from tfspline import _keras
-from tfspline.masks import weights
+from tfspline.masks import switched_off, weights
 
 
 def prune_weights(model: Any, count: int) -> None:
@@ -38,8 +36,7 @@ def prune_weights(model: Any, count: int) -> None:
 def hold_zeros(model: Any) -> None:
     """Keeps what is zero in a model's kernels at zero, in training steps that are not traced yet."""
     for kernel in _kernels(model):
-        on = tf.constant(kernel.numpy() != 0)
-        _keras.set_constraint(kernel, lambda value, on=on: tf.where(on, value, tf.zeros_like(value)))
+        switched_off(kernel, kernel.numpy() != 0)
 
 
 def zeros(model: Any) -> int:

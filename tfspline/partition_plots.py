@@ -19,6 +19,7 @@ from tfspline.polygons import on_plane, partition_polygons
 
 _FINE = 300  # points a side at which outputs are sampled for a decision boundary beside exact polygons
 _BATCH = 1000  # points that run at a time
+_NAME = 28  # characters of a layer's name above a panel
 _PARALLEL = 0.01  # degrees: less is rounding
 _LAYERS = ("#0072B2", "#56B4E9", "#CC79A7")  # of Okabe and Ito, as in plots
 _AXIS, _DECISION = "#D55E00", "black"
@@ -128,7 +129,8 @@ def sampled_partitions(
             decision.draw(axes, _AXIS, 1.5)
             _mark(axes, marks or {})
     for axes, name in zip(panels[0], chosen, strict=True):
-        axes.set_title(name, fontsize="medium")
+        # More would run into the next panel.
+        axes.set_title(name if len(name) <= _NAME else f"…{name[1 - _NAME :]}", fontsize="small")
     bar = figure.colorbar(image, ax=panels, label="boundaries between neighbouring samples", aspect=30)
     bar.ax.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
     bar.ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 1)))
@@ -230,4 +232,4 @@ def _name_axes(panels, plane, rows):
     for axes in panels[-1]:
         axes.set_xlabel(first)
     for axes, title in zip(panels[:, 0], rows, strict=True):
-        axes.set_ylabel(f"{title}\n{second}" if title else second)
+        axes.set_ylabel(f"{title}\n{second}" if title else second, fontsize="small" if title else None)

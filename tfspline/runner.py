@@ -167,7 +167,7 @@ class _Run:
             epoch, seconds = self.folder.last_epoch("search"), time.perf_counter() - start
             row = {"phase": "prune_weights", "epoch": epoch, "seconds": seconds}
             self.folder.record(row, lambda path: model.save(path(".keras")))
-        model = self.train_on("retrain_weights", "prune_weights", self.recipe.epochs)
+        model = self.ordinary(self.train_on("retrain_weights", "prune_weights", self.recipe.epochs))
         self.folder.put("weights_pruned.keras", model.save)
         return model
 
@@ -199,6 +199,8 @@ class _Run:
             row = {"phase": phase, "epoch": epoch + 1} | {name: float(value) for name, value in logs.items()}
             row.pop("lr", None)  # tf_keras' name for the learning rate
             row |= {"learning_rate": recipe.learning_rate_at(epoch), "seconds": seconds}
+            if watch:
+                watch(epoch)
             self.folder.record(row, save)
 
         def save(path):
@@ -221,7 +223,6 @@ class _Run:
                 callback_of.LearningRateScheduler(recipe.learning_rate_at),
                 *callbacks,
                 callback_of.TensorBoard(self.folder.file("logs", phase), write_graph=False),
-                callback_of.LambdaCallback(on_epoch_end=watch),
                 callback_of.LambdaCallback(on_epoch_end=record),
             ],
         )
@@ -235,7 +236,7 @@ class _Run:
         encode, images = RegionEncoder(model), self.images()
         size = sum(-(-bits // 8) for bits in encode(images[:1]).bits.values())
         images = images[: max(1, _CODES_SIZE // size)]
-        return lambda epoch, logs: encode(images).save(self.folder.file("checkpoints", f"codes-{epoch + 1:04d}.npz"))
+        return lambda epoch: encode(images).save(self.folder.file("checkpoints", f"codes-{epoch + 1:04d}.npz"))
 
     def load(self, phase):
         """The network that a phase left, a fresh one before the first, and its optimizer, ready to be trained on."""
