@@ -329,6 +329,7 @@ def test_toy_with_weights_pruned(keras, tmp_path, monkeypatch):
         write(folder, name, text)
 
     monkeypatch.setattr(RunDir, "write", interrupted)
+    monkeypatch.setattr(tfspline.runner, "_CODES_SIZE", 20)  # bytes: 10 images with a byte in each of two layers
     for _ in range(len(stops)):
         with pytest.raises(InterruptedError):
             run(recipe, tmp_path, verbose=0)
@@ -338,12 +339,14 @@ def test_toy_with_weights_pruned(keras, tmp_path, monkeypatch):
     assert (summary["dense"]["params"], summary["slim"]["params"]) == (12 + 20 + 10, 6 + 6 + 6)
     assert summary["weights_pruned"]["params"] == 18
     assert summary["weights_pruned"]["training_flops"] == summary["dense"]["training_flops"]
-    searched = [weights for weights in keras.models.load_model(tmp_path / "weights_pruned.keras").get_weights()]
-    assert sum(int((kernel == 0).sum()) for kernel in searched if kernel.ndim == 2) == 42 - 18
+    weights = keras.models.load_model(tmp_path / "weights_pruned.keras").get_weights()
+    assert sum(int((kernel == 0).sum()) for kernel in weights if kernel.ndim == 2) == 42 - 18
     rows = [(row["phase"], row["epoch"]) for row in rows_of(tmp_path)]
     assert rows[6:9] == [("prune_weights", 3), ("retrain_weights", 4), ("retrain_weights", 5)]
     with np.load(tmp_path / "distances.npz") as distances:
-        assert distances["dense1_relu"].shape == (5, 5)
+        counts = distances["dense1_relu"] * 10 * 4  # images, units
+        assert counts.shape == (5, 5) and counts.any()
+        np.testing.assert_allclose(counts, counts.round(), atol=1e-5)
     assert "weights pruned" in table(summary)
 
 
