@@ -13,14 +13,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is im
 from absl import app, flags, logging  # noqa: E402
 
 from tfspline.recipe import SCHEDULES, Recipe  # noqa: E402
-from tfspline.runner import run, table  # noqa: E402
+from tfspline.report import table  # noqa: E402
+from tfspline.runner import run  # noqa: E402
 
 flags.DEFINE_string("network", Recipe.network, "mlp, vgg8, vgg11, ..., or resnet{6n+2} such as resnet20.")
 flags.DEFINE_float("width", Recipe.width, "Multiplies the channels of every hidden layer.")
 flags.DEFINE_enum("keras", Recipe.keras, ["keras", "tf_keras"], "Train with Keras 3, or with tf_keras.")
 flags.DEFINE_integer("seed", Recipe.seed, "Seed of weights, order and augmentation.")
 
-flags.DEFINE_string("dataset", Recipe.dataset, "digits, fashion_mnist, cifar10, cifar100 or image_folder.")
+flags.DEFINE_string("dataset", Recipe.dataset, "digits, fashion_mnist, cifar10, cifar100, toy2d or image_folder.")
 flags.DEFINE_string("data_dir", Recipe.data_dir, "Its files; image_folder: has train/ and test/.")
 flags.DEFINE_list("image_size", Recipe.image_size, "HEIGHT,WIDTH that an image_folder is resized to.")
 flags.DEFINE_float("validation_split", Recipe.validation_split, "Share of training images to validate on.")
@@ -83,6 +84,12 @@ flags.DEFINE_enum(
 )
 
 flags.DEFINE_bool("baseline", Recipe.baseline, "Train the dense network to the end as well, to compare with.")
+flags.DEFINE_bool(
+    "weight_pruning",
+    Recipe.weight_pruning,
+    "Train a network to the end as well, to compare with, that lost its smallest single weights where the slim one lost"
+    " units, and has as many parameters.",
+)
 flags.DEFINE_string("run_dir", None, "Where the run is kept. Default: runs/<config>-<seed>.")
 flags.DEFINE_integer("verbose", 1, "0: silent, 1: progress bars, 2: one line an epoch.", 0, 2)
 

@@ -205,6 +205,41 @@ def test_labels_without_a_class_are_refused(small, label):
         dataclasses.replace(small, test=test)
 
 
+# ---- toy2d
+
+
+def test_toy2d_by_hand():
+    toy = data.load("toy2d")
+    assert (toy.input_shape, toy.class_names, len(toy.train), len(toy.test)) == ((2,), ("around", "X"), 1000, 1000)
+    points = toy.train.images
+    assert points.dtype == np.float32 and np.abs(points).max() <= 5 and np.abs(points).max(axis=0).min() > 4.9
+    across = np.abs(points[:, 0] - points[:, 1]) / np.sqrt(2)  # distances from the diagonals
+    along = np.abs(points[:, 0] + points[:, 1]) / np.sqrt(2)
+    np.testing.assert_array_equal(toy.train.labels, np.minimum(across, along) < (5 - 5 / np.sqrt(2)) / np.sqrt(2))
+    assert 0.45 < toy.train.labels.mean() < 0.55
+    assert not np.array_equal(points, toy.test.images)
+
+
+def test_points_are_fed_as_they_are():
+    toy = data.load("toy2d", validation_split=0.1, seed=3)
+    x, y = next(iter(toy.train_batches(32)))
+    where = {tuple(point): label for point, label in zip(toy.train.images.tolist(), toy.train.labels, strict=True)}
+    assert [where[tuple(point)] for point in x.numpy().tolist()] == y.numpy().tolist()
+    x, _ = next(iter(toy.evaluation_batches(1000)))
+    np.testing.assert_array_equal(x, toy.test.images)
+
+
+def test_points_are_not_augmented():
+    with pytest.raises(ValueError, match="augment out of: none. Received: 'crop'"):
+        data.load("toy2d").train_batches(32, augment="crop")
+
+
+def test_data_dir_is_refused_by_toy2d(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="Expected no data_dir for 'toy2d'"):
+        data.load("toy2d", data_dir=tmp_path)
+
+
 # ---- digits, and what all datasets share
 
 

@@ -1,5 +1,6 @@
 """What the pictures show, read back from matplotlib's objects."""
 
+import numpy as np
 import pytest
 from matplotlib import pyplot
 
@@ -70,6 +71,44 @@ def test_units_kept_draws_a_bar_a_layer():
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first layer on top
 
 
+def test_distance_matrix_draws_each_pair_of_epochs():
+    distances = np.array([[0, 0.1, 0.2], [0.1, 0, 0.3], [0.2, 0.3, 0]])
+    figure = plots.distance_matrix(distances, [1, 2, 4], found=2)
+    (mesh,) = figure.axes[0].collections
+    np.testing.assert_array_equal(mesh.get_array(), distances)
+    np.testing.assert_array_equal(mesh.get_coordinates()[0, :, 0], [0.5, 1.5, 3, 4.5])  # half way between epochs
+    assert [line.get_xydata()[0].tolist() for line in figure.axes[0].lines] == [[2, 0], [0, 2]]
+    assert figure.legends[0].get_texts()[0].get_text() == "early bird, epoch 2"
+    assert not plots.distance_matrix([[0.0]], [1]).legends
+
+
+def test_layer_distances_draws_what_changed_in_an_epoch():
+    first = np.array([[0, 0.1, 0.5], [0.1, 0, 0.3], [0.5, 0.3, 0]])
+    (axes,) = plots.layer_distances({"a": first, "b": first / 2}, [1, 2, 3], found=3).axes
+    drawn = lines(axes)
+    assert drawn["a"] == [(2, 0.1), (3, 0.3)] and drawn["b"] == [(2, 0.05), (3, 0.15)]
+    assert drawn["mean of all layers"] == [(2, pytest.approx(0.075)), (3, pytest.approx(0.225))]
+    assert [x for x, _ in drawn["early bird, epoch 3"]] == [3, 3]
+
+
+def test_layer_distances_names_some_of_many_layers():
+    figure = plots.layer_distances({f"layer{i}": np.zeros((2, 2)) for i in range(50)}, [1, 2])
+    assert len(figure.axes[0].lines) == 51
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(labels) == 9 and labels[0] == "layer0" and labels[-2:] == ["layer49", "mean of all layers"]
+
+
+def test_accuracy_flops_draws_the_networks_of_all_runs():
+    dense, slim = {"accuracy": 0.9, "training_flops": 9e9}, {"accuracy": 0.88, "training_flops": 3e9}
+    runs = [{"dense": dense, "slim": slim}, {"dense": {"training_flops": 9e9}, "slim": slim, "weights_pruned": dense}]
+    (axes,) = plots.accuracy_flops(runs).axes
+    assert lines(axes) == {
+        "dense baseline": [(9e9, 90.0)],
+        "slim network": 2 * [(3e9, 88.0)],
+        "weights pruned": [(9e9, 90.0)],
+    }
+
+
 def test_pictures_are_not_left_open_in_pyplot():
     plots.training(HISTORY, EarlyBird())
     assert pyplot.get_fignums() == []
@@ -83,3 +122,21 @@ def test_history_without_epochs_is_refused():
 def test_plan_without_rows_is_refused():
     with pytest.raises(ValueError, match="at least one row"):
         plots.units_kept([])
+
+
+def test_distances_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"shape \[E, E\].* Received: \[2, 3\] for 2 epochs"):
+        plots.distance_matrix(np.zeros((2, 3)), [1, 2])
+    with pytest.raises(ValueError, match=r"Received: \[0\] for 0 epochs"):
+        plots.distance_matrix([], [])
+    with pytest.raises(ValueError, match=r"Received: \[3, 3\] for 2 epochs"):
+        plots.layer_distances({"a": np.zeros((3, 3))}, [1, 2])
+    with pytest.raises(ValueError, match="Received: 0 layers, 2 epochs"):
+        plots.layer_distances({}, [1, 2])
+    with pytest.raises(ValueError, match="Received: 1 layers, 1 epochs"):
+        plots.layer_distances({"a": np.zeros((1, 1))}, [1])
+
+
+def test_accuracy_of_no_run_is_refused():
+    with pytest.raises(ValueError, match="at least one run"):
+        plots.accuracy_flops([])

@@ -12,10 +12,11 @@ from absl import flags
 from absl.testing import flagsaver
 
 import tfspline.runner
-from tfspline import data
+from tfspline import data, pictures
 from tfspline.recipe import Recipe
+from tfspline.report import table
 from tfspline.run_dir import RunDir
-from tfspline.runner import run, table
+from tfspline.runner import run
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -31,6 +32,26 @@ SMALL = {
     "validation_split": 0.1,
     "baseline": True,
 }
+
+
+TOY = {
+    "network": "mlp",
+    "width": 1 / 32,
+    "dataset": "toy2d",
+    "epochs": 5,
+    "search_epochs": 3,
+    "eb_threshold": 1e-9,
+    "batch_size": 128,
+    "ratio": 0.5,
+    "baseline": True,
+    "weight_pruning": True,
+}
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures take longer than a small training; most tests do not look at them."""
+    monkeypatch.setattr(pictures, "draw", lambda *arguments: None)
 
 
 def rows_of(folder):
@@ -119,6 +140,7 @@ def test_bad_field_is_refused(field, value, message):
         Recipe(**{"ratio": 0.5, field: value})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_compensated_network_starts_its_retraining_ahead(tmp_path):
     loss = {}
     for compensate in ("none", "refit"):
@@ -136,6 +158,7 @@ def test_a_compensated_network_starts_its_retraining_ahead(tmp_path):
         ({"schedule": "early_bird", "search_epochs": 24}, "search_epochs to be from 1 to 23"),
         ({"schedule": "polynomial", "search_epochs": 3}, "search_epochs to be left out with that schedule"),
         ({"schedule": "early_bird", "compensate": "refit"}, "nothing to compensate.* Received: compensate=refit"),
+        ({"schedule": "polynomial", "weight_pruning": True}, "or compare with.* Received: weight_pruning=True"),
         ({"schedule": "polynomial", "ratio": None, "flops": 0.5}, "Expected a ratio.* Received: flops=0.5"),
     ],
 )
@@ -155,6 +178,7 @@ def test_gradual_schedule_by_hand():
     assert Recipe(ratio=0.5, epochs=4, schedule="early_bird").search_limit == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("schedule", ["polynomial", "early_bird"])
 def test_gradual_run(keras, tmp_path, schedule, capsys):
     gradual = {"schedule": schedule, "pruning_epochs": 2, "epochs": 7, "batch_size": 256}
@@ -199,6 +223,7 @@ def test_bad_drops_are_refused(drops):
         Recipe(ratio=0.5, lr_schedule="step", lr_drops=drops)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("options", "stops"),
     [
@@ -250,8 +275,15 @@ def test_whole_run_leaves_what_it_promises(keras, tmp_path):
     summary = run(recipe, tmp_path, verbose=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["dense.keras", "flags.cfg", "history.jsonl", "logs", "plan.json", "serving", "slim.keras"]
-        + ["summary.json", "training.png", "units.png"]
+        + ["distances.npz", "report.html", "summary.json"]
+        + [f"{name}.png" for name in ("accuracy", "distances", "layer_distances", "partition", "training", "units")]
     )
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<img") == 6
+    with np.load(tmp_path / "distances.npz") as distances:
+        assert {name: matrix.shape for name, matrix in distances.items()} == {
+            "dense1_relu": (6, 6),
+            "dense2_relu": (6, 6),
+        }
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     rows = rows_of(tmp_path)
     assert [(row["phase"], row["epoch"]) for row in rows] == [
@@ -272,6 +304,9 @@ def test_whole_run_leaves_what_it_promises(keras, tmp_path):
     assert summary["slim"]["training_flops"] == spent
     assert summary["training_flops_reduction"] == pytest.approx(summary["dense"]["training_flops"] / spent)
 
+    plan = tfspline.Plan.load(tmp_path / "plan.json", keras.models.load_model(tmp_path / "dense.keras"))
+    assert summary["layers"] == plan.rows()
+
     digits = data.load("digits", validation_split=0.1)
     x, y = digits.normalize(digits.test.images), digits.test.labels
     for name in ("dense", "slim"):
@@ -281,6 +316,56 @@ def test_whole_run_leaves_what_it_promises(keras, tmp_path):
         assert model.count_params() == summary[name]["params"]
 
 
+def test_toy_with_weights_pruned(keras, tmp_path, monkeypatch):
+    recipe = Recipe(keras=keras.__name__, **TOY)
+    write = RunDir.write
+    stops = [("prune_weights", 3), ("retrain_weights", 4), ("baseline", 4)]
+
+    def interrupted(folder, name, text):
+        last = folder.history[-1] if name == "history.jsonl" else {}
+        if stops and (last.get("phase"), last.get("epoch")) == stops[0]:
+            stops.pop(0)
+            raise InterruptedError
+        write(folder, name, text)
+
+    monkeypatch.setattr(RunDir, "write", interrupted)
+    monkeypatch.setattr(tfspline.runner, "_CODES_SIZE", 20)  # bytes: 10 images with a byte in each of two layers
+    for _ in range(len(stops)):
+        with pytest.raises(InterruptedError):
+            run(recipe, tmp_path, verbose=0)
+    summary = run(recipe, tmp_path, verbose=0)
+
+    # 2 -> 4 -> 4 -> 2, half of the units: 2 -> 2 -> 2 -> 2.
+    assert (summary["dense"]["params"], summary["slim"]["params"]) == (12 + 20 + 10, 6 + 6 + 6)
+    assert summary["weights_pruned"]["params"] == 18
+    assert summary["weights_pruned"]["training_flops"] == summary["dense"]["training_flops"]
+    weights = keras.models.load_model(tmp_path / "weights_pruned.keras").get_weights()
+    assert sum(int((kernel == 0).sum()) for kernel in weights if kernel.ndim == 2) == 42 - 18
+    rows = [(row["phase"], row["epoch"]) for row in rows_of(tmp_path)]
+    assert rows[6:9] == [("prune_weights", 3), ("retrain_weights", 4), ("retrain_weights", 5)]
+    with np.load(tmp_path / "distances.npz") as distances:
+        counts = distances["dense1_relu"] * 10 * 4  # images, units
+        assert counts.shape == (5, 5) and counts.any()
+        np.testing.assert_allclose(counts, counts.round(), atol=1e-5)
+    assert "weights pruned" in table(summary)
+
+
+def test_distances_are_those_of_the_early_bird(tmp_path):
+    recipe = Recipe(**TOY | {"baseline": False, "weight_pruning": False, "eb_lookback": 1})
+    run(recipe, tmp_path, verbose=0)
+    with np.load(tmp_path / "distances.npz") as distances:
+        mean = np.mean(list(distances.values()), axis=0)
+    seen = [row["partition_distance"] for row in rows_of(tmp_path) if row["phase"] == "search"]
+    assert seen == [None, *(pytest.approx(distance, abs=1e-6) for distance in np.diagonal(mean, 1))]
+
+
+def test_augmented_points_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="augment out of: none. Received: 'crop'"):
+        run(Recipe(**TOY | {"augment": "crop"}), tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_baseline_is_a_dense_training_without_a_search(keras, tmp_path):
     recipe = Recipe(keras=keras.__name__, **SMALL)
     run(recipe, tmp_path / "searched", verbose=0)
@@ -292,6 +377,7 @@ def test_baseline_is_a_dense_training_without_a_search(keras, tmp_path):
         np.testing.assert_allclose(weights, straight, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_bird_that_never_came_is_null(tmp_path):
     summary = run(Recipe(**SMALL | {"eb_threshold": 1e-9, "baseline": False}), tmp_path, verbose=0)
     assert summary["early_bird_epoch"] is None
@@ -300,6 +386,7 @@ def test_bird_that_never_came_is_null(tmp_path):
     assert "early bird: not found\nmade small at epoch 4 of 6" in table(summary)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_training_flops_reduction_is_kept(tmp_path):
     budget = {"ratio": None, "training_flops_reduction": 1.4, "baseline": False, "width": 1.0}
     summary = run(Recipe(**SMALL | budget), tmp_path, verbose=0)

@@ -1,6 +1,7 @@
 """Where datasets come from: each reader gives class names, and (images, labels) for training and for testing.
 
-Images are uint8 `[n, height, width, channels]` or `[n, height, width]`, labels are integers.
+Images are uint8 `[n, height, width, channels]` or `[n, height, width]`, points float32 `[n, features]`, labels are
+integers.
 """
 
 import gzip
@@ -50,6 +51,17 @@ def digits(data_dir: Path | None):
     parts = train_test_split(np.arange(len(images)), test_size=0.2, random_state=0, stratify=source.target)
     train, test = ((images[part], source.target[part]) for part in parts)
     return [str(name) for name in source.target_names], train, test
+
+
+def toy2d(data_dir: Path | None):
+    """1,000 points of [-5, 5]^2, half of them in an X of two strokes along the diagonals; and as many for testing."""
+    if data_dir is not None:
+        raise ValueError(f"Expected no data_dir for 'toy2d'. Received: {str(data_dir)!r}")
+    points = np.random.default_rng(0).uniform(-5, 5, (2000, 2)).astype(np.float32)
+    # In [0, 5]^2, what is not in the stroke is two triangles with legs of 5 - width: half of the square.
+    width = 5 - 5 / np.sqrt(2)
+    inside = np.abs(np.abs(points[:, 0]) - np.abs(points[:, 1])) < width
+    return ["around", "X"], (points[:1000], inside[:1000]), (points[1000:], inside[1000:])
 
 
 def fashion_mnist(data_dir: Path | None):

@@ -1,4 +1,4 @@
-"""Datasets of labelled images, and the batches that a training and an evaluation read from them."""
+"""Datasets of labelled images or points, and the batches that a training and an evaluation read from them."""
 
 import dataclasses
 import functools
@@ -17,16 +17,17 @@ __all__ = ["Dataset", "Split", "load"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Images, uint8 `[n, height, width, channels]`, and their labels, int32 `[n]`."""
+    """Images, uint8 `[n, height, width, channels]`, or points, float32 `[n, features]`; their labels, int32 `[n]`."""
 
     images: np.ndarray
     labels: np.ndarray
 
     def __post_init__(self):
         images, labels = self.images, self.labels
-        if images.dtype != np.uint8 or images.ndim != 4 or not images.size or labels.shape != images.shape[:1]:
+        known = (images.dtype, images.ndim) in ((np.uint8, 4), (np.float32, 2))
+        if not known or not images.size or labels.shape != images.shape[:1]:
             raise ValueError(
-                "Expected uint8 images [n, height, width, channels] and a label for each. "
+                "Expected uint8 images [n, height, width, channels] or float32 points [n, features], a label for each. "
                 f"Received: {images.dtype} {images.shape} and labels {labels.shape}"
             )
 
@@ -69,9 +70,14 @@ class Dataset:
         return len(self.class_names)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channels)` of an image."""
+    def input_shape(self) -> tuple[int, ...]:
+        """`(height, width, channels)` of an image, `(features,)` of a point."""
         return self.train.images.shape[1:]
+
+    @property
+    def of_images(self) -> bool:
+        """Whether it is images that are labelled, not points."""
+        return len(self.input_shape) == 3
 
     @property
     def mean(self) -> np.ndarray:
@@ -96,7 +102,10 @@ class Dataset:
         return mean, np.sqrt(squares / len(pixels) - mean**2)
 
     def normalize(self, images) -> tf.Tensor:
-        """What the networks are fed: `(images - mean) / std` as float32, for images on the scale 0..255."""
+        """What the networks are fed: `(images - mean) / std` as float32, for images on the scale 0..255; points as
+        they are."""
+        if not self.of_images:
+            return tf.cast(images, tf.float32)
         return (tf.cast(images, tf.float32) - self.mean) / self.std
 
     def steps_per_epoch(self, batch_size: int, steps: int | None = None) -> int:
@@ -138,15 +147,14 @@ class Dataset:
             `[batch_size]`.
 
         Raises:
-            ValueError: a bad batch size, a negative epoch, an unknown `augment` or more `steps` than there are.
+            ValueError: a bad batch size, a negative epoch, an unknown `augment` or one for points, or more `steps`
+                than there are.
         """
         steps = self.steps_per_epoch(batch_size, steps)
         if epoch < 0:
             raise ValueError(f"Expected an epoch that is not negative. Received: {epoch!r}")
-        if augment not in _AUGMENTATIONS:
-            raise ValueError(f"Expected augment out of: {', '.join(_AUGMENTATIONS)}. Received: {augment!r}")
+        changes = self.augmentation(augment)
         images, labels = _on_host(self.train)
-        changes = _AUGMENTATIONS[augment]
 
         def one_epoch(number):
             seeds = tf.random.split(tf.stack([tf.constant(self.seed, tf.int64), number]), steps + 1)
@@ -166,6 +174,17 @@ class Dataset:
         # Told that there is no end, tf_keras' fit asks for a missing steps_per_epoch; Keras 3's does not.
         endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
         return batches.apply(endless).prefetch(tf.data.AUTOTUNE)
+
+    def augmentation(self, augment: str) -> tuple:
+        """The functions of (batch, seed) that `augment` stands for in `train_batches`.
+
+        Raises:
+            ValueError: an unknown `augment`, or one for points.
+        """
+        known = _AUGMENTATIONS if self.of_images else ["none"]
+        if augment not in known:
+            raise ValueError(f"Expected augment out of: {', '.join(known)}. Received: {augment!r}")
+        return _AUGMENTATIONS[augment]
 
     def evaluation_batches(self, batch_size: int, split: str = "test") -> tf.data.Dataset:
         """All images of a split once, in their order, as they are; the last batch may be smaller.
@@ -206,12 +225,13 @@ def load(
 
     Args:
         name: `"digits"` (scikit-learn's 1,797 images of 8x8, a fifth of each class for testing),
-            `"fashion_mnist"`, `"cifar10"`, `"cifar100"` or `"image_folder"`.
+            `"fashion_mnist"`, `"cifar10"`, `"cifar100"`, `"toy2d"` (1,000 points of [-5, 5]^2, in an X or around it,
+            and as many for testing) or `"image_folder"`.
         data_dir: where the files are. For `fashion_mnist` the four idx .gz files (default: where Debian's
             package dataset-fashion-mnist puts them, otherwise `keras.datasets` downloads them); for
             `cifar10` and `cifar100` the python batches (default: `keras.datasets` downloads them); for
-            `image_folder` a folder with `train` and `test`, each with a sub-folder a class. `digits` takes
-            none.
+            `image_folder` a folder with `train` and `test`, each with a sub-folder a class. `digits` and
+            `toy2d` take none.
         validation_split: share of each class's training images that is held out as `validation`, in [0, 1).
         seed: of the validation split and of the order and augmentation of the training batches.
         image_size: `(height, width)` that the images of an `image_folder` are resized to; by default the
@@ -266,7 +286,7 @@ def _checked_folder(data_dir) -> Path | None:
 
 
 def _split(images, labels) -> Split:
-    images = np.ascontiguousarray(images if images.ndim == 4 else images[..., np.newaxis])
+    images = np.ascontiguousarray(images[..., np.newaxis] if images.ndim == 3 else images)
     return Split(images, np.asarray(labels, np.int32).reshape(-1))
 
 
@@ -300,5 +320,6 @@ _READERS = {
     "fashion_mnist": _readers.fashion_mnist,
     "cifar10": _readers.cifar10,
     "cifar100": _readers.cifar100,
+    "toy2d": _readers.toy2d,
     "image_folder": _readers.image_folder,
 }

@@ -2,13 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tfspline.callbacks import EarlyBird
 
 # Colours of Okabe and Ito, which colour-blind readers can tell apart.
-_COLORS = {"search": "#0072B2", "sparsify": "#CC79A7", "retrain": "#D55E00", "baseline": "#7F7F7F"}
+_COLORS = {
+    "search": "#0072B2",
+    "sparsify": "#CC79A7",
+    "retrain": "#D55E00",
+    "retrain_weights": "#009E73",
+    "baseline": "#7F7F7F",
+}
 _DISTANCES = {
     "partition": "partition distance\n(share of code bits)",
     "mask": "mask distance\n(share of units)",
@@ -17,6 +25,7 @@ _LABELS = {
     "search": "dense search",
     "sparsify": "units switched off",
     "retrain": "slim network",
+    "retrain_weights": "weights pruned",
     "baseline": "dense baseline",
 }
 
@@ -25,8 +34,9 @@ def training(history: Sequence[Mapping], early_bird: EarlyBird) -> Figure:
     """Accuracy and distance by epoch, phase by phase, with the epoch of the early bird.
 
     Args:
-        history: the rows of `history.jsonl`: mappings with `phase` (`"search"`, `"sparsify"`, `"retrain"` or
-            `"baseline"`), `epoch`, `accuracy`, and where there are any `val_accuracy` and the early bird's distance.
+        history: the rows of `history.jsonl`: mappings with `phase` (`"search"`, `"sparsify"`, `"retrain"`,
+            `"retrain_weights"`, `"baseline"`), `epoch`, `accuracy`, and where there are any `val_accuracy` and the
+            early bird's distance.
         early_bird: the callback of the search.
 
     Returns:
@@ -119,6 +129,131 @@ def units_kept(rows: Sequence[Mapping]) -> Figure:
     axes.set_xlabel("units")
     axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def distance_matrix(distances: np.ndarray, epochs: Sequence[int], found: int | None = None) -> Figure:
+    """How far the partitions of each two epochs are apart.
+
+    Where the partition has settled, a dark square opens towards the end of the diagonal.
+
+    Args:
+        distances: [E, E], what `tfspline.partition_distances` makes of the codes of E epochs.
+        epochs: their numbers, rising.
+        found: the epoch of the early bird, to be marked.
+
+    Returns:
+        A figure of one panel, the first epoch at the lower left.
+
+    Raises:
+        ValueError: distances that are not a matrix with a row and a column an epoch, or of no epoch.
+
+    Example:
+        >>> distance_matrix(np.array([[0, 0.2], [0.2, 0]]), [1, 2]).savefig("distances.png")
+    """
+    epochs, distances = np.asarray(epochs), np.asarray(distances)
+    _check_distances(distances, epochs)
+    figure = Figure(figsize=(6, 4.8), layout="constrained")
+    axes = figure.subplots()
+    between = (epochs[1:] + epochs[:-1]) / 2
+    edges = np.concatenate([epochs[:1] - 0.5, between, epochs[-1:] + 0.5])
+    image = axes.pcolormesh(edges, edges, distances, cmap="viridis", vmin=0)
+    figure.colorbar(image, label="partition distance (share of code bits)")
+    axes.set_aspect("equal")
+    axes.set(xlabel="epoch", ylabel="epoch")
+    if found is not None:
+        for line in (axes.axvline, axes.axhline):
+            handle = line(found, color="white", linestyle=":", linewidth=2, label=f"early bird, epoch {found}")
+        figure.legend(handles=[handle], loc="outside upper center", facecolor="#31688E", labelcolor="white")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def layer_distances(distances: Mapping[str, np.ndarray], epochs: Sequence[int], found: int | None = None) -> Figure:
+    """How far the partition moved in each epoch, layer by layer.
+
+    Args:
+        distances: layer -> [E, E], what `tfspline.partition_distances` makes of the codes of E epochs with `per_layer`.
+        epochs: their numbers, rising.
+        found: the epoch of the early bird, to be marked.
+
+    Returns:
+        A figure with a line a layer, from dark to light in the order of the network, and their mean in black.
+
+    Raises:
+        ValueError: no layer, distances of another shape, or fewer than two epochs.
+
+    Example:
+        >>> matrix = np.array([[0, 0.2], [0.2, 0]])
+        >>> layer_distances({"relu1": matrix, "relu2": matrix / 2}, [1, 2]).savefig("layers.png")
+    """
+    if not distances or len(epochs) < 2:
+        raise ValueError(f"Expected layers and two epochs. Received: {len(distances)} layers, {len(epochs)} epochs")
+    for matrix in distances.values():
+        _check_distances(np.asarray(matrix), epochs)
+    moved = {name: np.diagonal(matrix, 1) for name, matrix in distances.items()}
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(moved)))
+    # A legend of dozens of lines says nothing: of many layers only some are named.
+    named = {list(moved)[i] for i in np.unique(np.linspace(0, len(moved) - 1, 8).round().astype(int))}
+    for (name, distance), color in zip(moved.items(), colors, strict=True):
+        label = name if name in named else None
+        axes.plot(epochs[1:], distance, color=color, linewidth=1.5, marker=".", label=label)
+    mean = np.mean(list(moved.values()), axis=0)
+    axes.plot(epochs[1:], mean, color="black", linewidth=2.5, label="mean of all layers")
+    if found is not None:
+        axes.axvline(found, color="black", linewidth=1, linestyle=":", label=f"early bird, epoch {found}")
+    axes.set(xlabel="epoch", ylabel="distance to the epoch before\n(share of code bits)")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def _check_distances(distances, epochs):
+    if not len(epochs) or distances.shape != (len(epochs), len(epochs)):
+        raise ValueError(
+            f"Expected distances of shape [E, E] for E epochs, at least one. "
+            f"Received: {list(distances.shape)} for {len(epochs)} epochs"
+        )
+
+
+def accuracy_flops(summaries: Sequence[Mapping]) -> Figure:
+    """Test accuracy against the FLOPs that the training took, search included, of the networks of some runs.
+
+    Args:
+        summaries: what `tfspline.runner.run` returns, one a run. A dense network without a baseline has no accuracy
+            and is left out.
+
+    Returns:
+        A figure with a point a network.
+
+    Raises:
+        ValueError: no run.
+
+    Example:
+        >>> dense, slim = {"accuracy": 0.9, "training_flops": 3e9}, {"accuracy": 0.89, "training_flops": 1e9}
+        >>> accuracy_flops([{"dense": dense, "slim": slim}]).savefig("accuracy.png")
+    """
+    if not summaries:
+        raise ValueError("Expected the summary of at least one run. Received: none")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    kinds = {"dense": ("baseline", "o"), "slim": ("retrain", "s"), "weights_pruned": ("retrain_weights", "^")}
+    for kind, (phase, marker) in kinds.items():
+        points = [run[kind] for run in summaries if "accuracy" in run.get(kind, ())]
+        if points:
+            flops, accuracy = ([point[name] for point in points] for name in ("training_flops", "accuracy"))
+            label = _LABELS[phase]
+            axes.plot(flops, 100 * np.array(accuracy), marker, color=_COLORS[phase], markersize=9, label=label)
+    axes.margins(0.2)
+    axes.set_xlim(left=0)
+    axes.set(xlabel="training FLOPs (2 x MACs, search included)", ylabel="test accuracy (%)")
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 

@@ -106,7 +106,7 @@ def partition_polygons(
         made = [made] if step.shape is None else [cutter.cut(step.shape, made)]
         return [cutter.sheet(value) for value in tf.nest.flatten(made)]
 
-    sheets = [cutter.sheet(tf.constant(_inputs(network.model, corners, plane)))]
+    sheets = [cutter.sheet(tf.constant(on_plane(network.model, corners, plane)))]
     outputs = flat([cutter.rows(sheet) for sheet in _keras.run(network.model, sheets, visit, nested=True)])
     slopes = np.asarray(outputs).reshape(-1, 3, outputs.shape[1])
     A = np.stack([slopes[:, 1] - slopes[:, 0], slopes[:, 2] - slopes[:, 0]], axis=2) / (high - low)
@@ -121,8 +121,8 @@ def _box(box):
     return bounds
 
 
-def _inputs(model, points, plane):
-    """Points of the box, [n, 2], as inputs of the model."""
+def on_plane(model: Any, points: np.ndarray, plane: Any) -> np.ndarray:
+    """Points [n, 2] as inputs of the model: as they are, or a * x0 + b * x1 for a `plane` (x0, x1)."""
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
     if plane is None:
         if shapes != [(2,)]:

@@ -63,6 +63,7 @@ class Recipe:
     min_units: int = 1
     compensate: str = "none"
     baseline: bool = False
+    weight_pruning: bool = False
 
     def __post_init__(self):
         # These three refuse what they do not know; the shape of the images is not known before they are read.
@@ -101,11 +102,12 @@ class Recipe:
             most = self.epochs - (2 if self.schedule == "early_bird" else 1)
             limit = self.pruning_limit
             _check("pruning_epochs", limit, 1 <= limit <= most, f"from 1 to {most}, which leaves epochs to train on")
-            for name, unused in (("flops", None), ("training_flops_reduction", None), ("compensate", "none")):
-                if getattr(self, name) != unused:
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
+            for name in ("flops", "training_flops_reduction", "compensate", "weight_pruning"):
+                if getattr(self, name) != defaults[name]:
                     raise ValueError(
-                        f"Expected a ratio, and nothing to compensate, with schedule={self.schedule!r}. "
-                        f"Received: {name}={getattr(self, name)}"
+                        f"Expected a ratio, and nothing to compensate or compare with, "
+                        f"with schedule={self.schedule!r}. Received: {name}={getattr(self, name)}"
                     )
         elif self.pruning_epochs is not None:
             raise ValueError(f"Expected no pruning_epochs with schedule='one_shot'. Received: {self.pruning_epochs}")

@@ -1,4 +1,4 @@
-"""Runs a recipe in a folder: search, sparsify, prune, retrain, baseline, summary; can be interrupted at any moment."""
+"""Runs a recipe in a folder: search, sparsify, prune, retrain, baseline, report; can be interrupted at any moment."""
 
 import importlib.metadata
 import math
@@ -7,10 +7,12 @@ import platform
 import time
 from typing import Any
 
-from tfspline import data, models
+from tfspline import data, models, report
 from tfspline._keras import keras_named
+from tfspline.codes import RegionEncoder
 from tfspline.flops import flops, training_flops
 from tfspline.inputs import probe_inputs
+from tfspline.magnitude import hold_zeros, prune_weights, zeros
 from tfspline.masks import Masks
 from tfspline.plan import Plan, plan
 from tfspline.recipe import Recipe
@@ -19,8 +21,11 @@ from tfspline.serving import export
 from tfspline.slim import difference
 from tfspline.wrapping import unwrap, wrap
 
-PHASES = ("search", "sparsify", "prune", "retrain", "baseline")
+SLIM_PHASES = ("search", "sparsify", "prune", "retrain")
+WEIGHT_PHASES = ("prune_weights", "retrain_weights")
+PHASES = (*SLIM_PHASES, *WEIGHT_PHASES, "baseline")
 _PROBE_SIZE = 512  # training images
+_CODES_SIZE = 2**20  # bytes of region codes that are kept of an epoch
 _TOLERANCE = 1e-4  # of the largest output; float32 rounds in another order where there are fewer units
 
 
@@ -32,7 +37,8 @@ def run(recipe: Recipe, run_dir: str | os.PathLike, verbose: int = 1) -> dict:
         run_dir: a folder for it: a new one, or that of the same recipe. It is left holding `flags.cfg`,
             `history.jsonl` (a line an epoch, one for the pruning), `summary.json`, `plan.json`, `slim.keras`,
             `dense.keras` (at the end of the baseline if there is one, otherwise before any unit went),
-            `serving/<version>/`, `training.png`, `units.png` and `logs/` for TensorBoard.
+            `weights_pruned.keras` (with `weight_pruning`), `distances.npz` (between the partitions of the dense
+            epochs), `serving/<version>/`, pictures, `report.html` with all of it, and `logs/` for TensorBoard.
         verbose: as in Keras' `fit`: 0 is silent, 1 shows a progress bar, 2 prints one line an epoch.
 
     Returns:
@@ -52,39 +58,9 @@ def run(recipe: Recipe, run_dir: str | os.PathLike, verbose: int = 1) -> dict:
     folder = RunDir(os.fspath(run_dir), recipe.as_flags())
     if folder.summary() is None:
         _Run(recipe, folder, verbose).run()
+    if not os.path.exists(folder.file("report.html")):
+        report.write(run_dir)
     return folder.summary()
-
-
-def table(summary: dict) -> str:
-    """The closing table of a run, dense network against slim one.
-
-    Args:
-        summary: what `run` returns; without a baseline the dense network has no accuracy and no time.
-
-    Returns:
-        A table of lines, FLOPs being 2 x MACs.
-    """
-    rows = [
-        ("test accuracy", "accuracy", "{:.2%}"),
-        ("parameters", "params", "{:,}"),
-        ("MACs an image", "macs", "{:,}"),
-        ("training FLOPs (2 x MACs)", "training_flops", "{:.3e}"),
-        ("training time (s)", "seconds", "{:.1f}"),
-    ]
-    line = "{:<26} {:>14} {:>14} {:>10}".format
-    lines = [line("", "dense", "slim", "reduction")]
-    for label, key, form in rows:
-        dense, slim = summary["dense"].get(key), summary["slim"][key]
-        reduction = f"{dense / slim:.2f}x" if dense is not None and key != "accuracy" else ""
-        lines.append(line(label, "-" if dense is None else form.format(dense), form.format(slim), reduction))
-    bird, pruned, epochs = (summary[name] for name in ("early_bird_epoch", "pruned_epoch", "epochs"))
-    if summary["schedule"] != "polynomial":
-        lines.append(f"early bird: at epoch {bird} of {epochs}" if bird else "early bird: not found")
-    lines.append(
-        f"made small at epoch {pruned} of {epochs}; masked and slim network were the same function, "
-        f"to {summary['masked_slim_difference']:.1e} of the largest output"
-    )
-    return "\n".join(lines)
 
 
 class _Run:
@@ -98,17 +74,24 @@ class _Run:
 
     def run(self):
         recipe, folder = self.recipe, self.folder
-        self.fresh()  # a network that does not fit the images is refused before anything is written
+        # What does not fit the images is refused before anything is written.
+        self.fresh()
+        self.data.augmentation(recipe.augment)
         folder.start()
         bird = self.search()
         self.sparsify()
         self.prune()
         slim = self.retrain()
+        trained = {"dense": None, "slim": slim}  # in the order of pictures
+        if recipe.weight_pruning:
+            trained["weights_pruned"] = self.retrain_weights(slim)
         dense = self.train_on("baseline", "search", recipe.epochs) if recipe.baseline else self.load("search")
         dense = self.ordinary(dense)
         folder.put("dense.keras", dense.save)
-        self.draw("training", "training.png", folder.history, bird)
-        folder.finish(self.summary(bird, dense, slim))
+        trained["dense"] = dense
+        summary = self.summary(bird, **trained)
+        self.draw(bird, summary, trained)
+        folder.finish(summary)
 
     def search(self):
         """Trains the dense network until the partition has settled; returns the early bird."""
@@ -152,7 +135,6 @@ class _Run:
         if self.verbose:
             print(f"{chosen}\nmasked and slim network: the same function, to {error:.1e} of the largest output")
         self.folder.put("plan.json", chosen.save)
-        self.draw("units_kept", "units.png", chosen.rows())
         epoch = self.folder.last_epoch(phase)
         row = {"phase": "prune", "epoch": epoch, "ratio": chosen.ratio, "difference": error, "seconds": seconds}
         self.folder.record(row, lambda path: wrap(slim).save(path(".keras")))
@@ -174,6 +156,20 @@ class _Run:
         if not os.path.exists(self.folder.file("serving", "1")):
             export(slim, self.folder.file("serving"), version=1)
         return slim
+
+    def retrain_weights(self, slim):
+        """Trains the searched network to the end with as many single weights at zero as the slim one has fewer;
+        returns it."""
+        if not self.folder.last_epoch("prune_weights"):
+            start = time.perf_counter()
+            model = self.load("search")
+            prune_weights(model, flops(model).params - flops(slim).params)
+            epoch, seconds = self.folder.last_epoch("search"), time.perf_counter() - start
+            row = {"phase": "prune_weights", "epoch": epoch, "seconds": seconds}
+            self.folder.record(row, lambda path: model.save(path(".keras")))
+        model = self.ordinary(self.train_on("retrain_weights", "prune_weights", self.recipe.epochs))
+        self.folder.put("weights_pruned.keras", model.save)
+        return model
 
     def train_on(self, phase, after, epochs, *callbacks):
         """Trains the network that another phase left until `epochs` are done; returns it."""
@@ -203,6 +199,8 @@ class _Run:
             row = {"phase": phase, "epoch": epoch + 1} | {name: float(value) for name, value in logs.items()}
             row.pop("lr", None)  # tf_keras' name for the learning rate
             row |= {"learning_rate": recipe.learning_rate_at(epoch), "seconds": seconds}
+            if watch:
+                watch(epoch)
             self.folder.record(row, save)
 
         def save(path):
@@ -210,6 +208,7 @@ class _Run:
             for callback in callbacks:
                 callback.save(path(".npz"))
 
+        watch = self.watch(model) if phase in ("search", "baseline") else None
         held_out = self.data.validation
         model.fit(
             self.data.train_batches(recipe.batch_size, done, recipe.augment, self.steps),
@@ -228,10 +227,23 @@ class _Run:
             ],
         )
 
+    def watch(self, model):
+        """What keeps the region codes of an epoch of the dense training, for the distances between all epochs.
+
+        These need all codes at once, in the end. So they are of fewer images than the early bird looks at, where its
+        would fill the disk: a ResNet-56 has 66 KB an image.
+        """
+        encode, images = RegionEncoder(model), self.images()
+        size = sum(-(-bits // 8) for bits in encode(images[:1]).bits.values())
+        images = images[: max(1, _CODES_SIZE // size)]
+        return lambda epoch: encode(images).save(self.folder.file("checkpoints", f"codes-{epoch + 1:04d}.npz"))
+
     def load(self, phase):
         """The network that a phase left, a fresh one before the first, and its optimizer, ready to be trained on."""
         trained = self.folder.last_epoch(phase)
         model = self.keras.models.load_model(self.folder.checkpoint(phase)) if trained else self.fresh()
+        if phase in WEIGHT_PHASES:
+            hold_zeros(model)
         self.compile(model)
         return model
 
@@ -269,25 +281,28 @@ class _Run:
     def batches(self, split):
         return self.data.evaluation_batches(self.recipe.batch_size, split)
 
-    def draw(self, picture, name, *arguments):
-        from tfspline import plots  # matplotlib is slow to import, and only needed here
+    def draw(self, bird, summary, trained):
+        from tfspline import pictures  # matplotlib is slow to import, and only needed here
 
-        figure = getattr(plots, picture)(*arguments)
-        self.folder.put(name, lambda path: figure.savefig(path, dpi=150))
+        pictures.draw(self.folder, self.data, bird, summary, trained)
 
-    def summary(self, bird, dense, slim):
+    def summary(self, bird, dense, slim, weights_pruned=None):
         recipe, folder = self.recipe, self.folder
         (pruned,) = (row for row in folder.history if row["phase"] == "prune")
         images = self.steps * recipe.batch_size  # an epoch
         dense_training = training_flops(dense, recipe.epochs * images)
         slim_training = training_flops(dense, pruned["epoch"] * images)
         slim_training += training_flops(slim, (recipe.epochs - pruned["epoch"]) * images)
-        seconds = {phase: folder.seconds(phase) for phase in PHASES}
         of_dense = {**_size(dense), "training_flops": dense_training}
-        of_slim = {**self.test(slim), **_size(slim), "training_flops": slim_training}
-        of_slim["seconds"] = sum(seconds.values()) - seconds["baseline"]
         if recipe.baseline:
-            of_dense = self.test(dense) | of_dense | {"seconds": seconds["search"] + seconds["baseline"]}
+            of_dense = self.test(dense) | of_dense | {"seconds": folder.seconds("search", "baseline")}
+        of_slim = {**self.test(slim), **_size(slim), "training_flops": slim_training}
+        networks = {"dense": of_dense, "slim": of_slim | {"seconds": folder.seconds(*SLIM_PHASES)}}
+        if weights_pruned is not None:
+            # Zeros among the weights are multiplied with like any others.
+            of_weights = {**self.test(weights_pruned), **_size(weights_pruned), "training_flops": dense_training}
+            of_weights["params"] -= zeros(weights_pruned)
+            networks["weights_pruned"] = of_weights | {"seconds": folder.seconds("search", *WEIGHT_PHASES)}
         return {
             "network": recipe.network,
             "dataset": recipe.dataset,
@@ -301,9 +316,9 @@ class _Run:
             "pruned_epoch": pruned["epoch"],
             "masked_slim_difference": pruned["difference"],
             "training_flops_reduction": dense_training / slim_training,
-            "dense": of_dense,
-            "slim": of_slim,
-            "seconds": seconds,
+            **networks,
+            "layers": Plan.load(folder.file("plan.json"), dense).rows(),
+            "seconds": {phase: folder.seconds(phase) for phase in PHASES},
             "versions": _versions(),
         }
 

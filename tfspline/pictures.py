@@ -1,0 +1,76 @@
+"""The pictures that a run leaves in its folder."""
+
+import glob
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfspline import partition_plots, plots
+from tfspline.callbacks import EarlyBird
+from tfspline.codes import Codes, region_codes, write_npz
+from tfspline.data import Dataset
+from tfspline.flops import flops
+from tfspline.partition import partition_distances
+from tfspline.run_dir import RunDir
+
+_TITLES = {"dense": "dense", "slim": "units pruned", "weights_pruned": "weights pruned"}
+_EXACT = 128  # units; the exact partition of more takes minutes
+_WORK = 10**13  # MACs that a sampled partition may take, a few minutes on two cores
+
+
+def draw(folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mapping, trained: Mapping[str, Any]) -> None:
+    """Draws `training.png`, `units.png`, `accuracy.png`, `partition.png`, and where the dense training was watched for
+    two epochs or more `distances.png` and `layer_distances.png`, whose numbers go to `distances.npz`.
+
+    Args:
+        folder: of the run, not finished yet.
+        dataset: what it was trained on.
+        early_bird: the callback of its search.
+        summary: what will be its summary.
+        trained: "dense", "slim" and, if there is one, "weights_pruned": the networks in the end.
+    """
+    figures = {
+        "training": plots.training(folder.history, early_bird),
+        "units": plots.units_kept(summary["layers"]),
+        "accuracy": plots.accuracy_flops([summary]),
+    }
+    codes = [Codes.load(path) for path in sorted(glob.glob(glob.escape(folder.file("checkpoints")) + "/codes-*.npz"))]
+    if len(codes) > 1:
+        epochs, distances = range(1, len(codes) + 1), partition_distances(codes, per_layer=True)
+        arrays = {name: matrix.astype(np.float32) for name, matrix in distances.items()}
+        folder.put("distances.npz", lambda path: write_npz(path, arrays))
+        mean = np.mean(list(distances.values()), axis=0)
+        figures["distances"] = plots.distance_matrix(mean, epochs, early_bird.epoch)
+        figures["layer_distances"] = plots.layer_distances(distances, epochs, early_bird.epoch)
+    models = {_title(name, summary[name]): model for name, model in trained.items()}
+    figures["partition"] = _partition(models, dataset)
+    for name, figure in figures.items():
+        folder.put(f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=150, format="png"))
+
+
+def _title(name, of):
+    accuracy = f", {of['accuracy']:.1%} right" if "accuracy" in of else ""
+    return f"{_TITLES[name]}\n{of['params']:,} parameters{accuracy}"
+
+
+def _partition(models, dataset):
+    """The partition of the plane that points lie in, or of one through two images of different classes."""
+    dense = next(iter(models.values()))
+    if not dataset.of_images:
+        points = dataset.train.images
+        box = np.stack([points.min(axis=0), points.max(axis=0)], axis=1)
+        if sum(region_codes(dense, points[:1]).bits.values()) <= _EXACT:
+            return partition_plots.partitions(models, box)
+        return partition_plots.sampled_partitions(models, box, samples=400)
+    images = [dataset.test.images[np.flatnonzero(dataset.test.labels == label)[0]] for label in (0, 1)]
+    first, second = dataset.class_names[:2]
+    passes = 2 * sum(flops(model).macs for model in models.values())
+    return partition_plots.sampled_partitions(
+        models,
+        2 * ((-0.25, 1.25),),
+        dataset.normalize(np.stack(images)).numpy(),
+        samples=min(100, max(20, math.isqrt(_WORK // passes))),
+        marks={first: (1, 0), second: (0, 1)},
+    )
