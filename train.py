@@ -16,7 +16,12 @@ from tfspline.recipe import SCHEDULES, Recipe  # noqa: E402
 from tfspline.report import table  # noqa: E402
 from tfspline.runner import run  # noqa: E402
 
-flags.DEFINE_string("network", Recipe.network, "mlp, vgg8, vgg11, ..., or resnet{6n+2} such as resnet20.")
+flags.DEFINE_string(
+    "network",
+    Recipe.network,
+    "mlp; vgg8, vgg11, vgg13, vgg16, vgg19, resnet{6n+2} such as resnet20 or resnet56, preresnet{9n+2} such as"
+    " preresnet101, for small images; resnet18, resnet50, mobilenetv2, with the stems of ImageNet.",
+)
 flags.DEFINE_float("width", Recipe.width, "Multiplies the channels of every hidden layer.")
 flags.DEFINE_enum("keras", Recipe.keras, ["keras", "tf_keras"], "Train with Keras 3, or with tf_keras.")
 flags.DEFINE_integer("seed", Recipe.seed, "Seed of weights, order and augmentation.")

@@ -5,7 +5,6 @@ import pytest
 from zoo import FAMILIES, chain, difference, inputs_for, residual, scramble
 
 import tfspline
-from tfspline import models
 
 EXACT = 1e-5  # of the largest output
 
@@ -30,12 +29,6 @@ def check_cut(model, plan, rng):
 def test_masked_equals_slimmed(keras, rng, family, scope):
     model = scramble(family(keras), rng)
     check_cut(model, tfspline.plan(model, 0.5, scope=scope), rng)
-
-
-@pytest.mark.parametrize("network", ["mlp", "vgg8", "vgg16", "resnet20", "resnet56"])
-def test_masked_equals_slimmed_on_the_networks_that_ship(keras, rng, network):
-    model = scramble(models.build(network, (16, 16, 3), 10, width=0.5, keras=keras.__name__), rng)
-    check_cut(model, tfspline.plan(model, 0.5), rng)
 
 
 def test_a_slim_model_is_an_ordinary_one(keras, rng, tmp_path):

@@ -17,6 +17,25 @@ def scramble(model, rng):
     return model
 
 
+def scramble_statistics(keras, model, x, rng):
+    """Moves all weights, and the statistics of BatchNormalization around those of `x`.
+
+    With statistics drawn at large, a deep network's output is a constant, that of any pruned network as well.
+    """
+    scramble(model, rng)
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(x, training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        mean, variance = norm.moving_mean.numpy(), norm.moving_variance.numpy()
+        norm.moving_mean.assign(mean + rng.normal(0, 0.3, mean.shape) * np.sqrt(variance))
+        norm.moving_variance.assign(variance * rng.uniform(0.5, 1.5, variance.shape) + 0.01 * variance.mean())
+        norm.momentum = momentum
+    return model
+
+
 def difference(a, b):
     """Largest difference over largest value, over all outputs."""
 

@@ -6,7 +6,7 @@ import numbers
 import re
 
 from tfspline._keras import keras_named
-from tfspline.models import mlp, resnet, vgg
+from tfspline.models import mlp, mobilenet, resnet, vgg
 
 __all__ = ["build"]
 
@@ -17,13 +17,19 @@ def build(network: str, input_shape: tuple, classes: int, width: float = 1.0, ke
     Train it with a loss that takes logits, such as `SparseCategoricalCrossentropy(from_logits=True)`.
 
     Args:
-        network: `"resnet20"`, `"resnet56"` or any other `"resnet{6n+2}"` (He et al., 2015, section 4.2, with
-            a projection wherever the shape changes); `"vgg8"`, `"vgg11"`, `"vgg13"`, `"vgg16"` or
-            `"vgg19"` (Simonyan and Zisserman, 2014, as used on CIFAR: batch norm and a single dense
-            layer); `"mlp"` (two hidden layers of 128 units).
+        network: one of these. For small images: `"vgg16"` as well as `"vgg8"`, `"vgg11"`, `"vgg13"` and
+            `"vgg19"` (Simonyan and Zisserman, 2014, as used on CIFAR: batch norm and a single dense layer);
+            `"resnet20"`, `"resnet56"` or any other `"resnet{6n+2}"` (He et al., 2015, section 4.2, with a
+            projection wherever the shape changes); `"preresnet101"`, `"preresnet164"` or any other
+            `"preresnet{9n+2}"` (He et al., 2016: bottlenecks that begin with batch norm and ReLU). For
+            ImageNet: `"resnet18"` and `"resnet50"` (He et al., 2015, section 4.1; so `"resnet50"` is not the
+            one of depth 6 * 8 + 2) and `"mobilenetv2"` (Sandler et al., 2018). These three divide the size
+            of an image by 32: one of 32x32 pixels, or smaller, is a single pixel in the last stage, which
+            works, but sees little of it. And `"mlp"` (two hidden layers of 128 units).
         input_shape: `(height, width, channels)`; an `"mlp"` takes `(features,)` as well.
         classes: how many logits the head has, at least 2.
-        width: multiplies the number of channels of every hidden layer; a layer keeps at least one.
+        width: multiplies the number of channels of every hidden layer; a layer keeps at least one. (The
+            authors of MobileNetV2 round to multiples of 8, and leave its last layer at 1280 below width 1.)
         keras: `"keras"` or `"tf_keras"`, the Keras that the model is made of.
 
     Returns:
@@ -57,13 +63,25 @@ def build(network: str, input_shape: tuple, classes: int, width: float = 1.0, ke
     return keras_named(keras).Model(inputs, outputs, name=network)
 
 
+_FEATURES = {
+    "mlp": mlp.features,
+    **{name: functools.partial(vgg.features, convs_per_stage=convs) for name, convs in vgg.CONVS_PER_STAGE.items()},
+    "resnet18": resnet.imagenet18,
+    "resnet50": resnet.imagenet50,
+    "mobilenetv2": mobilenet.features,
+}
+# Families of any depth: three stages of blocks of 2 or 3 convolutions, between two more layers.
+_FAMILIES = {"resnet": (resnet.cifar, 6), "preresnet": (resnet.preactivated, 9)}
+
+
 def _features(network: str):
-    if network == "mlp":
-        return mlp.features
-    if network in vgg.CONVS_PER_STAGE:
-        return functools.partial(vgg.features, convs_per_stage=vgg.CONVS_PER_STAGE[network])
-    depth = re.fullmatch(r"resnet([1-9]\d*)", network)
-    if depth and int(depth[1]) > 2 and int(depth[1]) % 6 == 2:
-        return functools.partial(resnet.features, blocks_per_stage=int(depth[1]) // 6)
-    known = ", ".join(["mlp", *vgg.CONVS_PER_STAGE, "resnet{6n+2} (resnet20, resnet56, ...)"])
-    raise ValueError(f"Expected a network out of: {known}. Received: {network!r}")
+    if network in _FEATURES:
+        return _FEATURES[network]
+    family = re.fullmatch(r"(\D+)([1-9]\d*)", network)
+    if family and family[1] in _FAMILIES:
+        features, layers_per_block = _FAMILIES[family[1]]
+        blocks, rest = divmod(int(family[2]) - 2, layers_per_block)
+        if blocks > 0 and rest == 0:
+            return functools.partial(features, blocks_per_stage=blocks)
+    families = "resnet{6n+2} (resnet20, resnet56, ...), preresnet{9n+2} (preresnet101, preresnet164, ...)"
+    raise ValueError(f"Expected a network out of: {', '.join(_FEATURES)}, {families}. Received: {network!r}")

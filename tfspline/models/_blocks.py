@@ -1,4 +1,4 @@
-"""What the networks are made of."""
+"""What the networks are made of; `layers` is the `layers` module of either Keras."""
 
 
 def channels(base: int, width: float) -> int:
@@ -6,9 +6,9 @@ def channels(base: int, width: float) -> int:
     return max(1, round(base * width))
 
 
-def conv_bn(layers, x, filters: int, name: str, kernel_size: int = 3, strides: int = 1):
-    """Convolution and batch norm, `name` and `{name}_bn`; `layers` is the `layers` module of either Keras."""
-    x = layers.Conv2D(
+def conv(layers, x, filters: int, name: str, kernel_size: int = 3, strides: int = 1):
+    """A convolution without bias."""
+    return layers.Conv2D(
         filters,
         kernel_size,
         strides=strides,
@@ -17,11 +17,25 @@ def conv_bn(layers, x, filters: int, name: str, kernel_size: int = 3, strides: i
         kernel_initializer="he_normal",
         name=name,
     )(x)
+
+
+def bn(layers, x, name: str):
+    """Batch norm, `{name}_bn`."""
     # With Keras' default momentum of 0.99 the statistics lag hundreds of steps behind the weights, which is
     # most of a training on a small dataset; region codes are taken with these statistics.
     return layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
 
 
-def conv_bn_relu(layers, x, filters: int, name: str):
-    """A 3x3 convolution, batch norm and ReLU: `name`, `{name}_bn`, `{name}_relu`."""
-    return layers.ReLU(name=f"{name}_relu")(conv_bn(layers, x, filters, name))
+def bn_relu(layers, x, name: str, max_value: float | None = None):
+    """Batch norm and ReLU, `{name}_bn` and `{name}_relu`."""
+    return layers.ReLU(max_value=max_value, name=f"{name}_relu")(bn(layers, x, name))
+
+
+def conv_bn(layers, x, filters: int, name: str, **options):
+    """`conv` and batch norm: `name` and `{name}_bn`."""
+    return bn(layers, conv(layers, x, filters, name, **options), name)
+
+
+def conv_bn_relu(layers, x, filters: int, name: str, **options):
+    """`conv`, batch norm and ReLU: `name`, `{name}_bn`, `{name}_relu`."""
+    return bn_relu(layers, conv(layers, x, filters, name, **options), name)

@@ -1,24 +1,78 @@
-"""The CIFAR ResNets of He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2."""
+"""ResNets: of CIFAR and of ImageNet (He et al., "Deep Residual Learning for Image Recognition", 2015, sections 4.2 and
+4.1), and those whose blocks begin with batch norm and ReLU (He et al., "Identity Mappings in Deep Residual Networks",
+2016). Where channels or size change, a 1x1 convolution projects the shortcut.
+"""
 
-from tfspline.models._blocks import channels, conv_bn, conv_bn_relu
+from tfspline.models._blocks import bn_relu, channels, conv, conv_bn, conv_bn_relu
 
 
-def features(layers, x, blocks_per_stage: int, width: float):
+def cifar(layers, x, blocks_per_stage: int, width: float):
     """Features of a ResNet of depth 6 * `blocks_per_stage` + 2, `[batch, channels]`."""
     x = conv_bn_relu(layers, x, channels(16, width), "stem")
-    for stage, base in enumerate((16, 32, 64), start=1):
-        for block in range(1, blocks_per_stage + 1):
-            strides = 2 if stage > 1 and block == 1 else 1
-            x = _basic_block(layers, x, channels(base, width), strides, f"stage{stage}_block{block}")
+    x = _stages(layers, x, _basic_block, (16, 32, 64), (blocks_per_stage,) * 3, width)
     return layers.GlobalAveragePooling2D(name="pool")(x)
 
 
+def preactivated(layers, x, blocks_per_stage: int, width: float):
+    """Features of a PreResNet with bottlenecks of depth 9 * `blocks_per_stage` + 2, `[batch, channels]`."""
+    x = conv(layers, x, channels(16, width), "stem")
+    x = _stages(layers, x, _preactivated_bottleneck, (16, 32, 64), (blocks_per_stage,) * 3, width)
+    return layers.GlobalAveragePooling2D(name="pool")(bn_relu(layers, x, "top"))
+
+
+def imagenet18(layers, x, width: float):
+    """Features of the ResNet-18 of ImageNet, `[batch, channels]`."""
+    return _imagenet(layers, x, _basic_block, (2, 2, 2, 2), width)
+
+
+def imagenet50(layers, x, width: float):
+    """Features of the ResNet-50 of ImageNet, `[batch, channels]`."""
+    return _imagenet(layers, x, _bottleneck, (3, 4, 6, 3), width)
+
+
+def _imagenet(layers, x, block, blocks_per_stage, width):
+    x = conv_bn_relu(layers, x, channels(64, width), "stem", kernel_size=7, strides=2)
+    x = layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
+    x = _stages(layers, x, block, (64, 128, 256, 512), blocks_per_stage, width)
+    return layers.GlobalAveragePooling2D(name="pool")(x)
+
+
+def _stages(layers, x, block, bases, blocks_per_stage, width):
+    for stage, (base, blocks) in enumerate(zip(bases, blocks_per_stage, strict=True), start=1):
+        for number in range(1, blocks + 1):
+            strides = 2 if stage > 1 and number == 1 else 1
+            x = block(layers, x, channels(base, width), strides, f"stage{stage}_block{number}")
+    return x
+
+
 def _basic_block(layers, x, filters, strides, name):
-    shortcut = x
-    if strides > 1:
-        shortcut = conv_bn(layers, x, filters, f"{name}_shortcut", kernel_size=1, strides=strides)
-    x = conv_bn(layers, x, filters, f"{name}_conv1", strides=strides)
-    x = layers.ReLU(name=f"{name}_conv1_relu")(x)
-    x = conv_bn(layers, x, filters, f"{name}_conv2")
-    x = layers.Add(name=f"{name}_add")([x, shortcut])
-    return layers.ReLU(name=f"{name}_relu")(x)
+    y = conv_bn_relu(layers, x, filters, f"{name}_conv1", strides=strides)
+    y = conv_bn(layers, y, filters, f"{name}_conv2")
+    return _add_relu(layers, x, y, strides, name)
+
+
+def _bottleneck(layers, x, filters, strides, name):
+    # The 3x3 convolution strides, not the 1x1 before it as in the paper: what torchvision and others call v1.5.
+    y = conv_bn_relu(layers, x, filters, f"{name}_conv1", kernel_size=1)
+    y = conv_bn_relu(layers, y, filters, f"{name}_conv2", strides=strides)
+    y = conv_bn(layers, y, 4 * filters, f"{name}_conv3", kernel_size=1)
+    return _add_relu(layers, x, y, strides, name)
+
+
+def _add_relu(layers, x, y, strides, name):
+    if strides > 1 or x.shape[-1] != y.shape[-1]:
+        x = conv_bn(layers, x, y.shape[-1], f"{name}_shortcut", kernel_size=1, strides=strides)
+    y = layers.Add(name=f"{name}_add")([y, x])
+    return layers.ReLU(name=f"{name}_relu")(y)
+
+
+def _preactivated_bottleneck(layers, x, filters, strides, name):
+    y = bn_relu(layers, x, f"{name}_preact")
+    y = conv_bn_relu(layers, y, filters, f"{name}_conv1", kernel_size=1)
+    y = conv_bn_relu(layers, y, filters, f"{name}_conv2", strides=strides)
+    y = conv(layers, y, 4 * filters, f"{name}_conv3", kernel_size=1)
+    if strides > 1 or x.shape[-1] != y.shape[-1]:
+        # Of x itself, as in the networks of network slimming and of the paper on splines; He et al. project what the
+        # block's first ReLU lets through.
+        x = conv(layers, x, y.shape[-1], f"{name}_shortcut", kernel_size=1, strides=strides)
+    return layers.Add(name=f"{name}_add")([y, x])
