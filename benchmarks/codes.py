@@ -1,41 +1,37 @@
 """Region codes against inference: throughput, memory, and what an EarlyBird adds to an epoch.
 
-python benchmarks/codes.py [--keras=keras] [--networks=resnet56,vgg16,MobileNetV2]
+python benchmarks/codes.py [--keras=keras] [--networks=resnet56,vgg16,mobilenetv2] [--plane=preresnet101]
 
 The same inputs and batch size for `model.predict` and for codes, in turns; the ratio of each pair of turns counts. Both
 have run once before: the first call of either traces the model. The early bird's share is that of one set of codes of
-512 inputs, and three distances, in an epoch of 50,000 images, which is extrapolated from the time of some steps.
+512 inputs, and three distances, in an epoch of 50,000 images, which is extrapolated from the time of some steps. Then
+the codes of the authors' canvas, 10,000 inputs on a plane, and the memory that they take.
 """
 
 import os
 import statistics
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import seconds, setting  # noqa: E402
+from common import peak, seconds, setting  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import _keras, models  # noqa: E402
 from tfspline.codes import RegionEncoder  # noqa: E402
 
 flags.DEFINE_string("keras", "keras", "keras or tf_keras.")
-flags.DEFINE_list("networks", ["resnet56", "vgg16", "MobileNetV2"], "Of tfspline.models, or of keras.applications.")
+flags.DEFINE_list("networks", ["resnet56", "vgg16", "mobilenetv2"], "Networks of tfspline.models.")
+flags.DEFINE_string("plane", "preresnet101", "The network for the plane; none if empty.")
 flags.DEFINE_integer("batch_size", 128, "Inputs at a time.")
 flags.DEFINE_integer("batches", 4, "Batches in a turn.")
 flags.DEFINE_integer("pairs", 7, "Pairs of turns; of their ratios the median counts.")
 flags.DEFINE_integer("steps", 10, "Training steps that an epoch is extrapolated from.")
 
 PROBE, EPOCH = 512, 50_000
-
-
-def build(keras, name):
-    """A network for inputs of 32x32x3."""
-    if hasattr(keras.applications, name):
-        return getattr(keras.applications, name)(input_shape=(32, 32, 3), weights=None, classes=10)
-    return models.build(name, (32, 32, 3), 10, keras=keras.__name__)
 
 
 def throughput(model, x, given):
@@ -86,6 +82,20 @@ def early_bird(keras, model, x, given):
     print(f"  EarlyBird: {watching:.2f} s of an epoch of {epoch:.0f} s, {watching / epoch:.2%}", flush=True)
 
 
+def plane(x, given):
+    """Prints what the codes of 100 x 100 inputs on a plane take."""
+    model = models.build(given.plane, (32, 32, 3), 10, keras=given.keras)
+    inputs = tfspline.plane(x[0], x[1], 100)
+    before, start = peak(), time.perf_counter()
+    codes = tfspline.region_codes(model, inputs, given.batch_size)
+    took, bits = time.perf_counter() - start, sum(codes.bits.values())
+    packed = sum(codes[layer].nbytes for layer in codes.layers)
+    print(
+        f"{given.plane}, {len(codes):,} inputs: {bits:,} bits each, {packed / 1e9:.2f} GB in {took:.0f} s, peak memory "
+        f"{before / 1e9:.1f} -> {peak() / 1e9:.1f} GB; as float32 {4 * bits * len(codes) / 1e9:.0f} GB"
+    )
+
+
 def main(argv):
     """Measures each network."""
     del argv
@@ -94,10 +104,12 @@ def main(argv):
     print(f"{setting(given.keras)}; 32x32x3, {given.batch_size} at a time")
     x = np.random.default_rng(0).normal(size=(given.batch_size * given.batches, 32, 32, 3)).astype("float32")
     for name in given.networks:
-        model = build(keras, name)
+        model = models.build(name, (32, 32, 3), 10, keras=given.keras)
         print(name, flush=True)
         throughput(model, x, given)
         early_bird(keras, model, x, given)
+    if given.plane:
+        plane(x, given)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import platform
+import resource
 import time
 
 
@@ -29,3 +30,9 @@ def clocks(function, *args, **options):
     start = time.process_time()
     wall = seconds(function, *args, **options)
     return {"wall": wall, "CPU": time.process_time() - start}
+
+
+def peak():
+    """The most memory that this process has ever had, in bytes."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,15 +7,13 @@ import concurrent.futures
 import inspect
 import multiprocessing
 import os
-import platform
-import resource
 import statistics
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import seconds, setting  # noqa: E402
+from common import peak, seconds, setting  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import _keras  # noqa: E402
@@ -70,12 +68,6 @@ def slimming(keras, names, repeats):
     if len(family) > 1:
         depth, time_taken = (np.log([of[name] for name in family]) for of in (layers, slims))
         print(f"DenseNets: the time grows as layers^{np.polyfit(depth, time_taken, 1)[0]:.2f}")
-
-
-def peak():
-    """The most memory that this process has ever had, in bytes."""
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def score(keras_name, layer, criterion, units):
