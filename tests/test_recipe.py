@@ -59,6 +59,21 @@ def rows_of(folder):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+def interrupt(monkeypatch, stops):
+    """Lets runs break off at `stops`, phases and epochs, one after the other; those that are over are taken out."""
+    write = RunDir.write
+
+    def interrupted(folder, name, text):
+        # The moment when the checkpoint is written and the history does not tell of it yet.
+        last = folder.history[-1] if name == "history.jsonl" else {}
+        if stops and (last.get("phase"), last.get("epoch")) == stops[0]:
+            stops.pop(0)
+            raise InterruptedError
+        write(folder, name, text)
+
+    monkeypatch.setattr(RunDir, "write", interrupted)
+
+
 class TestBudget:
     def test_share_by_hand(self):
         # 5 of 30 epochs searched; 30 / 3 = 10 dense epochs' worth allowed: 5 are left for 25 epochs.
@@ -240,17 +255,7 @@ def test_interrupted_run_ends_as_an_undisturbed_one(keras, tmp_path, monkeypatch
     expected = run(recipe, tmp_path / "smooth", verbose=0)
     assert expected["early_bird_epoch"] == 3
 
-    write = RunDir.write
-
-    def interrupted(folder, name, text):
-        # The moment when the checkpoint is written and the history does not tell of it yet.
-        last = folder.history[-1] if name == "history.jsonl" else {}
-        if stops and (last.get("phase"), last.get("epoch")) == stops[0]:
-            stops.pop(0)
-            raise InterruptedError
-        write(folder, name, text)
-
-    monkeypatch.setattr(RunDir, "write", interrupted)
+    interrupt(monkeypatch, stops)
     for _ in range(len(stops)):
         with pytest.raises(InterruptedError):
             run(recipe, tmp_path / "rough", verbose=0)
@@ -318,17 +323,8 @@ def test_whole_run_leaves_what_it_promises(keras, tmp_path):
 
 def test_toy_with_weights_pruned(keras, tmp_path, monkeypatch):
     recipe = Recipe(keras=keras.__name__, **TOY)
-    write = RunDir.write
     stops = [("prune_weights", 3), ("retrain_weights", 4), ("baseline", 4)]
-
-    def interrupted(folder, name, text):
-        last = folder.history[-1] if name == "history.jsonl" else {}
-        if stops and (last.get("phase"), last.get("epoch")) == stops[0]:
-            stops.pop(0)
-            raise InterruptedError
-        write(folder, name, text)
-
-    monkeypatch.setattr(RunDir, "write", interrupted)
+    interrupt(monkeypatch, stops)
     monkeypatch.setattr(tfspline.runner, "_CODES_SIZE", 20)  # bytes: 10 images with a byte in each of two layers
     for _ in range(len(stops)):
         with pytest.raises(InterruptedError):
