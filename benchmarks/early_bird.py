@@ -13,6 +13,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
+import statistics  # noqa: E402
 import time  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -44,7 +45,7 @@ flags.DEFINE_integer("seed", 0, "Seed.")
 
 
 def train(given, keras, dataset, recipe, steps, every, birds, seconds):
-    """The codes of the training, one each `every` steps; `seconds` takes what they and what all the rest took."""
+    """The codes of the training, one each `every` steps; `seconds` takes how long they and the epochs took."""
     keras.utils.set_random_seed(given.seed)
     model = models.build(given.network, dataset.input_shape, dataset.classes, given.width, recipe.keras)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -57,9 +58,8 @@ def train(given, keras, dataset, recipe, steps, every, birds, seconds):
         if _keras.iterations(model) % every == 0:
             start = time.perf_counter()
             codes.append(encode(probe))
-            seconds["codes"] += time.perf_counter() - start
+            seconds["look"].append(time.perf_counter() - start)
 
-    start = time.perf_counter()
     callbacks = keras.callbacks
     history = model.fit(
         dataset.train_batches(recipe.batch_size, steps=steps, augment=recipe.augment),
@@ -69,11 +69,14 @@ def train(given, keras, dataset, recipe, steps, every, birds, seconds):
         verbose=0,
         callbacks=[
             callbacks.LearningRateScheduler(recipe.learning_rate_at),
-            callbacks.LambdaCallback(on_train_batch_end=take),
+            callbacks.LambdaCallback(
+                on_train_batch_end=take,
+                on_epoch_begin=lambda epoch, logs: seconds["epoch"].append(time.perf_counter()),
+                on_epoch_end=lambda epoch, logs: seconds["epoch"].append(time.perf_counter() - seconds["epoch"].pop()),
+            ),
             *birds,
         ],
     )
-    seconds["all"] = time.perf_counter() - start
     print(f"training accuracy by epoch: {' '.join(f'{value:.3f}' for value in history.history['accuracy'])}")
     return codes
 
@@ -96,8 +99,8 @@ def growth(distances, epoch):
 
 
 def scaled_bird(distances, epoch, step, alpha, bird):
-    """The epoch at which the bird would be found among looks `step` codes apart, each compared with `lookback` just before
-    it, to a threshold scaled by `alpha`; None fits it to all distances between the looks compared, four at least."""
+    """The epoch at which the bird would be found among looks `step` codes apart, each compared with the `lookback` just
+    before it, to a threshold scaled by `alpha`; None fits it to the distances between these looks, four at least."""
     looks = np.arange(step - 1, len(distances), step)
     compared = bird.lookback if alpha is not None else max(bird.lookback, 3)
     for last in range(compared, len(looks)):
@@ -126,7 +129,7 @@ def main(argv):
     every = max(1, steps // given.codes)
     steps -= steps % every  # so that looks fall on ends of epochs
     epoch = steps // every
-    shares = sorted({part for part in (1, epoch // 8, epoch // 4, epoch // 2) if part and epoch % part == 0})
+    shares = sorted({part for part in (1, epoch // 8, epoch // 4, epoch // 2) if part})
     probe = dataset.normalize(dataset.train.images[: given.probe_size]).numpy()
     options = {"probe": probe, "stop_training": False}
     birds = [
@@ -136,17 +139,14 @@ def main(argv):
     ]
     print(setting(keras.__name__))
     print(f"{given.network}, width {given.width:g}, {given.dataset}, {given.epochs} epochs of {steps} steps of 128")
-    seconds = {"codes": 0.0}
+    seconds = {"look": [], "epoch": []}
     codes = train(given, keras, dataset, recipe, steps, every, birds, seconds)
-    look = seconds["codes"] / len(codes)
-    step = (
-        (seconds["all"] - look * sum(len(taken) for taken in (codes, *(b.distances for b in birds))))
-        / len(codes)
-        / every
-    )
+    look = statistics.median(seconds["look"])
+    looks = (len(codes) + sum(len(bird.distances) for bird in birds)) / given.epochs
+    step = (statistics.median(seconds["epoch"]) - looks * look) / steps
     print(
-        f"a look at {len(probe)} images takes as long as {look / step:.2f} steps: {look / step / every:.1%} of the training"
-        f" where it looks every {every} steps"
+        f"a look at {len(probe)} images takes {look / step:.2f} steps: "
+        + ", ".join(f"{look / step / part / every:.1%} of the training every {part * every}" for part in shares)
     )
     distances = partition_distances(codes)
 
