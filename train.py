@@ -55,6 +55,7 @@ flags.DEFINE_integer(
 flags.DEFINE_enum("eb_metric", Recipe.eb_metric, ["partition", "mask"], "What has to settle.")
 flags.DEFINE_float("eb_threshold", Recipe.eb_threshold, "Distance below which it has; default: the metric's.")
 flags.DEFINE_integer("eb_lookback", Recipe.eb_lookback, "Epochs to compare with; default: the metric's.")
+flags.DEFINE_integer("eb_every", Recipe.eb_every, "Look for the early bird every so many steps, not once an epoch.")
 
 flags.DEFINE_enum(
     "schedule",

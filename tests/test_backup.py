@@ -53,7 +53,9 @@ def schedule(step):
 class Training:
     """The same training each time that it is made: model, data and callbacks as those of a new process."""
 
-    def __init__(self, keras, folder, order="bpk", start=None, regrow=False, given=False, save_freq="epoch"):
+    def __init__(
+        self, keras, folder, order="bpk", start=None, regrow=False, given=False, save_freq="epoch", every=None
+    ):
         keras.backend.clear_session()
         keras.utils.set_random_seed(0)
         rng = np.random.default_rng(0)
@@ -61,7 +63,8 @@ class Training:
         self.model = compiled(keras, rng, optimizer=keras.optimizers.SGD(0.05, momentum=0.9), run_eagerly=True)
         self.x, self.y = (rng.normal(size=(6 * STEPS, n)).astype("float32") for n in (6, 3))
         probe = self.x[:10] if given else None
-        self.bird = EarlyBird(0.2, 1, probe=probe, probe_size=10, stop_training=False, backup_dir=folder / "ours")
+        options = {"probe": probe, "probe_size": 10, "stop_training": False, "every": every}
+        self.bird = EarlyBird(0.2, 1, **options, backup_dir=folder / "ours")
         self.pruning = SplinePruning(schedule, "random", start=start, regrow=regrow, backup_dir=folder / "ours")
 
     def run(self, *cutters, epochs=EPOCHS, **options):
@@ -76,7 +79,13 @@ class Training:
         return _keras.iterations(self.model)
 
     def outcome(self):
-        state = [self.bird.epoch, self.pruning.step, self.pruning._begin, self.pruning.masks.off.tolist()]
+        state = [
+            self.bird.epoch,
+            self.bird.step,
+            self.pruning.step,
+            self.pruning._begin,
+            self.pruning.masks.off.tolist(),
+        ]
         return state, np.array(self.bird.distances), self.model.get_weights()
 
 
@@ -102,7 +111,12 @@ def wholes(tmp_path_factory):
 
 
 CASES = st.fixed_dictionaries(
-    {"start": st.sampled_from([None, "early_bird"]), "regrow": st.booleans(), "given": st.booleans()}
+    {
+        "start": st.sampled_from([None, "early_bird"]),
+        "regrow": st.booleans(),
+        "given": st.booleans(),
+        "every": st.sampled_from([None, 2]),
+    }
 )
 
 

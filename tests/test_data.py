@@ -75,6 +75,7 @@ def test_successive_epochs_are_the_epochs_counted_on(small):
 def test_resumed_batches_are_those_of_the_uninterrupted_run(small, augment):
     whole = take(small.train_batches(5, augment=augment), 12)
     assert_same(whole[8:], take(small.train_batches(5, epoch=2, augment=augment), 4))
+    assert_same(whole[7:], take(small.train_batches(5, epoch=1, step=3, augment=augment), 5))
 
 
 def test_epochs_cut_short_hold_other_images_each(small):
@@ -171,6 +172,12 @@ def test_bad_evaluation_batch_size_is_refused(small):
 def test_negative_epoch_is_refused(small):
     with pytest.raises(ValueError, match="not negative. Received: -1"):
         small.train_batches(5, epoch=-1)
+
+
+@pytest.mark.parametrize("step", [-1, 4])
+def test_step_outside_of_the_epoch_is_refused(small, step):
+    with pytest.raises(ValueError, match=f"step from 0 to 3. Received: {step}"):
+        small.train_batches(5, step=step)
 
 
 def test_unknown_augmentation_is_refused(small):

@@ -8,7 +8,10 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tfspline import _keras
 from tfspline.callbacks import EarlyBird, _mask
 from tfspline.codes import Codes
 from tfspline.recorder import Recorder
@@ -124,6 +127,94 @@ def test_no_bird_while_the_partition_moves(keras, data):
 def test_verbose_prints_one_line(keras, data, capsys):
     fit(small_model(keras), data, EarlyBird(verbose=1))
     assert capsys.readouterr().out.count("Epoch 4: early bird found, partition distance 0.0") == 1
+
+
+def watch(walk, steps, **options):
+    """The bird of a training of `steps` an epoch, whose codes are a row of bits a step."""
+    bird = EarlyBird(probe=np.zeros(1), stop_training=False, **options)
+    bird.set_model(types.SimpleNamespace(stop_training=False))
+    bird.set_params({"steps": steps, "epochs": len(walk) // steps})
+    bird._code = lambda: Codes({"relu": np.packbits([walk[now]], axis=1, bitorder="little")}, {"relu": walk.shape[1]})
+    for epoch in range(len(walk) // steps):
+        bird.on_epoch_begin(epoch)
+        for batch in range(steps):
+            now = epoch * steps + batch
+            bird.on_train_batch_begin(batch)
+            bird.on_train_batch_end(batch, {"loss": 1.0})
+        bird.on_epoch_end(epoch, {"loss": 1.0})
+    return bird
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 0.9, 1.0]), st.integers(1, 3))
+def test_a_distance_means_the_same_at_any_frequency(seed, straightness, lookback):
+    # 400 cuts that move as particles with friction, ever more slowly: straight on for a while, then to and fro.
+    rng, steps = np.random.default_rng(seed), 12
+    pushes = rng.normal(size=(10 * steps, 400)) * np.linspace(1, 0.05, 10 * steps)[:, None]
+    speeds = np.zeros_like(pushes)
+    for step in range(1, len(pushes)):
+        speeds[step] = straightness * speeds[step - 1] + pushes[step]
+    walk = rng.normal(size=400) + speeds.cumsum(0) * (1.001 - straightness) > 0
+    birds = {every: watch(walk, steps, lookback=lookback, every=every) for every in (1, 2, 3, 6, 12)}
+    by_epoch = watch(walk, steps, lookback=lookback)
+    np.testing.assert_array_equal(birds[12].distances, by_epoch.distances)
+    assert by_epoch.step is None and birds[12].epoch == by_epoch.epoch
+    for every in (2, 3, 6, 12):
+        # All that the rarer looks see the more frequent ones see, at the same steps.
+        first = lookback * steps // every
+        np.testing.assert_array_equal(birds[every].distances[first:], birds[1].distances[every - 1 :: every][first:])
+        if birds[every].found:
+            assert birds[1].step <= birds[every].step and birds[every].epoch == -(-birds[every].step // steps)
+
+
+def test_looks_by_hand():
+    # An epoch of 4 steps, a look every 3: after 3, 6, 9, 12, 15. An epoch before 9 was 5, nearest to which was 6;
+    # before 12 was 8: 9; before 15 was 11: 12.
+    walk = np.zeros((16, 10), bool)
+    walk[5, :5] = walk[8, :2] = walk[14, :1] = True
+    bird = watch(walk, 4, every=3, lookback=1, threshold=0.15)
+    assert bird.distances[2:] == [pytest.approx(0.3), pytest.approx(0.2), pytest.approx(0.1)]
+    assert (bird.step, bird.epoch) == (15, 4)
+
+
+@pytest.mark.parametrize("executed", [1, 2, 4])
+def test_stops_inside_an_epoch(keras, data, executed, capsys):
+    model = small_model(keras, steps_per_execution=executed)
+    bird, seen = EarlyBird(lookback=1, every=2, probe_size=16, verbose=1), []
+    count = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs["partition_distance"]))
+    history = model.fit(data[0][:64], data[1][:64], 8, 20, 0, [bird, count])  # 8 steps an epoch
+    assert bird.step == {1: 10, 2: 10, 4: 12}[executed]
+    assert _keras.iterations(model) == bird.step and bird.epoch == 2
+    assert history.history["partition_distance"][1] == seen[1] == bird.distances[-1]
+    assert math.isnan(seen[0])
+    assert f"Epoch 2, step {bird.step}: early bird found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("metric", ["partition", "mask"])
+def test_looks_at_the_ends_of_epochs_see_what_the_bird_once_an_epoch_sees(keras, data, metric):
+    options = {"metric": metric, "stop_training": False, "probe": None if metric == "mask" else data[0]}
+    often, seldom = EarlyBird(every=1, **options), EarlyBird(**options)
+    fit(small_model(keras, 0.05), data, often, seldom, epochs=7)
+    first = often.lookback
+    assert len(often.distances) == 7 * 5
+    np.testing.assert_array_equal(often.distances[4::5][first:], seldom.distances[first:])
+    assert len(often._history) == first * 5
+
+
+def test_the_first_epoch_tells_how_long_epochs_are(keras, data):
+    def batches():
+        for start in range(0, 70, 16):
+            yield data[0][start : start + 16], data[1][start : start + 16]
+
+    signature = tuple(tf.TensorSpec([None, array.shape[1]], tf.float32) for array in data)
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    bird = EarlyBird(lookback=1, every=1)
+    small_model(keras).fit(dataset, epochs=6, verbose=0, callbacks=[bird])
+    # The whole first epoch is too little for the probe: there is no look in it, so that the first comparison is with
+    # the first look of the second.
+    assert bird.step == 11 and len(bird._recorded[0]) == 70
+    with pytest.raises(ValueError, match="Expected `every` to be at most the 5 steps of an epoch. Received: 6"):
+        small_model(keras).fit(dataset, epochs=6, verbose=0, callbacks=[EarlyBird(every=6)])
 
 
 def variants(data):
@@ -281,8 +372,8 @@ def test_several_inputs_are_recorded_each_on_its_own(keras, rng, as_dict):
     x = {"a": rng.normal(size=(30, 2)).astype("float32"), "b": rng.integers(0, 9, (30, 3)).astype("int32")}
     bird = EarlyBird(probe_size=25, stop_training=False)
     fit(model, (x if as_dict else list(x.values()), np.zeros(30)), bird, epochs=2, shuffle=False)
-    for recorded, given in zip(bird._recorded, x.values(), strict=True):
-        np.testing.assert_array_equal(recorded, given[:25])
+    for recorded, trained_on in zip(bird._recorded, x.values(), strict=True):
+        np.testing.assert_array_equal(recorded, trained_on[:25])
 
 
 def test_loggers_behind_the_bird_see_the_distance(keras, data, tmp_path):
@@ -359,10 +450,10 @@ def test_the_mask_bird_is_found_at_five_masks_that_agree(keras, data):
     np.testing.assert_array_equal(history.history["mask_distance"], bird.distances)
 
 
-@pytest.mark.parametrize("metric", ["partition", "mask"])
-def test_a_resumed_bird_is_the_same_bird(keras, data, tmp_path, metric):
+@pytest.mark.parametrize(("metric", "every"), [("partition", None), ("partition", 3), ("mask", None)])
+def test_a_resumed_bird_is_the_same_bird(keras, data, tmp_path, metric, every):
     def birds():
-        return EarlyBird(metric=metric, threshold=0.2, lookback=3, probe_size=20, stop_training=False)
+        return EarlyBird(metric=metric, threshold=0.2, lookback=3, probe_size=20, stop_training=False, every=every)
 
     whole, first, second = birds(), birds(), birds()
     model = small_model(keras, 0.02)
@@ -373,11 +464,11 @@ def test_a_resumed_bird_is_the_same_bird(keras, data, tmp_path, metric):
     fit(model, data, whole, second, epochs=8, initial_epoch=2, shuffle=False)
     np.testing.assert_array_equal(second.distances, whole.distances)
     assert second.epoch == whole.epoch
-    assert len(second.distances) == 8
+    assert len(second.distances) == (8 if every is None else 8 * 5 // 3)
     second.save(tmp_path / "bird.npz")
     third = birds()
     third.load(tmp_path / "bird.npz")
-    assert (third.epoch, third.found) == (whole.epoch, whole.found)
+    assert (third.epoch, third.step, third.found) == (whole.epoch, whole.step, whole.found)
 
 
 def test_a_state_of_another_bird_or_none_is_refused(tmp_path):
@@ -400,6 +491,7 @@ def test_a_state_of_another_bird_or_none_is_refused(tmp_path):
         ({"threshold": math.nan}, "threshold"),
         ({"lookback": 0}, "Expected an integer of at least 1 for lookback. Received: 0"),
         ({"lookback": 2.0}, "lookback"),
+        ({"every": 0}, "Expected an integer of at least 1 for every. Received: 0"),
         ({"metric": "weights"}, "Expected a metric of .*'partition', 'mask'.* Received: 'weights'"),
         ({"probe_size": 0}, "Expected an integer of at least 1 for probe_size. Received: 0"),
         ({"ratio": 1}, "Expected a ratio between 0 and 1"),
@@ -419,6 +511,7 @@ def test_what_cannot_be_watched_is_refused_before_the_first_step(keras, data):
         assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
     refused(small_model(keras), EarlyBird(probe=np.zeros((2, 5))), r"\(samples, 4\).*Received: \(2, 5\)")
+    refused(small_model(keras), EarlyBird(every=6), "`every` to be at most the 5 steps of an epoch. Received: 6")
     linear = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     linear.compile("sgd", "mse")
     refused(linear, EarlyBird(), "at least one piecewise-affine unit")

@@ -133,6 +133,7 @@ class TestSchedule:
         ("eb_metric", "loss", "metric of"),
         ("eb_threshold", 1.5, "threshold between 0 and 1"),
         ("eb_lookback", 0, "lookback"),
+        ("eb_every", 0, "Expected an integer of at least 1 for every"),
         ("epochs", 1, "epochs to be at least 2"),
         ("search_epochs", 0, "search_epochs to be from 1 to 29, which leaves"),
         ("search_epochs", 30, "search_epochs to be from 1 to 29, which leaves"),
@@ -194,9 +195,9 @@ def test_gradual_schedule_by_hand():
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("schedule", ["polynomial", "early_bird"])
-def test_gradual_run(keras, tmp_path, schedule, capsys):
-    gradual = {"schedule": schedule, "pruning_epochs": 2, "epochs": 7, "batch_size": 256}
+@pytest.mark.parametrize(("schedule", "every"), [("polynomial", None), ("early_bird", None), ("early_bird", 2)])
+def test_gradual_run(keras, tmp_path, schedule, every, capsys):
+    gradual = {"schedule": schedule, "pruning_epochs": 2, "epochs": 7, "batch_size": 256, "eb_every": every}
     gradual["search_epochs"] = 3 if schedule == "early_bird" else None
     recipe = Recipe(keras=keras.__name__, **SMALL | gradual)
     summary = run(recipe, tmp_path, verbose=2)
@@ -212,6 +213,8 @@ def test_gradual_run(keras, tmp_path, schedule, capsys):
     ]
     assert 0 < rows[searched]["pruning_sparsity"] < rows[searched + 1]["pruning_sparsity"] == 0.5
     assert summary["early_bird_epoch"] == (searched or None) and summary["pruned_epoch"] == searched + 2
+    # An epoch has 5 steps; two of them and a look, after 12 steps, are enough to see that nothing moves.
+    assert summary["early_bird_step"] == (12 if every else 5 * searched or None)
     assert summary["slim"]["macs"] == 64 * 16 + 16 * 16 + 16 * 10  # half of 32 and 32
     spent = (searched + 2) * summary["dense"]["macs"] + (5 - searched) * summary["slim"]["macs"]
     assert summary["training_flops_reduction"] == pytest.approx(7 * summary["dense"]["macs"] / spent)
@@ -244,11 +247,15 @@ def test_bad_drops_are_refused(drops):
     [
         ({}, [("search", 3), ("prune", 3), ("retrain", 5), ("baseline", 4)]),
         (
+            {"eb_every": 4},
+            [("search", 2), ("search", 3), ("prune", 3), ("retrain", 3), ("retrain", 4), ("baseline", 3)],
+        ),
+        (
             {"schedule": "early_bird", "pruning_epochs": 2, "search_epochs": 3, "scope": "global"},
             [("search", 3), ("sparsify", 4), ("sparsify", 5), ("prune", 5), ("retrain", 6)],
         ),
     ],
-    ids=["one_shot", "early_bird"],
+    ids=["one_shot", "one_shot_inside_an_epoch", "early_bird"],
 )
 def test_interrupted_run_ends_as_an_undisturbed_one(keras, tmp_path, monkeypatch, options, stops):
     recipe = Recipe(keras=keras.__name__, **SMALL | options)
@@ -362,8 +369,9 @@ def test_augmented_points_are_refused(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_baseline_is_a_dense_training_without_a_search(keras, tmp_path):
-    recipe = Recipe(keras=keras.__name__, **SMALL)
+@pytest.mark.parametrize("every", [None, 4])
+def test_baseline_is_a_dense_training_without_a_search(keras, tmp_path, every):
+    recipe = Recipe(keras=keras.__name__, **SMALL | {"eb_every": every})
     run(recipe, tmp_path / "searched", verbose=0)
     # A bird that cannot be found, and a search of all but one epoch: the other way to train dense to the end.
     other = Recipe(keras=keras.__name__, **SMALL | {"search_epochs": 5, "eb_threshold": 1e-9})
@@ -371,6 +379,30 @@ def test_baseline_is_a_dense_training_without_a_search(keras, tmp_path):
     models = [keras.models.load_model(tmp_path / name / "dense.keras") for name in ("searched", "straight")]
     for weights, straight in zip(*(model.get_weights() for model in models), strict=True):
         np.testing.assert_allclose(weights, straight, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_search_that_ends_inside_an_epoch(tmp_path):
+    # 10 steps an epoch; after 24 the first look, at 4, is two epochs old.
+    budget = {"ratio": None, "training_flops_reduction": 1.4, "width": 1.0, "baseline": False}
+    summary = run(Recipe(**SMALL | budget | {"eb_every": 4}), tmp_path, verbose=0)
+    steps = [(row["phase"], row["epoch"], row["steps"]) for row in rows_of(tmp_path)]
+    assert steps == [
+        *(("search", 1, 10), ("search", 2, 20), ("search", 3, 24), ("prune", 3, 24)),
+        *(("retrain", 3, 30), ("retrain", 4, 40), ("retrain", 5, 50), ("retrain", 6, 60)),
+    ]
+    assert summary["early_bird_epoch"] == 3
+    assert summary["early_bird_step"] == summary["pruned_step"] == 24
+    dense, slim = summary["dense"]["macs"], summary["slim"]["macs"]
+    assert summary["slim"]["training_flops"] == 6 * 128 * (24 * dense + 36 * slim)
+    assert 1.4 <= summary["training_flops_reduction"] < 1.45
+    assert "early bird: at epoch 2.4 of 6\nmade small at epoch 2.4 of 6" in table(summary)
+
+
+def test_looks_more_than_an_epoch_apart_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="eb_every to be at most the 10 steps of an epoch. Received: 11"):
+        run(Recipe(**SMALL | {"eb_every": 11}), tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -429,7 +461,7 @@ class TestRunDir:
         folder = RunDir(str(tmp_path), {})
         folder.start()
         for phase, epoch in [("search", 9), ("search", 10), ("prune", 10)]:
-            row = {"phase": phase, "epoch": epoch, "seconds": 0.5}
+            row = {"phase": phase, "epoch": epoch, "steps": 5 * epoch, "seconds": 0.5}
             folder.record(row, lambda path: [pathlib.Path(path(end)).touch() for end in (".keras", ".npz")])
         assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
             *("prune-0010.keras", "prune-0010.npz"),
@@ -438,6 +470,7 @@ class TestRunDir:
         again = RunDir(str(tmp_path), {})
         assert again.history == folder.history
         assert (again.last_epoch("search"), again.last_epoch("retrain")) == (10, None)
+        assert (again.last_step("search"), again.last_step("retrain")) == (50, 0)
         assert again.seconds("search", "prune") == 1.5
 
 

@@ -373,6 +373,13 @@ def loss(model: Any, labels: Any, outputs: list) -> tf.Tensor:
     return value
 
 
+def last_step(callback: Any, batch: int) -> int:
+    """The number within its epoch of the last step that was trained, in a callback's `on_train_batch_end(batch)`."""
+    # Keras 3 names the last step of a whole execution also where the epoch ends within it.
+    steps = (callback.params or {}).get("steps")
+    return min(batch, steps - 1) if steps else batch
+
+
 def sublayers(layer: Any) -> list:
     """All layers inside a layer, at any depth."""
     # Private, but Keras 3 has no public way to them.

@@ -40,9 +40,23 @@ class EarlyBird(_keras.Callback):
     model's own one put back at its end.
 
     The distance stands in the logs of every epoch as "partition_distance" ("mask_distance" with that metric):
-    the max above, over as many earlier epochs as there are yet, NaN where there are none. Put callbacks that
-    read it (`CSVLogger`, `TensorBoard`) behind this one in the list. An epoch whose loss is not finite gives
-    NaN, and the comparison starts anew after it.
+    the max above, over as many earlier epochs as there are yet, NaN where there are none; with `every`, that of the
+    last look. Put callbacks that read it (`CSVLogger`, `TensorBoard`) behind this one in the list. An epoch (a look)
+    whose loss is not finite gives NaN, and the comparison starts anew after it.
+
+    With `every=n` the test is made every n training steps, so that the bird can be found, and the training ends,
+    inside an epoch. The codes are compared with those of 1, 2, ... lookback epochs before, in steps: the looks nearest
+    to that. So a distance means the same at any n, and needs no other threshold: looks at the ends of epochs find what
+    the test once an epoch finds, those in between find it up to an epoch before, after `lookback` epochs and a look at
+    the earliest. (To compare a look with those just before, the threshold would have to shrink with n. But there is no
+    law to shrink it by: in trainings on digits and Fashion-MNIST the distance grew within an epoch as steps**alpha with
+    alpha from 0.1, where cuts tremble about their places, to 0.9, where they move straight on; see
+    benchmarks/early_bird.py. For epochs shorter than those of the data set, tell `fit` with `steps_per_epoch`.)
+
+    A look costs a forward pass of the probe: about probe_size / (3 n batch_size) of the training, 4 % with 512 inputs,
+    batches of 128 and n=32. The codes of all looks of `lookback` epochs are kept, in memory and in `backup_dir`. Where
+    several steps are executed at a time (`steps_per_execution`), a look waits for the end of an execution. Where Keras
+    does not know how long an epoch is, the first one tells.
 
     One object watches one training: a further `fit` goes on where the one before ended. A bird is found only
     once.
@@ -50,12 +64,14 @@ class EarlyBird(_keras.Callback):
     With a `backup_dir` the distances and the codes that the next epochs need survive a training that is cut: the same
     call of `fit`, made again, brings them back to the epoch that Keras begins at, by `BackupAndRestore` (put it behind
     this one in the list) or by `initial_epoch` and a model from a `ModelCheckpoint`. The folder holds the ends of
-    the last three epochs, and is emptied when `fit` ends. Older ones: `save` what you want to `load`.
+    the last three epochs, and is emptied when `fit` ends. Older ones: `save` what you want to `load`. With `every`, let
+    Keras make its backups at ends of epochs too, as it does by default.
 
     Attributes:
         found: whether the bird has been found.
-        epoch: how many epochs were trained when it was found, as Keras counts them; None before.
-        distances: the distance of each epoch, as in the logs.
+        epoch: how many epochs were trained when it was found, the one under way included; None before.
+        step: how many steps were trained when it was found, with `every`; None before, and without.
+        distances: the distance of each epoch (each look), as in the logs.
 
     Args:
         threshold: the distance below which the partition has settled, in (0, 1); 0.16 by default, 0.1 for
@@ -70,11 +86,13 @@ class EarlyBird(_keras.Callback):
         verbose: 1 to print a line when it is found.
         backup_dir: a folder for what a training that is cut needs to go on, other than that of `BackupAndRestore`;
             None keeps nothing.
+        every: how many training steps lie between two looks, at most an epoch's; None looks at the end of each epoch.
 
     Raises:
-        ValueError: an argument out of range, at once; when `fit` begins: a probe that does not fit the model,
-            a model whose codes cannot be taken (see `tfspline.region_codes`) or without units to mask; a backup that
-            is damaged, of another model or of other arguments, or that holds no state for the epoch.
+        ValueError: an argument out of range, at once; when `fit` begins: looks more than an epoch apart, a probe that
+            does not fit the model, a model whose codes cannot be taken (see `tfspline.region_codes`) or without units
+            to mask; a backup that is damaged, of another model or of other arguments, or that holds no state for the
+            epoch.
 
     Example:
 
@@ -100,6 +118,7 @@ class EarlyBird(_keras.Callback):
         stop_training: bool = True,
         verbose: int = 0,
         backup_dir: str | os.PathLike | None = None,
+        every: int | None = None,
     ):
         super().__init__()
         if metric not in _METRICS:
@@ -116,9 +135,15 @@ class EarlyBird(_keras.Callback):
         self.stop_training = stop_training
         self.verbose = verbose
         self.backup_dir = backup_dir
-        self.epoch = None
+        self.every = None if every is None else _count("every", every)
+        self.async_safe = every is None  # Keras 3 need not wait for a step that is not looked at
+        self.epoch = self.step = None
         self.distances = []
-        self._history = collections.deque(maxlen=self.lookback)  # the codes or masks of the epochs before
+        self._history = collections.deque()  # the codes or masks of the looks before
+        self._looks = collections.deque()  # when these were taken, in `_trained`
+        self._trained = 0  # how many steps were trained; without `every`, how many epochs
+        self._epoch_steps = None  # how many of them an epoch has, where Keras does not know it
+        self._epoch_began = 0  # and when the present one began
         self._recorded = None  # the probe, if it was recorded
         self._encoder = None
         self._recorder = None
@@ -136,9 +161,16 @@ class EarlyBird(_keras.Callback):
         super().set_params(params)
         params[self.KEY] = self
 
+    # tf_keras fetches the logs of each batch for a callback that acts between batches, unless it says this.
+    _supports_tf_logs = True
+
+    def _implements_train_batch_hooks(self):
+        return self.every is not None
+
     def on_train_begin(self, logs=None):
         """Refuses what cannot be watched."""
         self._begun = False
+        self._check_period()
         if self.metric == "mask":
             _mask(self.model, self.ratio)
             return
@@ -149,15 +181,27 @@ class EarlyBird(_keras.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """In the first epoch, goes on where a training was cut, and begins to record the probe if there is none yet."""
-        if self._begun:
-            return
-        self._begun = True
-        # Not when `fit` begins: BackupAndRestore may stand behind this callback.
-        if self._backup:
-            self._resume(epoch)
-        if not self._probed:
-            self._recorder = Recorder(self.model, self.probe_size)
-            self._recorder.start()
+        if not self._begun:
+            self._begun = True
+            # Not when `fit` begins: BackupAndRestore may stand behind this callback.
+            if self._backup:
+                self._resume(epoch)
+            if not self._probed:
+                self._recorder = Recorder(self.model, self.probe_size)
+                self._recorder.start()
+        self._epoch, self._epoch_began = epoch, self._trained
+
+    @property
+    def _period(self):
+        """How many steps lie between two looks, and how many an epoch has, None where nobody knows."""
+        if self.every is None:
+            return 1, 1
+        return self.every, (self.params or {}).get("steps") or self._epoch_steps
+
+    def _check_period(self):
+        every, epoch = self._period
+        if epoch and every > epoch:
+            raise ValueError(f"Expected `every` to be at most the {epoch} steps of an epoch. Received: {every}")
 
     def _resume(self, epoch):
         found = self._backup.take(epoch)
@@ -168,7 +212,7 @@ class EarlyBird(_keras.Callback):
             partition_distance(self._code(), self._history[-1])  # refuses what another model has left
         if found == epoch:
             self._backup.put(epoch)
-        elif found == epoch - 1 and self._probed:
+        elif found == epoch - 1 and self._probed and self.every is None:
             # An epoch can be over for Keras before this callback has seen its end; the weights are still those.
             self.on_epoch_end(epoch - 1)
         else:
@@ -178,32 +222,80 @@ class EarlyBird(_keras.Callback):
             self.model.stop_training = True
             self._idle, self.model.train_function = self.model.train_function, lambda iterator: {}
 
+    def on_train_batch_begin(self, batch, logs=None):
+        """Notes where the steps of this batch begin: an execution can hold several."""
+        self._first = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        """With `every`, counts the steps, and looks if it is time."""
+        if self.every is None or self._idle:
+            return
+        before, last = self._trained, _keras.last_step(self, batch)
+        self._trained += last - self._first + 1
+        if self._trained // self.every > before // self.every and (self._probed or self._recorder.full):
+            self._look(self._epoch, logs)
+        # Not only at the end of the epoch: Keras may have made its own backup when this callback gets to see that.
+        if self._backup and (self.model.stop_training or last + 1 == self.params.get("steps")):
+            self._put(self._epoch)
+
     def on_epoch_end(self, epoch, logs=None):
         """Compares the epoch with those before it."""
         if self._idle:
             return
         logs = {} if logs is None else logs
+        if self.every is None:
+            self._trained += 1
+            self._look(epoch, logs)
+        else:
+            if not self.model.stop_training:
+                self._epoch_steps = self._trained - self._epoch_began
+                self._check_period()
+            self._inputs()  # of fewer inputs than asked for there will not be more
+        logs[f"{self.metric}_distance"] = self.distances[-1] if self.distances else math.nan
+        if self._backup:
+            self._put(epoch)
+
+    def _look(self, epoch, logs):
+        """Takes the codes, compares them with those before, and stops the training if they have settled."""
         distance, settled = math.nan, False
-        if np.all(np.isfinite(logs.get("loss", 0.0))):
+        if np.all(np.isfinite((logs or {}).get("loss", 0.0))):
             code = self._code()
-            distance = max((partition_distance(code, earlier) for earlier in self._history), default=math.nan)
-            settled = len(self._history) == self.lookback and self._below(distance, self.threshold)
-            self._history.append(code)
+            earlier = self._earlier()
+            distance = max((partition_distance(code, other) for other in earlier), default=math.nan)
+            settled = len(earlier) == self.lookback and self._below(distance, self.threshold)
+            self._remember(code)
         else:
             # The units of a network of NaNs are all off, so that its partition would look settled.
             self._history.clear()
+            self._looks.clear()
         self.distances.append(distance)
-        logs[f"{self.metric}_distance"] = distance
         if settled and not self.found:
-            self.epoch = epoch + 1
+            self.epoch, self.step = epoch + 1, self.every and self._trained
             self.model.stop_training = self.model.stop_training or self.stop_training
             if self.verbose:
-                print(
-                    f"\nEpoch {self.epoch}: early bird found, {self.metric} distance {distance:.4f}",
-                    flush=True,
-                )
-        if self._backup:
-            self._backup.put(epoch + 1, oldest=epoch - 1)
+                when = f"Epoch {self.epoch}" + (f", step {self.step}" if self.every else "")
+                print(f"\n{when}: early bird found, {self.metric} distance {distance:.4f}", flush=True)
+
+    def _earlier(self):
+        """The codes of the looks nearest to 1, 2, ... lookback epochs ago, as far as there are looks."""
+        every, epoch = self._period
+        if not self._looks or not epoch:
+            return []
+        times = [self._trained - back * epoch for back in range(1, self.lookback + 1)]
+        looks = np.array(self._looks)
+        return [self._history[np.argmin(abs(looks - time))] for time in times if looks[0] <= time + every / 2]
+
+    def _remember(self, code):
+        """Keeps the codes of this look, and no longer those that no further one will be compared with."""
+        self._history.append(code)
+        self._looks.append(self._trained)
+        every, epoch = self._period
+        while epoch and len(self._looks) > 1 and self._looks[1] <= self._trained + every - self.lookback * epoch:
+            self._history.popleft()
+            self._looks.popleft()
+
+    def _put(self, epoch):
+        self._backup.put(epoch + 1, oldest=epoch - 1)
 
     def on_train_end(self, logs=None):
         """Puts the model's own train function back."""
@@ -224,7 +316,8 @@ class EarlyBird(_keras.Callback):
         """
         arrays = {
             "settings": np.array(self._settings()),
-            "epoch": np.array(self.epoch or 0),
+            "found": np.array([self.epoch or 0, self.step or 0]),
+            "steps": np.array([self._trained, self._epoch_steps or 0, *self._looks]),
             "distances": np.array(self.distances, np.float64),
         }
         arrays.update({f"probe/{i}": value for i, value in enumerate(self._recorded or [])})
@@ -238,18 +331,19 @@ class EarlyBird(_keras.Callback):
         Raises:
             ValueError: the file is damaged, or was written by a callback with other arguments.
         """
-        settings, epoch, distances, recorded, history = read_npz(path, _state)
+        settings, (epoch, step), (trained, epoch_steps, *looks), distances, recorded, history = read_npz(path, _state)
         if settings != self._settings():
             raise ValueError(f"Expected the state of an EarlyBird with {self._settings()}. Received: {settings}")
-        self.epoch = epoch or None
+        self.epoch, self.step = epoch or None, step or None
+        self._trained, self._epoch_steps = trained, epoch_steps or None
         self.distances = distances
         self._recorded = recorded or None
-        self._history = collections.deque(history, maxlen=self.lookback)
+        self._history, self._looks = collections.deque(history), collections.deque(looks)
 
     def _settings(self):
         probe = f"the first {self.probe_size} inputs" if self.probe is None else "given"
         what = f"ratio={self.ratio}" if self.metric == "mask" else f"probe={probe}"
-        return f"metric={self.metric} threshold={self.threshold} lookback={self.lookback} {what}"
+        return f"metric={self.metric} threshold={self.threshold} lookback={self.lookback} every={self.every} {what}"
 
     @property
     def _probed(self):
@@ -262,7 +356,7 @@ class EarlyBird(_keras.Callback):
     def _inputs(self):
         if self.probe is not None:
             return self.probe
-        if self._recorded is None:
+        if not self._probed:
             self._recorded = self._recorder.inputs()
         return self._recorded
 
@@ -294,7 +388,7 @@ def _mask(model, ratio: float) -> Codes:
 
 
 def _state(arrays: dict) -> tuple:
-    """What `EarlyBird.save` has written: settings, epoch, distances, recorded probe, codes."""
+    """What `EarlyBird.save` has written: settings, when it was found, steps, distances, recorded probe, codes."""
 
     def part(prefix):
         return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
@@ -303,7 +397,8 @@ def _state(arrays: dict) -> tuple:
     history = []
     while codes := part(f"codes/{len(history)}/"):
         history.append(Codes.from_arrays(codes))
-    return str(arrays["settings"]), int(arrays["epoch"]), arrays["distances"].tolist(), recorded, history
+    numbers_of = [arrays[name].tolist() for name in ("found", "steps", "distances")]
+    return str(arrays["settings"]), *numbers_of, recorded, history
 
 
 def _share(name: str, value: float) -> float:

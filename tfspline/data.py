@@ -123,7 +123,7 @@ class Dataset:
         return steps or most
 
     def train_batches(
-        self, batch_size: int, epoch: int = 0, augment: str = "none", steps: int | None = None
+        self, batch_size: int, epoch: int = 0, augment: str = "none", steps: int | None = None, step: int = 0
     ) -> tf.data.Dataset:
         """Training batches without end: the epochs `epoch`, `epoch + 1`, ... one after the other.
 
@@ -141,18 +141,21 @@ class Dataset:
                 fills up with black (4 pixels for CIFAR, as He et al., 2015, section 4.2); or `"crop_flip"`,
                 which also mirrors half of the images.
             steps: batches an epoch, of other images in each; by default `steps_per_epoch(batch_size)`.
+            step: number of the first batch within the first epoch, counted from 0.
 
         Returns:
             Pairs of normalised images, float32 `[batch_size, *input_shape]`, and labels, int32
             `[batch_size]`.
 
         Raises:
-            ValueError: a bad batch size, a negative epoch, an unknown `augment` or one for points, or more `steps`
-                than there are.
+            ValueError: a bad batch size, a negative epoch, an unknown `augment` or one for points, more `steps`
+                than there are, or a `step` that is not one of them.
         """
         steps = self.steps_per_epoch(batch_size, steps)
         if epoch < 0:
             raise ValueError(f"Expected an epoch that is not negative. Received: {epoch!r}")
+        if not 0 <= step < steps:
+            raise ValueError(f"Expected a step from 0 to {steps - 1}. Received: {step!r}")
         changes = self.augmentation(augment)
         images, labels = _on_host(self.train)
 
@@ -169,7 +172,7 @@ class Dataset:
                 batch = change(batch, change_seed)
             return self.normalize(batch), tf.gather(labels, indices)
 
-        epochs = tf.data.Dataset.counter(epoch).flat_map(one_epoch)
+        epochs = tf.data.Dataset.counter(epoch).flat_map(one_epoch).skip(step)
         batches = epochs.map(one_batch, num_parallel_calls=tf.data.AUTOTUNE)
         # Told that there is no end, tf_keras' fit asks for a missing steps_per_epoch; Keras 3's does not.
         endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)

@@ -182,9 +182,7 @@ class SplinePruning(_keras.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Counts the steps, and prunes if the schedule says so."""
-        # Keras 3 names the last step of a whole execution also where the epoch ends within it.
-        steps = (self.params or {}).get("steps")
-        self.step += (min(batch, steps - 1) if steps else batch) - self._first + 1
+        self.step += _keras.last_step(self, batch) - self._first + 1
         self._act()
 
     def on_epoch_end(self, epoch, logs=None):

@@ -53,6 +53,7 @@ class Recipe:
     eb_metric: str = "partition"
     eb_threshold: float | None = None
     eb_lookback: int | None = None
+    eb_every: int | None = None
     schedule: str = "one_shot"
     pruning_epochs: int | None = None
     criterion: str = "spline"
@@ -156,7 +157,7 @@ class Recipe:
         longest = self.epochs - 1 - self.pruning_limit
         return min(max(math.ceil(self.epochs / 5), self.early_bird().lookback + 1), longest)
 
-    def slim_share(self, searched: int) -> float | None:
+    def slim_share(self, searched: float) -> float | None:
         """The share of the dense network's MACs that the slim one may have after `searched` dense epochs.
 
         It is `flops` where that is given, None where `ratio` is. Training FLOPs go with forward FLOPs times
@@ -200,7 +201,7 @@ class Recipe:
         """The early-bird callback of the recipe; `options` are further arguments of it."""
         if self.ratio is not None:
             options["ratio"] = self.ratio
-        return EarlyBird(self.eb_threshold, self.eb_lookback, self.eb_metric, **options)
+        return EarlyBird(self.eb_threshold, self.eb_lookback, self.eb_metric, every=self.eb_every, **options)
 
     def pruning(self, steps: int, **options) -> SplinePruning:
         """The gradual pruning of the recipe, with `steps` to an epoch; `options` are further arguments of it.

@@ -70,6 +70,11 @@ class Recorder:
         if self._model.train_function == self._train_function:
             self._model.train_function = self._own_function
 
+    @property
+    def full(self) -> bool:
+        """Whether as many inputs were recorded as were asked for."""
+        return bool(self._count.numpy() == self._size)
+
     def inputs(self) -> list[np.ndarray]:
         """What was recorded so far, an array for each of the model's inputs."""
         return [buffer[: self._count.numpy()].numpy() for buffer in self._buffers]

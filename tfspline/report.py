@@ -100,10 +100,13 @@ def _compared(summary):
 
 
 def _milestones(summary):
-    bird, pruned, epochs = (summary[name] for name in ("early_bird_epoch", "pruned_epoch", "epochs"))
+    def when(step):
+        return f"at epoch {step / summary['steps_per_epoch']:.3g} of {summary['epochs']}"
+
+    bird = summary["early_bird_step"]
     if summary["schedule"] != "polynomial":
-        yield f"early bird: at epoch {bird} of {epochs}" if bird else "early bird: not found"
+        yield f"early bird: {when(bird)}" if bird else "early bird: not found"
     yield (
-        f"made small at epoch {pruned} of {epochs}; masked and slim network were the same function, "
+        f"made small {when(summary['pruned_step'])}; masked and slim network were the same function, "
         f"to {summary['masked_slim_difference']:.1e} of the largest output"
     )

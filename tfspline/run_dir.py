@@ -73,6 +73,10 @@ class RunDir:
         """The number of the last epoch that was recorded of a phase; None if there is none."""
         return max((row["epoch"] for row in self.history if row["phase"] == phase), default=None)
 
+    def last_step(self, phase: str) -> int:
+        """How many steps had been trained, from the beginning of the run, when a phase ended; 0 if it has not begun."""
+        return max((row["steps"] for row in self.history if row["phase"] == phase), default=0)
+
     def seconds(self, *phases: str) -> float:
         """The wall time that these phases took."""
         return sum(row["seconds"] for row in self.history if row["phase"] in phases)
@@ -85,8 +89,8 @@ class RunDir:
         """Adds a row to the history, with a checkpoint that replaces the phase's last one.
 
         Args:
-            row: a mapping with `phase`, `epoch` (epochs done) and `seconds`; numbers that are not finite
-                become null, since JSON has no word for them.
+            row: a mapping with `phase`, `epoch` (epochs done, with the one under way), `steps` (steps done since the
+                run began) and `seconds`; numbers that are not finite become null, since JSON has no word for them.
             save: writes the checkpoint's files; is handed a function from suffix to path.
         """
         phase, epoch = row["phase"], row["epoch"]

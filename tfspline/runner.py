@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from tfspline import data, models, report
-from tfspline._keras import keras_named
+from tfspline._keras import iterations, keras_named
 from tfspline.codes import RegionEncoder
 from tfspline.flops import flops, training_flops
 from tfspline.inputs import probe_inputs
@@ -77,6 +77,10 @@ class _Run:
         # What does not fit the images is refused before anything is written.
         self.fresh()
         self.data.augmentation(recipe.augment)
+        if recipe.eb_every and recipe.eb_every > self.steps:
+            raise ValueError(
+                f"Expected eb_every to be at most the {self.steps} steps of an epoch. Received: {recipe.eb_every}"
+            )
         folder.start()
         bird = self.search()
         self.sparsify()
@@ -95,12 +99,13 @@ class _Run:
 
     def search(self):
         """Trains the dense network until the partition has settled; returns the early bird."""
-        bird = self.recipe.early_bird(probe=self.probe(), verbose=self.verbose)
-        done = self.folder.last_epoch("search") or 0
+        recipe, done = self.recipe, self.folder.last_step("search")
+        # Gradual schedules begin with an epoch; `fit` ends the search then.
+        bird = recipe.early_bird(probe=self.probe(), verbose=self.verbose, stop_training=not recipe.gradual)
         if done:
             bird.load(self.folder.checkpoint("search", ".npz"))
-        if not bird.found and done < self.recipe.search_limit:
-            self.fit("search", self.load("search"), done, self.recipe.search_limit, bird)
+        if not bird.found and done < recipe.search_limit * self.steps:
+            self.fit("search", self.load("search"), done, recipe.search_limit, bird)
         return bird
 
     def sparsify(self):
@@ -135,8 +140,8 @@ class _Run:
         if self.verbose:
             print(f"{chosen}\nmasked and slim network: the same function, to {error:.1e} of the largest output")
         self.folder.put("plan.json", chosen.save)
-        epoch = self.folder.last_epoch(phase)
-        row = {"phase": "prune", "epoch": epoch, "ratio": chosen.ratio, "difference": error, "seconds": seconds}
+        row = {"phase": "prune", "epoch": self.folder.last_epoch(phase), "steps": self.folder.last_step(phase)}
+        row |= {"ratio": chosen.ratio, "difference": error, "seconds": seconds}
         self.folder.record(row, lambda path: wrap(slim).save(path(".keras")))
 
     def choose(self, dense, images):
@@ -146,7 +151,7 @@ class _Run:
         if recipe.gradual:
             masks = Masks.from_model(dense)
             return Plan(masks.graph, masks.off, {**options, "ratio": recipe.ratio, "seed": recipe.seed})
-        share = recipe.slim_share(self.folder.last_epoch("search"))
+        share = recipe.slim_share(self.folder.last_step("search") / self.steps)
         data = (images, self.labels())
         return plan(dense, ratio=recipe.ratio, flops=share, seed=recipe.seed, data=data, **options)
 
@@ -165,8 +170,8 @@ class _Run:
             start = time.perf_counter()
             model = self.load("search")
             prune_weights(model, flops(model).params - flops(slim).params)
-            epoch, seconds = self.folder.last_epoch("search"), time.perf_counter() - start
-            row = {"phase": "prune_weights", "epoch": epoch, "seconds": seconds}
+            row = {"phase": "prune_weights", "epoch": self.folder.last_epoch("search")}
+            row |= {"steps": self.folder.last_step("search"), "seconds": time.perf_counter() - start}
             self.folder.record(row, lambda path: model.save(path(".keras")))
         model = self.ordinary(self.train_on("retrain_weights", "prune_weights", self.recipe.epochs))
         self.folder.put("weights_pruned.keras", model.save)
@@ -174,35 +179,43 @@ class _Run:
 
     def train_on(self, phase, after, epochs, *callbacks):
         """Trains the network that another phase left until `epochs` are done; returns it."""
-        done = self.folder.last_epoch(phase)
+        done = self.folder.last_step(phase)
         model = self.load(phase if done else after)
-        done = done or self.folder.last_epoch(after) or 0
-        if done < epochs:
+        done = done or self.folder.last_step(after)
+        while done < epochs * self.steps:
             self.fit(phase, model, done, epochs, *callbacks)
+            done = self.folder.last_step(phase)
         return model
 
     def fit(self, phase, model, done, epochs, *callbacks):
-        """Trains from epoch `done` to `epochs`, or until a callback has it; records every epoch."""
+        """Trains on after `done` steps until `epochs` are done, or a callback stops it; records every epoch. Inside an
+        epoch it goes to the end of that one only, since Keras' epochs are all as long."""
         recipe, callback_of = self.recipe, self.keras.callbacks
-        started = 0.0
+        first_epoch, first_step = divmod(done, self.steps)
+        started = before = 0
 
         def begin(epoch, logs):
-            nonlocal started
-            started = time.perf_counter()
+            nonlocal started, before
+            started, before = time.perf_counter(), iterations(model)
 
         def record(epoch, logs):
+            nonlocal done
             seconds = time.perf_counter() - started
+            done += iterations(model) - before
             if not math.isfinite(logs["loss"]):
                 raise ValueError(
                     f"Expected a loss that stays finite. Received: {logs['loss']} in epoch {epoch + 1} of "
                     f"the {phase}; try a smaller learning_rate."
                 )
-            row = {"phase": phase, "epoch": epoch + 1} | {name: float(value) for name, value in logs.items()}
+            row = {"phase": phase, "epoch": epoch + 1, "steps": done}
+            row |= {name: float(value) for name, value in logs.items()}
             row.pop("lr", None)  # tf_keras' name for the learning rate
             row |= {"learning_rate": recipe.learning_rate_at(epoch), "seconds": seconds}
             if watch:
                 watch(epoch)
             self.folder.record(row, save)
+            if phase == "search" and callbacks[0].found:
+                model.stop_training = True
 
         def save(path):
             model.save(path(".keras"))
@@ -212,10 +225,10 @@ class _Run:
         watch = self.watch(model) if phase in ("search", "baseline") else None
         held_out = self.data.validation
         model.fit(
-            self.data.train_batches(recipe.batch_size, done, recipe.augment, self.steps),
-            steps_per_epoch=self.steps,
-            initial_epoch=done,
-            epochs=epochs,
+            self.data.train_batches(recipe.batch_size, first_epoch, recipe.augment, self.steps, first_step),
+            steps_per_epoch=self.steps - first_step,
+            initial_epoch=first_epoch,
+            epochs=first_epoch + 1 if first_step else epochs,
             validation_data=None if held_out is None else self.batches("validation"),
             shuffle=False,  # the batches are; Keras 3 warns otherwise
             verbose=self.verbose,
@@ -294,10 +307,10 @@ class _Run:
     def summary(self, bird, dense, slim, weights_pruned=None):
         recipe, folder = self.recipe, self.folder
         (pruned,) = (row for row in folder.history if row["phase"] == "prune")
-        images = self.steps * recipe.batch_size  # an epoch
-        dense_training = training_flops(dense, recipe.epochs * images)
-        slim_training = training_flops(dense, pruned["epoch"] * images)
-        slim_training += training_flops(slim, (recipe.epochs - pruned["epoch"]) * images)
+        steps = recipe.epochs * self.steps
+        dense_training = training_flops(dense, steps * recipe.batch_size)
+        slim_training = training_flops(dense, pruned["steps"] * recipe.batch_size)
+        slim_training += training_flops(slim, (steps - pruned["steps"]) * recipe.batch_size)
         of_dense = {**_size(dense), "training_flops": dense_training}
         if recipe.baseline:
             of_dense = self.test(dense) | of_dense | {"seconds": folder.seconds("search", "baseline")}
@@ -316,9 +329,12 @@ class _Run:
             "schedule": recipe.schedule,
             "criterion": recipe.criterion,
             "ratio": pruned["ratio"],
+            "steps_per_epoch": self.steps,
             "early_bird_epoch": bird.epoch,
+            "early_bird_step": bird.step or (bird.epoch and bird.epoch * self.steps),
             "search_epochs": folder.last_epoch("search") or 0,
             "pruned_epoch": pruned["epoch"],
+            "pruned_step": pruned["steps"],
             "masked_slim_difference": pruned["difference"],
             "training_flops_reduction": dense_training / slim_training,
             **networks,
