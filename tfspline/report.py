@@ -104,9 +104,11 @@ def _milestones(summary):
         return f"at epoch {step / summary['steps_per_epoch']:.3g} of {summary['epochs']}"
 
     bird = summary["early_bird_step"]
-    if summary["schedule"] != "polynomial":
+    if summary["search_epochs"]:
         yield f"early bird: {when(bird)}" if bird else "early bird: not found"
     yield (
         f"made small {when(summary['pruned_step'])}; masked and slim network were the same function, "
         f"to {summary['masked_slim_difference']:.1e} of the largest output"
     )
+    if summary["retrain_from"] != "trained":
+        yield f"trained from epoch 0 on, with {summary['retrain_from']} weights"
