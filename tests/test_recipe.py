@@ -167,6 +167,16 @@ def test_a_compensated_network_starts_its_retraining_ahead(tmp_path):
     assert loss["refit"] < loss["none"]
 
 
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    "fields", [{"criterion": "taylor"}, {"criterion": "snip", "schedule": "polynomial", "search_epochs": None}]
+)
+def test_a_criterion_gets_labels_and_the_loss(tmp_path, fields):
+    options = {"baseline": False, "weight_pruning": False}
+    summary = run(Recipe(**TOY | options | fields), tmp_path / "run", verbose=0)
+    assert summary["criterion"] == fields["criterion"] and summary["ratio"] >= 0.4
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -1,4 +1,4 @@
-"""What criteria see of a group of units: arrays, of which the dear ones are made when a criterion asks for them."""
+"""What criteria see of a group of units: arrays, of which the costly ones are made when a criterion asks for them."""
 
 import dataclasses
 import functools
