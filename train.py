@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is im
 
 from absl import app, flags, logging  # noqa: E402
 
-from tfspline.recipe import RETRAIN_FROM, SCHEDULES, Recipe  # noqa: E402
+from tfspline.recipe import RETRAIN_FROM, SCHEDULES, STRATEGIES, Recipe  # noqa: E402
 from tfspline.report import table  # noqa: E402
 from tfspline.runner import run  # noqa: E402
 
@@ -24,11 +24,17 @@ flags.DEFINE_string(
 )
 flags.DEFINE_float("width", Recipe.width, "Multiplies the channels of every hidden layer.")
 flags.DEFINE_enum("keras", Recipe.keras, ["keras", "tf_keras"], "Train with Keras 3, or with tf_keras.")
+flags.DEFINE_enum(
+    "strategy",
+    Recipe.strategy,
+    STRATEGIES,
+    "mirrored: train on all GPUs, or on all logical CPUs where there is none; each takes a share of --batch_size.",
+)
 flags.DEFINE_integer("seed", Recipe.seed, "Seed of weights, order and augmentation.")
 
 flags.DEFINE_string("dataset", Recipe.dataset, "digits, fashion_mnist, cifar10, cifar100, toy2d or image_folder.")
 flags.DEFINE_string("data_dir", Recipe.data_dir, "Its files; image_folder: has train/ and test/.")
-flags.DEFINE_list("image_size", Recipe.image_size, "HEIGHT,WIDTH that an image_folder is resized to.")
+flags.DEFINE_list("image_size", Recipe.image_size, "HEIGHT,WIDTH that images are resized to.")
 flags.DEFINE_float("validation_split", Recipe.validation_split, "Share of training images to validate on.")
 flags.DEFINE_enum("augment", Recipe.augment, ["none", "crop", "crop_flip"], "Random crops, mirroring.")
 
@@ -46,6 +52,11 @@ flags.DEFINE_enum("lr_schedule", Recipe.lr_schedule, ["cosine", "step"], "Cosine
 flags.DEFINE_list("lr_drops", Recipe.lr_drops, "Epochs after which the learning rate drops, such as 80,120.")
 flags.DEFINE_float("lr_drop_factor", Recipe.lr_drop_factor, "What a drop multiplies the learning rate by.")
 
+flags.DEFINE_float(
+    "gamma_l1",
+    Recipe.gamma_l1,
+    "Weight of the L1 norm of BatchNormalization's gammas in the loss of the search, as in network slimming; 0: none.",
+)
 flags.DEFINE_integer(
     "search_epochs",
     Recipe.search_epochs,

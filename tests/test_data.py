@@ -302,9 +302,27 @@ def test_data_dir_is_refused_by_digits(tmp_path):
         data.load("digits", data_dir=tmp_path)
 
 
-def test_image_size_is_refused_where_images_are_not_resized():
-    with pytest.raises(ValueError, match=r"for 'image_folder' only. Received: \(4, 4\) for 'digits'"):
-        data.load("digits", image_size=(4, 4))
+def test_image_size_is_refused_for_points():
+    with pytest.raises(ValueError, match=r"for images only. Received: \(4, 4\) for 'toy2d'"):
+        data.load("toy2d", image_size=(4, 4))
+
+
+def test_resized_image_is_of_means(monkeypatch):
+    monkeypatch.setattr(data, "_RESIZED_AT_ONCE", 1000)
+    whole, halved = data.load("digits"), data.load("digits", image_size=(4, 2), validation_split=0.1)
+    assert halved.input_shape == (4, 2, 1) and halved.validation.images.shape[1:] == (4, 2, 1)
+    means = whole.test.images.reshape(-1, 4, 2, 2, 4).mean(axis=(2, 4))
+    np.testing.assert_array_equal(halved.test.images[..., 0], np.rint(means))
+    np.testing.assert_array_equal(halved.test.labels, whole.test.labels)
+    doubled = data.load("digits", image_size=[16, 16]).train.images
+    np.testing.assert_array_equal(doubled, whole.train.images.repeat(2, axis=1).repeat(2, axis=2))
+    assert doubled.dtype == np.uint8
+
+
+def test_resized_images_that_do_not_fit_into_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(_readers, "_MEMORY_LIMIT", 1437 * 12 * 8 - 1)
+    with pytest.raises(ValueError, match="at most 137,951 bytes once resized. Received: 137,952 bytes; give"):
+        data.load("digits", image_size=(12, 8))
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100", "image_folder"])

@@ -65,3 +65,53 @@ def test_two_replicas_prune_as_one_device(name, policy):
         assert one["off"] == two["off"]
         for a, b in zip(one["weights"], two["weights"], strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+RECIPE = """
+import json, sys
+import tensorflow as tf
+cpu, half = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
+tf.config.set_logical_device_configuration(cpu, [half, half])
+from tfspline import runner
+from tfspline.recipe import Recipe
+
+replicas, fit = [], runner._Run.fit
+
+def spy(under_way, phase, model, *others):
+    replicas.append((phase, model.distribute_strategy.num_replicas_in_sync))
+    return fit(under_way, phase, model, *others)
+
+runner._Run.fit, rows = spy, []
+for strategy in ("none", "mirrored"):
+    recipe = Recipe(
+        keras=sys.argv[1], network="mlp", width=0.25, strategy=strategy, ratio=0.5, epochs=3, search_epochs=2,
+        eb_threshold=0.9, eb_lookback=1, batch_size=256, validation_split=0.1, learning_rate=0.02,
+    )
+    summary = runner.run(recipe, f"{sys.argv[2]}/{strategy}", verbose=0, publish=False)
+    history = [json.loads(line) for line in open(f"{sys.argv[2]}/{strategy}/history.jsonl")]
+    rows.append([[row["phase"], row["epoch"], row.get("val_loss", 0)] for row in history])
+    rows[-1].append(["test", 3, summary["slim"]["loss"]])
+refused = []
+for options in ({"batch_size": 255}, {"validation_split": 0.06, "batch_size": 256}):
+    try:
+        odd = Recipe(keras=sys.argv[1], network="mlp", strategy="mirrored", ratio=0.5, **options)
+        runner.run(odd, f"{sys.argv[2]}/odd", publish=False, verbose=0)
+    except ValueError as error:
+        refused.append(str(error))
+print(json.dumps([replicas, rows, refused]))
+"""
+
+
+@pytest.mark.parametrize("name", ["keras", "tf_keras"])
+def test_two_replicas_carry_a_recipe_out_as_one_device(name, tmp_path):
+    done = subprocess.run([sys.executable, "-c", RECIPE, name, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    replicas, (one, two), refused = json.loads(done.stdout.splitlines()[-1])
+    assert replicas == [["search", 1], ["retrain", 1], ["search", 2], ["retrain", 2]]
+    for row, same in zip(one, two, strict=True):
+        assert row[:2] == same[:2] and row[2] == pytest.approx(same[2], rel=1e-4)
+    assert [text.partition("Received: ")[2] for text in refused] == [
+        "batch_size=255, 0 images held out",
+        "batch_size=256, 87 images held out",
+    ]
+    assert not (tmp_path / "odd").exists()

@@ -341,6 +341,15 @@ def set_constraint(variable: Any, constraint: Callable | None) -> None:
         copy._constraint = constraint
 
 
+def add_penalty(layer: Any, path: str, penalty: Callable) -> None:
+    """Adds a penalty of a weight to what a model with the layer in it minimises from its next `compile` on; it is
+    saved with no model."""
+    if isinstance(weight(layer, path), keras.Variable):
+        weight(layer, path).regularizer = penalty
+    else:
+        layer.add_loss(lambda: penalty(weight(layer, path)))
+
+
 def iterations(model: Any) -> int:
     """How many steps a model's optimizer has counted; any checkpoint that holds the optimizer brings them back."""
     if model.optimizer is None:

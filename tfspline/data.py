@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import numbers
 import os
 from pathlib import Path
@@ -13,6 +14,8 @@ from sklearn.model_selection import train_test_split
 from tfspline import _readers
 
 __all__ = ["Dataset", "Split", "load"]
+
+_RESIZED_AT_ONCE = 1024  # images, which are float32 meanwhile
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -237,11 +240,11 @@ def load(
             `toy2d` take none.
         validation_split: share of each class's training images that is held out as `validation`, in [0, 1).
         seed: of the validation split and of the order and augmentation of the training batches.
-        image_size: `(height, width)` that the images of an `image_folder` are resized to; by default the
-            size of the first one.
+        image_size: `(height, width)` that images are resized to, each pixel the mean of the area that it covers;
+            by default they stay as they are, those of an `image_folder` get the size of the first one.
 
     Raises:
-        ValueError: an unknown name; a `data_dir` or `image_size` missing, or given where none is taken;
+        ValueError: an unknown name; a `data_dir` missing, or one or an `image_size` given where none is taken;
             `validation_split` outside [0, 1); files that do not hold what they should; classes that differ
             between `train` and `test`; images of more than 2 GiB.
         FileNotFoundError: `data_dir`, or something that should be in it, is not there.
@@ -257,20 +260,27 @@ def load(
         raise ValueError(f"Expected a validation_split in [0, 1). Received: {validation_split!r}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"Expected a seed in [0, 2**32). Received: {seed!r}")
-    options = {} if image_size is None else {"image_size": _checked_size(image_size, name)}
-    class_names, train, test = _READERS[name](_checked_folder(data_dir), **options)
-    train, validation = _split(*train), None
+    size = None if image_size is None else _checked_size(image_size, name)
+    folder = _checked_folder(data_dir)
+    if name == "image_folder":
+        class_names, *parts = _readers.image_folder(folder, size)
+    else:
+        class_names, *parts = _READERS[name](folder)
+    train, test = (_split(*part) for part in parts)
+    if size and train.images.shape[1:3] != size:
+        train, test = (Split(_resized(split.images, size), split.labels) for split in (train, test))
+    validation = None
     if validation_split > 0:
         parts = train_test_split(
             np.arange(len(train)), test_size=validation_split, random_state=seed, stratify=train.labels
         )
         train, validation = (Split(train.images[part], train.labels[part]) for part in parts)
-    return Dataset(name, tuple(class_names), train, validation, _split(*test), seed)
+    return Dataset(name, tuple(class_names), train, validation, test, seed)
 
 
 def _checked_size(image_size, name) -> tuple[int, int]:
-    if name != "image_folder":
-        raise ValueError(f"Expected an image_size for 'image_folder' only. Received: {image_size!r} for {name!r}")
+    if name == "toy2d":
+        raise ValueError(f"Expected an image_size for images only. Received: {image_size!r} for {name!r}")
     size = tuple(image_size)
     if len(size) != 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in size):
         raise ValueError(f"Expected image_size=(height, width) of positive integers. Received: {image_size!r}")
@@ -291,6 +301,20 @@ def _checked_folder(data_dir) -> Path | None:
 def _split(images, labels) -> Split:
     images = np.ascontiguousarray(images[..., np.newaxis] if images.ndim == 3 else images)
     return Split(images, np.asarray(labels, np.int32).reshape(-1))
+
+
+def _resized(images, size):
+    needed = len(images) * math.prod(size) * images.shape[-1]
+    if needed > _readers._MEMORY_LIMIT:
+        raise ValueError(
+            f"Expected images of at most {_readers._MEMORY_LIMIT:,} bytes once resized. Received: {needed:,} bytes; "
+            "give a smaller image_size."
+        )
+    resized = np.empty((len(images), *size, images.shape[-1]), np.uint8)
+    for start in range(0, len(images), _RESIZED_AT_ONCE):
+        here = slice(start, start + _RESIZED_AT_ONCE)
+        resized[here] = np.rint(tf.image.resize(images[here], size, "area"))
+    return resized
 
 
 def _on_host(split: Split):

@@ -14,6 +14,7 @@ from tfspline.compensate import COMPENSATIONS
 from tfspline.pruning import SplinePruning
 
 SCHEDULES = ("one_shot", "polynomial", "early_bird")
+STRATEGIES = ("none", "mirrored")
 RETRAIN_FROM = ("trained", "initial", "random")
 _PRUNINGS = 20  # how often a gradual schedule switches units off, about
 _BUDGETS = ("ratio", "flops", "training_flops_reduction")
@@ -48,6 +49,7 @@ class Recipe:
     validation_split: float = 0.0
     augment: str = "none"
     keras: str = "keras"
+    strategy: str = "none"
     seed: int = 0
     epochs: int = 30
     batch_size: int = 128
@@ -58,6 +60,7 @@ class Recipe:
     lr_schedule: str = "cosine"
     lr_drops: tuple[int, ...] = ()
     lr_drop_factor: float = 0.1
+    gamma_l1: float = 0.0
     search_epochs: int | None = None
     eb_metric: str = "partition"
     eb_threshold: float | None = None
@@ -78,13 +81,14 @@ class Recipe:
 
     def __post_init__(self):
         # These three refuse what they do not know; the shape of the images is not known before they are read.
-        models.build(self.network, (32, 32, 3), 2, self.width, self.keras)
+        network = models.build(self.network, (32, 32, 3), 2, self.width, self.keras)
         criteria.named(self.criterion)
         self.early_bird()
         _one_of("augment", self.augment, ("none", "crop", "crop_flip"))
         _one_of("lr_schedule", self.lr_schedule, ("cosine", "step"))
         _one_of("scope", self.scope, SCOPES)
         _one_of("compensate", self.compensate, COMPENSATIONS)
+        _one_of("strategy", self.strategy, STRATEGIES)
         _one_of("retrain_from", self.retrain_from, RETRAIN_FROM)
         _one_of("schedule", self.schedule, SCHEDULES)
         _check("epochs", self.epochs, self.epochs >= 2, "at least 2")
@@ -94,12 +98,14 @@ class Recipe:
         _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "positive")
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")
+        _check("gamma_l1", self.gamma_l1, 0 <= self.gamma_l1 < math.inf, "0 or more")
         _check("lr_drop_factor", self.lr_drop_factor, 0 < self.lr_drop_factor < 1, "in (0, 1)")
         _check("min_units", self.min_units, self.min_units >= 1, "at least 1")
         self._check_drops()
         self._check_schedule()
         self._check_search()
         self._check_restart()
+        self._check_penalty(network)
         self._check_budget()
 
     def _check_drops(self):
@@ -141,6 +147,16 @@ class Recipe:
                     f"Expected {name}={default} with retrain_from={self.retrain_from!r}, where the weights that were "
                     f"trained do not stay. Received: {name}={getattr(self, name)}"
                 )
+
+    def _check_penalty(self, network):
+        batch_normalization = any(_keras.of_class(layer, "BatchNormalization") for layer in network.layers)
+        for holds, expected, name in (
+            (batch_normalization, "a network with BatchNormalization", "network"),
+            (self.search_limit > 0, "a search", "schedule" if self.gradual else "search_epochs"),
+            (not self.baseline, "no baseline, which would go on from that search,", "baseline"),
+        ):
+            if self.gamma_l1 and not holds:
+                raise ValueError(f"Expected {expected} with gamma_l1. Received: {name}={getattr(self, name)}")
 
     def _check_budget(self):
         given = {name: getattr(self, name) for name in _BUDGETS if getattr(self, name) is not None}

@@ -7,8 +7,9 @@ import platform
 import time
 from typing import Any
 
-from tfspline import data, models, report
-from tfspline._keras import iterations, keras_named
+import tensorflow as tf
+
+from tfspline import _keras, data, models, report
 from tfspline.codes import RegionEncoder
 from tfspline.flops import flops, training_flops
 from tfspline.inputs import probe_inputs
@@ -98,7 +99,8 @@ class _Run:
 
     def __init__(self, recipe, folder, verbose, publish=True):
         self.recipe, self.folder, self.verbose, self.publish = recipe, folder, verbose, publish
-        self.keras = keras_named(recipe.keras)
+        self.keras = _keras.keras_named(recipe.keras)
+        self.strategy = _strategy(recipe.strategy)
         self.data = data.load(recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.seed, recipe.image_size)
         self.steps = self.data.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
 
@@ -107,10 +109,7 @@ class _Run:
         # What does not fit the images is refused before anything is written.
         self.fresh()
         self.data.augmentation(recipe.augment)
-        if recipe.eb_every and recipe.eb_every > self.steps:
-            raise ValueError(
-                f"Expected eb_every to be at most the {self.steps} steps of an epoch. Received: {recipe.eb_every}"
-            )
+        self.check_batches()
         folder.start()
         if taken:
             folder.take_search(taken)
@@ -131,6 +130,21 @@ class _Run:
             self.draw(bird, summary, trained)
         folder.finish(summary)
 
+    def check_batches(self):
+        """Refuses looks that are rarer than epochs, and batches that the devices cannot share equally: Keras 3 cannot
+        begin a training or a validation with such a one."""
+        if self.recipe.eb_every and self.recipe.eb_every > self.steps:
+            raise ValueError(
+                f"Expected eb_every to be at most the {self.steps} steps of an epoch. Received: {self.recipe.eb_every}"
+            )
+        size, held_out, devices = self.recipe.batch_size, self.data.validation, self.strategy.num_replicas_in_sync
+        first = size if held_out is None else min(size, len(held_out))
+        if size % devices or first % devices:
+            raise ValueError(
+                f"Expected a batch_size that is a multiple of the number of devices, {devices}, and as many images "
+                f"held out, or a multiple. Received: batch_size={size}, {len(held_out or ())} images held out"
+            )
+
     def search(self):
         """Trains the dense network until the partition has settled; returns the early bird."""
         recipe, done = self.recipe, self.folder.last_step("search")
@@ -139,7 +153,7 @@ class _Run:
         if done:
             bird.load(self.folder.checkpoint("search", ".npz"))
         if not bird.found and done < recipe.search_limit * self.steps:
-            self.fit("search", self.load("search"), done, recipe.search_limit, bird)
+            self.fit("search", self.penalized(self.load("search")), done, recipe.search_limit, bird)
         return bird
 
     def sparsify(self):
@@ -245,12 +259,12 @@ class _Run:
 
         def begin(epoch, logs):
             nonlocal started, before
-            started, before = time.perf_counter(), iterations(model)
+            started, before = time.perf_counter(), _keras.iterations(model)
 
         def record(epoch, logs):
             nonlocal done
             seconds = time.perf_counter() - started
-            done += iterations(model) - before
+            done += _keras.iterations(model) - before
             if not math.isfinite(logs["loss"]):
                 raise ValueError(
                     f"Expected a loss that stays finite. Received: {logs['loss']} in epoch {epoch + 1} of "
@@ -304,10 +318,23 @@ class _Run:
     def load(self, phase):
         """The network that a phase left, a fresh one before the first, and its optimizer, ready to be trained on."""
         left = self.folder.last_epoch(phase) is not None
-        model = self.keras.models.load_model(self.folder.checkpoint(phase)) if left else self.fresh()
-        if phase in WEIGHT_PHASES:
-            hold_zeros(model)
-        self.compile(model)
+        with self.strategy.scope():
+            model = self.keras.models.load_model(self.folder.checkpoint(phase)) if left else self.fresh()
+            if phase in WEIGHT_PHASES:
+                hold_zeros(model)
+            self.compile(model)
+        return model
+
+    def penalized(self, model):
+        """The network with the L1 norm of its gammas in the loss, as the recipe has it in the search: network slimming
+        (Liu et al., ICCV 2017)."""
+        if self.recipe.gamma_l1:
+            penalty = self.keras.regularizers.L1(self.recipe.gamma_l1)
+            with self.strategy.scope():
+                for layer in _keras.layer_paths(model).values():
+                    if _keras.of_class(layer, "BatchNormalization") and layer.gamma is not None:
+                        _keras.add_penalty(layer, "gamma", penalty)
+                self.compile(model)
         return model
 
     def fresh(self):
@@ -330,8 +357,10 @@ class _Run:
         if saved is not None:
             for variable, value in zip(optimizer.variables, saved.variables, strict=True):
                 variable.assign(value)
-        loss = self.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(optimizer, loss, metrics=["accuracy"])
+        loss, metrics = self.keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"]
+        if model.losses:  # that are added to the cross entropy, which is to be seen as well
+            metrics.append(self.keras.metrics.SparseCategoricalCrossentropy("cross_entropy", from_logits=True))
+        model.compile(optimizer, loss, metrics=metrics)
 
     def probe(self):
         # A probe that is given is the same again after an interruption.
@@ -399,6 +428,14 @@ class _Run:
             for name, value in model.evaluate(self.batches("test"), return_dict=True, verbose=0).items()
             if name in ("accuracy", "loss")
         }
+
+
+def _strategy(name):
+    if name == "none":
+        return tf.distribute.get_strategy()
+    # By itself it would take one CPU, even where that is several logical devices.
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
 def _size(model):
