@@ -1,10 +1,12 @@
-"""What all benchmarks need: what they run on, and how long a call takes."""
+"""What all benchmarks need: what they run on, how long a call takes, and results that outlast an interruption."""
 
 import gc
 import importlib
+import json
 import os
 import platform
 import resource
+import statistics
 import time
 
 
@@ -36,3 +38,55 @@ def peak():
     """The most memory that this process has ever had, in bytes."""
     unit = 1 if platform.system() == "Darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Results:
+    """The results of a benchmark, a row a cell: `results.jsonl` in its folder, which the next run goes on with.
+
+    Args:
+        folder: where the file is, or is to be; made if it is not there.
+        keys: the fields of a row, of which two rows that are of the same cell have the same values.
+    """
+
+    def __init__(self, folder, *keys):
+        os.makedirs(folder, exist_ok=True)
+        self.path, self.keys, self.rows = os.path.join(folder, "results.jsonl"), keys, []
+        if os.path.exists(self.path):
+            with open(self.path, "r+b") as file:
+                lines = file.readlines()
+                if lines and not lines[-1].endswith(b"\n"):  # cut by an interruption
+                    lines.pop()
+                    file.truncate(sum(map(len, lines)))
+            self.rows = [json.loads(line) for line in lines]
+
+    def find(self, **cell):
+        """The row of a cell, of which all keys are given; None if it is not done yet."""
+        assert set(cell) == set(self.keys), f"Expected values of {self.keys}. Received: {cell}"
+        return next(iter(self.of(**cell)), None)
+
+    def of(self, **fields):
+        """The rows with these values."""
+        return [row for row in self.rows if all(row[name] == value for name, value in fields.items())]
+
+    def add(self, row):
+        """Adds a row, on the disk when this returns; prints it."""
+        assert set(self.keys) <= set(row), f"Expected a row with {self.keys}. Received: {row}"
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(row)
+        print(row, flush=True)
+
+
+def spread(values, digits=2):
+    """Mean and standard deviation (of one value: none) as they stand in a table."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def markdown(rows):
+    """A Markdown table of rows of cells, the first of which is its head; all columns but the first to the right."""
+    head, *body = ([str(cell) for cell in row] for row in rows)
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
