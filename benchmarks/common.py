@@ -1,4 +1,5 @@
-"""What all benchmarks need: what they run on, how long a call takes, and results that outlast an interruption."""
+"""What benchmarks have in common: what they run on, how long a call takes, trainings, and results that outlast an
+interruption."""
 
 import gc
 import importlib
@@ -8,6 +9,10 @@ import platform
 import resource
 import statistics
 import time
+
+import tensorflow as tf
+
+from tfspline._keras import keras_named
 
 
 def setting(*kerases):
@@ -90,3 +95,32 @@ def markdown(rows):
     head, *body = ([str(cell) for cell in row] for row in rows)
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+
+
+def compiled(model, recipe):
+    """The model, ready to be trained as a recipe says, from a fresh optimizer on."""
+    loss = keras_named(recipe.keras).losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(recipe.optimizer(), loss, metrics=["accuracy"])
+    return model
+
+
+def train(model, recipe, dataset, done, until, *callbacks):
+    """Trains a compiled model from the end of epoch `done` of a recipe to that of epoch `until`."""
+    steps = dataset.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
+    model.fit(
+        dataset.train_batches(recipe.batch_size, done, recipe.augment, steps),
+        steps_per_epoch=steps,
+        initial_epoch=done,
+        epochs=until,
+        shuffle=False,  # the batches are; Keras 3 warns otherwise
+        verbose=2,
+        callbacks=[keras_named(recipe.keras).callbacks.LearningRateScheduler(recipe.learning_rate_at), *callbacks],
+    )
+
+
+def accuracy(model, dataset):
+    """The share of the test images that a model, compiled or not, gets right."""
+    right = [
+        tf.argmax(model(x, training=False), 1) == tf.cast(y, tf.int64) for x, y in dataset.evaluation_batches(1000)
+    ]
+    return float(tf.reduce_mean(tf.cast(tf.concat(right, 0), tf.float64)))
