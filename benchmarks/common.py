@@ -51,6 +51,9 @@ class Results:
     Args:
         folder: where the file is, or is to be; made if it is not there.
         keys: the fields of a row, of which two rows that are of the same cell have the same values.
+
+    Raises:
+        ValueError: when a cell is looked for without all keys, or a row added.
     """
 
     def __init__(self, folder, *keys):
@@ -65,8 +68,8 @@ class Results:
             self.rows = [json.loads(line) for line in lines]
 
     def find(self, **cell):
-        """The row of a cell, of which all keys are given; None if it is not done yet."""
-        assert set(cell) == set(self.keys), f"Expected values of {self.keys}. Received: {cell}"
+        """The row of a cell; None if it is not done yet."""
+        self._check(cell)
         return next(iter(self.of(**cell)), None)
 
     def of(self, **fields):
@@ -75,13 +78,17 @@ class Results:
 
     def add(self, row):
         """Adds a row, on the disk when this returns; prints it."""
-        assert set(self.keys) <= set(row), f"Expected a row with {self.keys}. Received: {row}"
+        self._check(row)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.rows.append(row)
         print(row, flush=True)
+
+    def _check(self, row):
+        if not set(self.keys) <= set(row):
+            raise ValueError(f"Expected values of {', '.join(self.keys)}. Received: {row}")
 
 
 def spread(values, digits=2):

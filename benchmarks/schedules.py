@@ -131,7 +131,8 @@ def main(argv):
                 recipe = recipe_of(given, seed, baseline=i == 0, **options)
                 name = f"{method.replace(', ', '-').replace(' ', '_')}-{seed}"
                 for line in cells(run(recipe, os.path.join(given.folder, name), 2), method):
-                    results.add(line)
+                    if not results.find(method=line["method"], seed=seed):  # an interruption may have left one of two
+                        results.add(line)
         if not results.find(method=TFMOT, seed=seed):
             slim = results.find(method="spline, polynomial", seed=seed)
             begin = slim["early_bird_epoch"] or recipe_of(given, seed, schedule="early_bird").search_limit

@@ -63,8 +63,7 @@ def recipe_of(given, seed):
 
 def ticket(model, recipe, criterion, epoch, probe):
     """The units that a criterion keeps, of those that may go: bool [units]."""
-    # Another lot at every epoch.
-    seed = recipe.epochs * recipe.seed + epoch
+    seed = (recipe.epochs + 1) * recipe.seed + epoch  # another lot at every epoch
     plan = tfspline.plan(model, recipe.ratio, criterion=criterion, seed=seed, data=probe)
     return np.concatenate([~plan.removed[group.units] for group in plan.graph.groups if not group.protected])
 
