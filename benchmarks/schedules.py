@@ -8,6 +8,7 @@ same epoch to the same epoch, to as many parameters that are not zero. All train
 resumable, and what is done is not done again; results go to `results.jsonl`, a line a cell.
 """
 
+import json
 import os
 import statistics
 
@@ -17,7 +18,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tf_keras  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import Results, accuracy, compiled, markdown, setting, spread, train  # noqa: E402
+from common import setting  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import _keras, data, models  # noqa: E402
@@ -29,7 +30,6 @@ OURS = {
     "spline_affine at once, refitted": {"criterion": "spline_affine", "compensate": "refit"},
     "spline, polynomial": {"schedule": "early_bird"},
 }
-TFMOT = "tfmot magnitude, polynomial"
 
 flags.DEFINE_string("folder", "runs/schedules", "Where runs and results go.")
 flags.DEFINE_string("data_dir", None, "Where the files of Fashion-MNIST are, if not in their usual place.")
@@ -88,16 +88,26 @@ def magnitude(given, seed, params, begin_epoch):
         frequency=given.pruning_epochs * steps // 20,
     )
     training = tfspline.training_flops(model, recipe.epochs * steps * recipe.batch_size)
-    wrapped = compiled(pruning.prune_low_magnitude(model, schedule), recipe)
+    wrapped = pruning.prune_low_magnitude(model, schedule)
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    wrapped.compile(recipe.optimizer(), loss, metrics=["accuracy"])
     seconds = tf.timestamp()
-    train(wrapped, recipe, dataset, 0, recipe.epochs, pruning.UpdatePruningStep())
+    wrapped.fit(
+        dataset.train_batches(recipe.batch_size, 0, recipe.augment, steps),
+        steps_per_epoch=steps,
+        epochs=recipe.epochs,
+        shuffle=False,
+        verbose=2,
+        callbacks=[tf_keras.callbacks.LearningRateScheduler(recipe.learning_rate_at), pruning.UpdatePruningStep()],
+    )
     seconds = float(tf.timestamp() - seconds)
     model = pruning.strip_pruning(wrapped)
+    model.compile(loss=loss, metrics=["accuracy"])
     small = tfspline.slim(model)
     return {
-        "method": TFMOT,
+        "method": "tfmot magnitude, polynomial",
         "seed": seed,
-        "accuracy": accuracy(model, dataset),
+        "accuracy": model.evaluate(dataset.evaluation_batches(1000), verbose=0, return_dict=True)["accuracy"],
         "params": sum(int(np.count_nonzero(weight.numpy())) for weight in model.weights),
         "macs": tfspline.flops(small).macs,
         "training_flops": training,
@@ -109,14 +119,21 @@ def magnitude(given, seed, params, begin_epoch):
 
 def table(lines):
     """Mean and standard deviation over the seeds, as Markdown."""
-    rows = [["method", "test accuracy, %", "parameters that are not zero", "MACs an image", "training FLOPs, fewer"]]
+    rows = [
+        "| method | test accuracy, % | parameters that are not zero | MACs an image | training FLOPs, fewer |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     for method in dict.fromkeys(line["method"] for line in lines):
         of = [line for line in lines if line["method"] == method]
-        accuracies = spread([100 * line["accuracy"] for line in of])
-        keys = ("params", "macs", "training_flops_reduction")
-        params, macs, reduction = (statistics.mean(line[key] for line in of) for key in keys)
-        rows.append([f"{method} ({len(of)} seeds)", accuracies, f"{params:,.0f}", f"{macs:,.0f}", f"{reduction:.2f}x"])
-    return markdown(rows)
+        accuracies = [100 * line["accuracy"] for line in of]
+        spread = statistics.stdev(accuracies) if len(of) > 1 else float("nan")
+        params, macs = (statistics.mean(line[key] for line in of) for key in ("params", "macs"))
+        reduction = statistics.mean(line["training_flops_reduction"] for line in of)
+        rows.append(
+            f"| {method} ({len(of)} seeds) | {statistics.mean(accuracies):.2f} ± {spread:.2f} | {params:,.0f} "
+            f"| {macs:,.0f} | {reduction:.2f}x |"
+        )
+    return "\n".join(rows)
 
 
 def main(argv):
@@ -124,20 +141,34 @@ def main(argv):
     del argv
     given = flags.FLAGS
     print(setting("tf_keras"))
-    results = Results(given.folder, "method", "seed")
+    os.makedirs(given.folder, exist_ok=True)
+    path, lines = os.path.join(given.folder, "results.jsonl"), []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+
+    def add(line):
+        lines.append(line)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        print(line, flush=True)
+
     for seed in map(int, given.seeds):
+        done = {line["method"]: line for line in lines if line["seed"] == seed}
         for i, (method, options) in enumerate(OURS.items()):
-            if not results.find(method=method, seed=seed):
+            if method not in done:
                 recipe = recipe_of(given, seed, baseline=i == 0, **options)
-                name = f"{method.replace(', ', '-').replace(' ', '_')}-{seed}"
-                for line in cells(run(recipe, os.path.join(given.folder, name), 2), method):
-                    if not results.find(method=line["method"], seed=seed):  # an interruption may have left one of two
-                        results.add(line)
-        if not results.find(method=TFMOT, seed=seed):
-            slim = results.find(method="spline, polynomial", seed=seed)
+                summary = run(
+                    recipe, os.path.join(given.folder, f"{method.replace(', ', '-').replace(' ', '_')}-{seed}"), 2
+                )
+                done |= {line["method"]: line for line in cells(summary, method)}
+                for line in cells(summary, method):
+                    add(line)
+        if "tfmot magnitude, polynomial" not in done:
+            slim = done["spline, polynomial"]
             begin = slim["early_bird_epoch"] or recipe_of(given, seed, schedule="early_bird").search_limit
-            results.add(magnitude(given, seed, slim["params"], begin))
-    print(table(results.rows))
+            add(magnitude(given, seed, slim["params"], begin))
+    print(table(lines))
 
 
 if __name__ == "__main__":
