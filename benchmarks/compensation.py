@@ -7,17 +7,15 @@ block, unless `--streams`. Results go to `results.jsonl` in the folder, a line a
 goes on where it was; `compensation.png` and a table are drawn of what is there.
 """
 
-import json
 import os
 import statistics
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
 import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
 import tf_keras  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import setting  # noqa: E402
+from common import Results, accuracy, setting  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 import tfspline  # noqa: E402
@@ -62,54 +60,42 @@ def dense_network(folder, dataset, seed, epochs):
     return tf_keras.models.load_model(path)
 
 
-def accuracy(model, dataset):
-    """Test accuracy in percent."""
-    right = [
-        tf.argmax(model(x, training=False), 1) == tf.cast(y, tf.int64) for x, y in dataset.evaluation_batches(1000)
-    ]
-    return 100 * float(tf.reduce_mean(tf.cast(tf.concat(right, 0), tf.float64)))
-
-
 def is_stream(layer):
     """Whether a layer makes the channels of a residual stream."""
     return layer.name == "stem" or layer.name.endswith(("conv2", "shortcut"))
 
 
+def cell_of(given, seed, ratio, criterion, way):
+    """What tells one cut from another; the dense networks have no ratio, criterion or way."""
+    options = {"streams": given.streams, "scope": given.scope, "images": given.images}
+    return {"seed": seed, **options, "ratio": ratio, "criterion": criterion, "way": way}
+
+
 def sweep(given, folder):
     """Fills in what is missing in results.jsonl; returns all of it."""
-    path = os.path.join(folder, "results.jsonl")
-    results = {}
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            results = {json.dumps(row.pop("cell")): row for row in map(json.loads, file)}
-
-    def record(cell, **values):
-        results[json.dumps(cell)] = values
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"cell": cell} | values) + "\n")
-        print(cell, values, flush=True)
-
+    results = Results(folder, *cell_of(given, None, None, None, None))
     for seed in map(int, given.seeds):
         dataset = data.load("fashion_mnist", given.data_dir, seed=seed)
         dense = dense_network(folder, dataset, seed, given.epochs)
-        if json.dumps([seed, "dense"]) not in results:
-            record([seed, "dense"], accuracy=accuracy(dense, dataset))
+        cell = cell_of(given, seed, None, None, None)
+        if not results.find(**cell):
+            results.add(cell | {"accuracy": 100 * accuracy(dense, dataset)})
         probe = dataset.normalize(dataset.train.images[: given.images])
         for ratio in map(float, given.ratios):
             for criterion in given.criteria:
-                cell = [seed, given.streams, given.scope, given.images, ratio, criterion]
-                if all(json.dumps([*cell, way]) in results for way in given.ways):
+                ways = [way for way in given.ways if not results.find(**cell_of(given, seed, ratio, criterion, way))]
+                if not ways:
                     continue
                 plan = tfspline.plan(
                     dense, ratio, criterion=criterion, scope=given.scope, seed=seed, data=probe,
                     protect=() if given.streams else (is_stream,),
                 )  # fmt: skip
                 before, after = plan.cost()["macs"]
-                for way in given.ways:
-                    if json.dumps([*cell, way]) not in results:
-                        options = WITHOUT_DATA.get(way) or {"data": probe, **WAYS[way]}
-                        slim = plan.apply(dense, **options)
-                        record([*cell, way], accuracy=accuracy(slim, dataset), macs_reduction=before / after)
+                for way in ways:
+                    options = WITHOUT_DATA.get(way) or {"data": probe, **WAYS[way]}
+                    cut = accuracy(plan.apply(dense, **options), dataset)
+                    found = {"accuracy": 100 * cut, "macs_reduction": before / after}
+                    results.add(cell_of(given, seed, ratio, criterion, way) | found)
     return results
 
 
@@ -117,13 +103,12 @@ def losses(results, given, criterion, way):
     """Points of accuracy lost at each ratio, mean and extremes over the seeds: [(ratio, mean, least, most)]."""
     rows = []
     for ratio in map(float, given.ratios):
-        lost = [
-            results[json.dumps([seed, "dense"])]["accuracy"] - results[key]["accuracy"]
+        pairs = [
+            [results.find(**cell_of(given, seed, *of)) for of in ((None, None, None), (ratio, criterion, way))]
             for seed in map(int, given.seeds)
-            if (key := json.dumps([seed, given.streams, given.scope, given.images, ratio, criterion, way])) in results
         ]
-        if lost:
-            rows.append((ratio, statistics.mean(lost), min(lost), max(lost)))
+        lost = [dense["accuracy"] - cut["accuracy"] for dense, cut in pairs]
+        rows.append((ratio, statistics.mean(lost), min(lost), max(lost)))
     return rows
 
 

@@ -53,6 +53,15 @@ def test_exact_partition_shows_cuts_axes_and_decisions(keras):
     assert labels == ["cut of hidden", "cut parallel to an axis", "decision boundary"]
 
 
+def test_exact_partitions_fill_rows(keras):
+    models = {name: with_cuts(keras, (1, offset, 0)) for offset, name in enumerate("abc")}
+    panels = partition_plots.partitions(models, BOX, columns=2).axes
+    assert [axes.get_title() for axes in panels] == ["a\n2 regions", "b\n2 regions", "c\n2 regions", ""]
+    places = [axes.get_subplotspec() for axes in panels]
+    assert [(place.rowspan.start, place.colspan.start) for place in places] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [axes.axison for axes in panels] == [True, True, True, False]
+
+
 def test_exact_partition_of_a_single_output_is_shaded_by_its_sign(keras):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, "relu"), keras.layers.Dense(1)])
     model.layers[0].set_weights([np.array([[1.0], [0.0]]), np.zeros(1)])
@@ -100,6 +109,8 @@ def test_refusals(keras):
     with pytest.raises(ValueError, match="at least one model. Received: none"):
         partition_plots.sampled_partitions({})
     model = with_cuts(keras, (1, 1, 0))
+    with pytest.raises(ValueError, match="at least 1 column. Received: 0"):
+        partition_plots.partitions({"mine": model}, columns=0)
     with pytest.raises(ValueError, match="at least 2 samples and 1 layer. Received: 1 and 4"):
         partition_plots.sampled_partitions({"mine": model}, samples=1)
     with pytest.raises(ValueError, match="at least 2 samples and 1 layer. Received: 9 and 0"):

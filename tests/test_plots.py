@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 from tfspline import plots
 from tfspline.callbacks import EarlyBird
@@ -80,6 +81,9 @@ def test_distance_matrix_draws_each_pair_of_epochs():
     assert [line.get_xydata()[0].tolist() for line in figure.axes[0].lines] == [[2, 0], [0, 2]]
     assert figure.legends[0].get_texts()[0].get_text() == "early bird, epoch 2"
     assert not plots.distance_matrix([[0.0]], [1]).legends
+    left, right = Figure().subfigures(1, 2)
+    assert plots.distance_matrix(distances, [1, 2, 4], figure=left) is left
+    assert left.axes and not right.axes
 
 
 def test_layer_distances_draws_what_changed_in_an_epoch():

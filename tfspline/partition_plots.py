@@ -25,7 +25,12 @@ _LAYERS = ("#0072B2", "#56B4E9", "#CC79A7")  # of Okabe and Ito, as in plots
 _AXIS, _DECISION = "#D55E00", "black"
 
 
-def partitions(models: Mapping[str, Any], box: Any = ((-1.0, 1.0), (-1.0, 1.0)), plane: Any = None) -> Figure:
+def partitions(
+    models: Mapping[str, Any],
+    box: Any = ((-1.0, 1.0), (-1.0, 1.0)),
+    plane: Any = None,
+    columns: int | None = None,
+) -> Figure:
     """The exact partitions of networks side by side: each boundary in the colour of the layer that makes it.
 
     Boundaries parallel to an axis of the input space have a colour of their own: pruning units takes boundaries away,
@@ -37,12 +42,13 @@ def partitions(models: Mapping[str, Any], box: Any = ((-1.0, 1.0), (-1.0, 1.0)),
         models: title -> model; small ones, with the same layers.
         box: see `tfspline.partition_polygons`.
         plane: see `tfspline.partition_polygons`.
+        columns: panels in a row; by default all of them.
 
     Returns:
-        A figure with a panel a model, in a row.
+        A figure with a panel a model, row by row.
 
     Raises:
-        TypeError, ValueError: no model, or one that `tfspline.partition_polygons` refuses.
+        TypeError, ValueError: no model, one that `tfspline.partition_polygons` refuses, or less than one column.
 
     Example:
 
@@ -50,9 +56,15 @@ def partitions(models: Mapping[str, Any], box: Any = ((-1.0, 1.0), (-1.0, 1.0)),
     >>> partitions({"dense": model, "half of it": tfspline.prune(model, 0.5)}).savefig("partitions.png")
     """
     _check(models)
-    figure = Figure(figsize=(0.4 + 3.6 * len(models), 5), layout="constrained")
-    panels = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, (title, model) in zip(panels, models.items(), strict=True):
+    columns = len(models) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"Expected at least 1 column. Received: {columns}")
+    rows = -(-len(models) // columns)
+    figure = Figure(figsize=(0.4 + 3.6 * columns, 1 + 4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in panels.flat[len(models) :]:
+        axes.set_axis_off()
+    for axes, (title, model) in zip(panels.flat, models.items(), strict=False):
         found = partition_polygons(model, box, plane, logits=True)
         layers = found.codes.layers
         colors = _layer_colors(len(layers))
@@ -70,7 +82,7 @@ def partitions(models: Mapping[str, Any], box: Any = ((-1.0, 1.0), (-1.0, 1.0)),
     handles.append(Line2D([], [], color=_AXIS, linewidth=1.8, label="cut parallel to an axis"))
     handles.append(Line2D([], [], color=_DECISION, linewidth=2.5, label="decision boundary"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize="small")
-    _name_axes(panels[None], plane, [None])
+    _name_axes(panels, plane, rows * [None])
     return figure
 
 

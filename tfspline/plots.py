@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 
 from tfspline.callbacks import EarlyBird
@@ -132,7 +132,9 @@ def units_kept(rows: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def distance_matrix(distances: np.ndarray, epochs: Sequence[int], found: int | None = None) -> Figure:
+def distance_matrix(
+    distances: np.ndarray, epochs: Sequence[int], found: int | None = None, figure: FigureBase | None = None
+) -> FigureBase:
     """How far the partitions of each two epochs are apart.
 
     Where the partition has settled, a dark square opens towards the end of the diagonal.
@@ -141,6 +143,7 @@ def distance_matrix(distances: np.ndarray, epochs: Sequence[int], found: int | N
         distances: [E, E], what `tfspline.partition_distances` makes of the codes of E epochs.
         epochs: their numbers, rising.
         found: the epoch of the early bird, to be marked.
+        figure: what to draw in, such as one of `Figure.subfigures`; by default a new figure.
 
     Returns:
         A figure of one panel, the first epoch at the lower left.
@@ -153,7 +156,7 @@ def distance_matrix(distances: np.ndarray, epochs: Sequence[int], found: int | N
     """
     epochs, distances = np.asarray(epochs), np.asarray(distances)
     _check_distances(distances, epochs)
-    figure = Figure(figsize=(6, 4.8), layout="constrained")
+    figure = figure or Figure(figsize=(6, 4.8), layout="constrained")
     axes = figure.subplots()
     between = (epochs[1:] + epochs[:-1]) / 2
     edges = np.concatenate([epochs[:1] - 0.5, between, epochs[-1:] + 0.5])

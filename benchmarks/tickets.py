@@ -1,0 +1,168 @@
+"""How early a ticket is drawn: the partition and the units that each criterion keeps, epoch by epoch of a training.
+
+python benchmarks/tickets.py --folder=runs/tickets
+
+Dense trainings on Fashion-MNIST. Before the training and after every epoch the region codes of some training images are
+taken, and every criterion draws its ticket, the units of every layer that it would keep. Two things are drawn for it:
+how far the partitions of all epochs are apart, with the epoch at which the early bird is found; and which share of the
+units of its last ticket each criterion has kept at each epoch. The share to expect of tickets drawn by lot is the share
+of the units that is kept.
+
+The test set is not read at all. What is done is not done again; results go to `results.jsonl`, a line a seed; the
+table and `tickets.png` are made of them.
+"""
+
+import os
+import statistics
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
+
+import numpy as np  # noqa: E402
+from absl import app, flags  # noqa: E402
+from common import Results, compiled, markdown, setting, spread, train  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+import tfspline  # noqa: E402
+from tfspline import data, models, plots  # noqa: E402
+from tfspline._keras import keras_named  # noqa: E402
+from tfspline.recipe import Recipe  # noqa: E402
+
+CRITERIA = (
+    "spline", "spline_data", "spline_affine", "bn_scale", "l1", "l2", "fpgm", "taylor", "snip", "synflow", "random",
+)  # fmt: skip
+IMAGES = 512  # training images for the early bird and the criteria
+
+flags.DEFINE_string("folder", "runs/tickets", "Where results and the picture go.")
+flags.DEFINE_string("data_dir", None, "Where the files of Fashion-MNIST are, if not in their usual place.")
+flags.DEFINE_string("network", "vgg8", "A network of tfspline.models.")
+flags.DEFINE_float("width", 0.25, "Its width.")
+flags.DEFINE_integer("epochs", 12, "Epochs.")
+flags.DEFINE_integer("steps_per_epoch", 156, "Steps of 128 images; 468 are all images once.")
+flags.DEFINE_float("ratio", 0.7, "Share of the units that a ticket leaves out.")
+flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+flags.DEFINE_list("criteria", list(CRITERIA), "Criteria.")
+
+
+def recipe_of(given, seed):
+    return Recipe(
+        dataset="fashion_mnist",
+        data_dir=given.data_dir,
+        network=given.network,
+        width=given.width,
+        keras="tf_keras",
+        epochs=given.epochs,
+        steps_per_epoch=given.steps_per_epoch,
+        learning_rate=0.03,
+        weight_decay=5e-4,
+        eb_lookback=1,
+        ratio=given.ratio,
+        seed=seed,
+    )
+
+
+def ticket(model, recipe, criterion, epoch, probe):
+    """The units that a criterion keeps, of those that may go: bool [units]."""
+    seed = (recipe.epochs + 1) * recipe.seed + epoch  # another lot at every epoch
+    plan = tfspline.plan(model, recipe.ratio, criterion=criterion, seed=seed, data=probe)
+    return np.concatenate([~plan.removed[group.units] for group in plan.graph.groups if not group.protected])
+
+
+def watch(recipe, criteria):
+    """Trains; how far the epochs' partitions are apart, and how much of the last tickets they have, as in a row."""
+    keras = keras_named(recipe.keras)
+    dataset = data.load(recipe.dataset, recipe.data_dir, seed=recipe.seed)
+    keras.utils.set_random_seed(recipe.seed)
+    shape, classes = dataset.input_shape, dataset.classes
+    model = compiled(models.build(recipe.network, shape, classes, recipe.width, recipe.keras), recipe)
+    probe = dataset.evaluation_batches(IMAGES, "train").take(1)
+    ((inputs, _),) = probe
+    codes, tickets = [], {criterion: [] for criterion in criteria}
+
+    def look(epoch, logs=None):
+        codes.append(tfspline.region_codes(model, inputs))
+        for criterion, drawn in tickets.items():
+            drawn.append(ticket(model, recipe, criterion, len(drawn), probe))
+
+    look(0)
+    bird = recipe.early_bird(probe=inputs, stop_training=False)
+    train(model, recipe, dataset, 0, recipe.epochs, bird, keras.callbacks.LambdaCallback(on_epoch_end=look))
+    return {
+        "early_bird_epoch": bird.epoch,
+        "kept": float(np.mean([drawn[-1].mean() for drawn in tickets.values()])),
+        "distances": tfspline.partition_distances(codes).round(5).tolist(),
+        "overlap": {
+            criterion: [float((one & drawn[-1]).sum() / drawn[-1].sum()) for one in drawn]
+            for criterion, drawn in tickets.items()
+        },
+    }
+
+
+def table(rows, criteria):
+    """Share of the last ticket's units, in percent, mean and standard deviation over the seeds, as Markdown."""
+    last = len(rows[0]["distances"]) - 1
+    moments = {
+        "before training": lambda row: 0,
+        "at the early bird": lambda row: row["early_bird_epoch"],
+        "half way": lambda row: last // 2,
+        "an epoch before the end": lambda row: last - 1,
+    }
+
+    def cell(criterion, moment):
+        found = [(row["overlap"][criterion], moment(row)) for row in rows]
+        shares = [100 * overlap[epoch] for overlap, epoch in found if epoch is not None]
+        return spread(shares, 1) if shares else "none"
+
+    lines = [[criterion, *(cell(criterion, moment) for moment in moments.values())] for criterion in criteria]
+    return markdown([["criterion", *moments], *lines])
+
+
+def draw(rows, criteria):
+    """The distances of the first seed; the overlaps of all, mean and extremes."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(5, 6))
+    first, last = rows[0], len(rows[0]["distances"]) - 1
+    # From the first epoch on: beside how far that one went, all others look alike.
+    distances = np.array(first["distances"])[1:, 1:]
+    plots.distance_matrix(distances, range(1, last + 1), first["early_bird_epoch"], left)
+    axes = right.subplots()
+    for criterion in criteria:
+        # The last ticket is all of itself, whatever the criterion.
+        shares = 100 * np.array([row["overlap"][criterion][:-1] for row in rows])
+        style = {"color": "grey"} if criterion == "random" else {}  # the other ten have a colour each
+        (line,) = axes.plot(range(last), shares.mean(axis=0), marker="o", markersize=3, label=criterion, **style)
+        axes.fill_between(range(last), shares.min(axis=0), shares.max(axis=0), color=line.get_color(), alpha=0.15)
+    kept = 100 * statistics.mean(row["kept"] for row in rows)
+    axes.axhline(kept, color="black", linestyle="--", linewidth=1, label="expected by lot")
+    for i, epoch in enumerate(sorted({row["early_bird_epoch"] for row in rows} - {None})):
+        axes.axvline(epoch, color="black", linestyle=":", linewidth=1, label=None if i else "early birds")
+    axes.set(xlabel="epoch", ylabel="units of the last ticket that are kept (%)", ylim=(0, 100))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    right.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def main(argv):
+    """Trains what is missing, prints the table and draws the picture."""
+    del argv
+    given = flags.FLAGS
+    print(setting("tf_keras"))
+    keys = ("network", "width", "epochs", "steps_per_epoch", "ratio", "criteria", "seed")
+    results, rows = Results(given.folder, *keys), []
+    for seed in map(int, given.seeds):
+        cell = {name: seed if name == "seed" else getattr(given, name) for name in keys}
+        if not results.find(**cell):
+            start = time.perf_counter()
+            found = watch(recipe_of(given, seed), given.criteria)
+            results.add(cell | found | {"seconds": time.perf_counter() - start})
+        rows.append(results.find(**cell))
+    lot = 100 * statistics.mean(row["kept"] for row in rows)
+    print(f"\n{len(rows)} seeds, share of the last ticket's units in %; {lot:.1f} are to be expected by lot")
+    print(f"early birds at epochs: {[row['early_bird_epoch'] for row in rows]} of {given.epochs}\n")
+    print(table(rows, given.criteria))
+    draw(rows, given.criteria).savefig(os.path.join(given.folder, "tickets.png"), dpi=150)
+
+
+if __name__ == "__main__":
+    app.run(main)
