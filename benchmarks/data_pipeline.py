@@ -3,8 +3,8 @@
 python benchmarks/data_pipeline.py [--network=resnet20] [--dataset=fashion_mnist] [--augment=crop_flip]
 python benchmarks/data_pipeline.py --photos=512 --network=resnet18 --augment=random_resized_crop --batch_size=32
 
-With --photos, generated JPEGs of 300 x 400 pixels are decoded while they are needed, as of an image folder beyond memory,
-to 224 x 224; beside Keras' image_dataset_from_directory, which decodes and resizes whole images and augments nothing.
+With --photos, generated JPEGs of 300 x 400 pixels are decoded to 224 x 224 while they are needed, as those of an image
+folder beyond memory; beside Keras' image_dataset_from_directory, which resizes whole images and augments nothing.
 """
 
 import os

@@ -554,10 +554,3 @@ def test_damaged_image_is_named(image_dir, index):
     path.write_bytes(b"no image")
     with pytest.raises(ValueError, match=f"Expected a JPEG, PNG, GIF or BMP image. Received: '{path}'"):
         data.load("image_folder", data_dir=image_dir)
-
-
-def test_images_that_do_not_fit_into_memory_are_refused(image_dir, monkeypatch):
-    monkeypatch.setattr(_readers, "_MEMORY_LIMIT", 10 * 6 * 4 * 3 - 1)
-    with pytest.raises(ValueError, match="at most 719 bytes .* Received: 720 bytes at 6x4x3"):
-        data.load("image_folder", data_dir=image_dir)
-    assert len(data.load("image_folder", data_dir=image_dir, image_size=(5, 4)).train) == 6

@@ -96,10 +96,8 @@ class ImageFiles:
             image.set_shape([None, None, channels])
             return augment.window(image, place(tf.shape(image)))
 
-        if channels == 4:  # which no JPEG has
-            image = decode_all()
-        else:
-            image = tf.cond(tf.io.is_jpeg(content), decode_window, decode_all)
+        # No JPEG has an alpha channel.
+        image = decode_all() if channels == 4 else tf.cond(tf.io.is_jpeg(content), decode_window, decode_all)
         return augment.resize(image, (height, width))
 
 
