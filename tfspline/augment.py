@@ -23,7 +23,7 @@ def crop(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 def flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Mirrors half of the images."""
     flipped = tf.random.stateless_uniform([len(images), 1, 1, 1], seed) < 0.5
-    return tf.where(flipped, images[:, :, ::-1], images)
+    return tf.where(flipped, tf.reverse(images, [2]), images)
 
 
 def random_resized_crop(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
