@@ -12,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is im
 
 from absl import app, flags, logging  # noqa: E402
 
+from tfspline.augment import AUGMENTATIONS  # noqa: E402
 from tfspline.recipe import RETRAIN_FROM, SCHEDULES, STRATEGIES, Recipe  # noqa: E402
 from tfspline.report import table  # noqa: E402
 from tfspline.runner import run  # noqa: E402
@@ -36,7 +37,7 @@ flags.DEFINE_string("dataset", Recipe.dataset, "digits, fashion_mnist, cifar10, 
 flags.DEFINE_string("data_dir", Recipe.data_dir, "Its files; image_folder: has train/ and test/.")
 flags.DEFINE_list("image_size", Recipe.image_size, "HEIGHT,WIDTH that images are resized to.")
 flags.DEFINE_float("validation_split", Recipe.validation_split, "Share of training images to validate on.")
-flags.DEFINE_enum("augment", Recipe.augment, ["none", "crop", "crop_flip"], "Random crops, mirroring.")
+flags.DEFINE_enum("augment", Recipe.augment, [*AUGMENTATIONS], "Random shifts or crops, mirroring.")
 
 flags.DEFINE_integer("epochs", Recipe.epochs, "Epochs in all, the search included.")
 flags.DEFINE_integer("batch_size", Recipe.batch_size, "Images a step.")

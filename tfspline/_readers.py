@@ -1,10 +1,11 @@
 """Where datasets come from: each reader gives class names, and (images, labels) for training and for testing.
 
-Images are uint8 `[n, height, width, channels]` or `[n, height, width]`, points float32 `[n, features]`, labels are
-integers.
+Images are uint8 `[n, height, width, channels]` or `[n, height, width]`, or files of such; points float32
+`[n, features]`; labels are integers.
 """
 
 import gzip
+import os
 import pickle
 import zlib
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 import tensorflow as tf
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+from tfspline.image_files import ImageFiles
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -33,7 +36,7 @@ _CIFAR100_CLASSES = """
     train trout tulip turtle wardrobe whale willow_tree wolf woman worm
     """.split()  # noqa: SIM905, as a hundred quoted words are harder to read
 
-_MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images
+_MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images; more of them stay files
 _DECODED_AT_ONCE = 64
 
 # What a damaged pickle may raise, by the documentation of pickle; the last two are numpy's.
@@ -135,33 +138,40 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def image_folder(data_dir: Path | None, image_size: tuple[int, int] | None = None):
-    """Image files in train/<class>/ and test/<class>/, resized to `image_size` or to the first one's size."""
+    """Image files in train/<class>/ and test/<class>/, of `image_size` or of the first one's size."""
     if data_dir is None:
         raise ValueError("Expected data_dir, a folder with train/ and test/, for 'image_folder'. Received: None")
     folders = [_existing(data_dir / part) for part in ("train", "test")]
-    first_shape = _shape(_find_images(folders[0]).file_paths[0])
+    class_names, *listed = _list_images(*folders)
+    train_paths, train_labels = listed[0]
+    first_shape = _shape(train_paths[0])
     height, width = image_size or first_shape[:2]
     channels, color_mode = {1: (1, "grayscale"), 4: (4, "rgba")}.get(first_shape[2], (3, "rgb"))
-    sources = [_find_images(folder, image_size=(height, width), color_mode=color_mode) for folder in folders]
+    if sum(len(paths) for paths, _ in listed) * height * width * channels <= _MEMORY_LIMIT:
+        sources = (_find_images(folder, image_size=(height, width), color_mode=color_mode) for folder in folders)
+        return class_names, *(_decode(source, (height, width, channels)) for source in sources)
+    # Not class by class, so that the first images are as good a sample as any.
+    order = np.random.default_rng(0).permutation(len(train_paths))
+    listed[0] = train_paths[order], train_labels[order]
+    return class_names, *((ImageFiles(paths, (height, width, channels)), labels) for paths, labels in listed)
 
+
+def _list_images(*folders: Path):
+    """Class names, and for each folder (paths, labels) of its images, class by class."""
+    sources = [_find_images(folder) for folder in folders]
     class_names, test_class_names = (source.class_names for source in sources)
     if class_names != test_class_names:
         unshared = sorted(set(class_names) ^ set(test_class_names))
         raise ValueError(f"Expected the same classes in train/ and test/. Received: only one of them has {unshared}")
     if len(class_names) < 2:
         raise ValueError(f"Expected folders of at least two classes in {folders[0]}. Received: {class_names}")
+    listed = []
     for folder, source in zip(folders, sources, strict=True):
-        filled = {Path(path).relative_to(folder).parts[0] for path in source.file_paths}
-        if len(filled) < len(class_names):
-            empty = sorted(set(class_names) - filled)
+        classes = [path.removeprefix(f"{folder}{os.sep}").split(os.sep)[0] for path in source.file_paths]
+        if empty := sorted(set(class_names) - set(classes)):
             raise ValueError(f"Expected images of every class in {folder}. Received: none in {empty}")
-    size = sum(len(source.file_paths) for source in sources) * height * width * channels
-    if size > _MEMORY_LIMIT:
-        raise ValueError(
-            f"Expected images of at most {_MEMORY_LIMIT:,} bytes once decoded. Received: {size:,} bytes "
-            f"at {height}x{width}x{channels}; give a smaller image_size."
-        )
-    return class_names, *(_decode(source, (height, width, channels)) for source in sources)
+        listed.append((np.array(source.file_paths, object), np.searchsorted(class_names, classes)))
+    return class_names, *listed
 
 
 def _find_images(folder: Path, **options):

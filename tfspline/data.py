@@ -12,23 +12,29 @@ import tensorflow as tf
 from sklearn.model_selection import train_test_split
 
 from tfspline import _readers
+from tfspline.augment import AUGMENTATIONS, random_resized_crop
+from tfspline.image_files import ImageFiles
 
 __all__ = ["Dataset", "Split", "load"]
 
 _RESIZED_AT_ONCE = 1024  # images, which are float32 meanwhile
+_MOMENTS_OF = 2048  # image files, of which mean and standard deviation are taken
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Images, uint8 `[n, height, width, channels]`, or points, float32 `[n, features]`; their labels, int32 `[n]`."""
+    """Images, uint8 `[n, height, width, channels]`, or points, float32 `[n, features]`; their labels, int32 `[n]`.
 
-    images: np.ndarray
+    Images of which there are too many for memory are files, and decoded where they are indexed.
+    """
+
+    images: np.ndarray | ImageFiles
     labels: np.ndarray
 
     def __post_init__(self):
         images, labels = self.images, self.labels
         known = (images.dtype, images.ndim) in ((np.uint8, 4), (np.float32, 2))
-        if not known or not images.size or labels.shape != images.shape[:1]:
+        if not known or 0 in images.shape or labels.shape != images.shape[:1]:
             raise ValueError(
                 "Expected uint8 images [n, height, width, channels] or float32 points [n, features], a label for each. "
                 f"Received: {images.dtype} {images.shape} and labels {labels.shape}"
@@ -37,10 +43,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    def part(self, indices: np.ndarray) -> "Split":
+        """Some of the images and their labels."""
+        files = isinstance(self.images, ImageFiles)
+        return Split(self.images.part(indices) if files else self.images[indices], self.labels[indices])
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A classification dataset in memory; `validation` is None where nothing was held out of `train`.
+    """A classification dataset in memory or in image files; `validation` is None where nothing was held out of `train`.
 
     Example:
         >>> digits = tfspline.data.load("digits")
@@ -84,7 +95,7 @@ class Dataset:
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean of the training pixels, float32 `[channels]`, on the scale 0..255."""
+        """Mean of the training pixels (of image files, the first 2,048), float32 `[channels]`, on the scale 0..255."""
         return self._moments[0].astype(np.float32)
 
     @property
@@ -94,7 +105,9 @@ class Dataset:
 
     @functools.cached_property
     def _moments(self):
-        pixels = self.train.images.reshape(-1, self.input_shape[-1])
+        images = self.train.images
+        images = images[:_MOMENTS_OF] if isinstance(images, ImageFiles) else images
+        pixels = images.reshape(-1, self.input_shape[-1])
         totals = squares = 0.0
         # In chunks, since float64 takes eight times the memory of the images.
         for start in range(0, len(pixels), 2**20):
@@ -141,8 +154,10 @@ class Dataset:
             batch_size: images a batch.
             epoch: number of the first epoch, counted from 0 as `fit` does.
             augment: `"none"`; `"crop"`, which shifts an image by up to an eighth of its size each way and
-                fills up with black (4 pixels for CIFAR, as He et al., 2015, section 4.2); or `"crop_flip"`,
-                which also mirrors half of the images.
+                fills up with black (4 pixels for CIFAR, as He et al., 2015, section 4.2); `"crop_flip"`,
+                which also mirrors half of the images; or `"random_resized_crop"`, which cuts out 8 to 100 % of an
+                image's area with a ratio of width to height from 3/4 to 4/3, resizes that and mirrors half of
+                the images (as usual on ImageNet; Szegedy et al., 2014, section 6).
             steps: batches an epoch, of other images in each; by default `steps_per_epoch(batch_size)`.
             step: number of the first batch within the first epoch, counted from 0.
 
@@ -161,6 +176,8 @@ class Dataset:
             raise ValueError(f"Expected a step from 0 to {steps - 1}. Received: {step!r}")
         changes = self.augmentation(augment)
         images, labels = _on_host(self.train)
+        # Out of files, windows are cut before they are resized, when there are more pixels.
+        cut = isinstance(images, ImageFiles) and random_resized_crop in changes
 
         def one_epoch(number):
             seeds = tf.random.split(tf.stack([tf.constant(self.seed, tf.int64), number]), steps + 1)
@@ -169,9 +186,10 @@ class Dataset:
             return tf.data.Dataset.from_tensor_slices((indices, seeds[1:]))
 
         def one_batch(indices, seed):
-            batch = tf.gather(images, indices)
             seeds = tf.unstack(tf.random.split(seed, len(changes)))
-            for change, change_seed in zip(changes, seeds, strict=True):
+            windows = [tf.random.split(seeds[0], batch_size)] if cut else []
+            batch = _gather(images, indices, *windows)
+            for change, change_seed in list(zip(changes, seeds, strict=True))[cut:]:
                 batch = change(batch, change_seed)
             return self.normalize(batch), tf.gather(labels, indices)
 
@@ -187,10 +205,10 @@ class Dataset:
         Raises:
             ValueError: an unknown `augment`, or one for points.
         """
-        known = _AUGMENTATIONS if self.of_images else ["none"]
+        known = AUGMENTATIONS if self.of_images else ["none"]
         if augment not in known:
             raise ValueError(f"Expected augment out of: {', '.join(known)}. Received: {augment!r}")
-        return _AUGMENTATIONS[augment]
+        return AUGMENTATIONS[augment]
 
     def evaluation_batches(self, batch_size: int, split: str = "test") -> tf.data.Dataset:
         """All images of a split once, in their order, as they are; the last batch may be smaller.
@@ -214,7 +232,7 @@ class Dataset:
         images, labels = _on_host(splits[split])
 
         def one_batch(indices):
-            return self.normalize(tf.gather(images, indices)), tf.gather(labels, indices)
+            return self.normalize(_gather(images, indices)), tf.gather(labels, indices)
 
         indices = tf.data.Dataset.range(len(splits[split])).batch(batch_size)
         return indices.map(one_batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
@@ -227,7 +245,13 @@ def load(
     seed: int = 0,
     image_size: tuple[int, int] | None = None,
 ) -> Dataset:
-    """Loads a dataset into memory.
+    """Loads a dataset into memory, or lists the files of one that does not fit.
+
+    An image folder of more than 2 GiB, decoded, is not read but listed, its training images in a fixed random order.
+    They are decoded in parallel while they are needed: for evaluation the central window in the shape of `image_size`,
+    224/256 of the largest (of smaller folders, the whole image is resized, whatever its shape); mean and standard
+    deviation are those of the first 2,048 for training. A file that is no image is then found only when it is needed:
+    the training ends with a `tf.errors.InvalidArgumentError` that names it.
 
     Args:
         name: `"digits"` (scikit-learn's 1,797 images of 8x8, a fifth of each class for testing),
@@ -246,7 +270,7 @@ def load(
     Raises:
         ValueError: an unknown name; a `data_dir` missing, or one or an `image_size` given where none is taken;
             `validation_split` outside [0, 1); files that do not hold what they should; classes that differ
-            between `train` and `test`; images of more than 2 GiB.
+            between `train` and `test`.
         FileNotFoundError: `data_dir`, or something that should be in it, is not there.
 
     Example:
@@ -274,7 +298,7 @@ def load(
         parts = train_test_split(
             np.arange(len(train)), test_size=validation_split, random_state=seed, stratify=train.labels
         )
-        train, validation = (Split(train.images[part], train.labels[part]) for part in parts)
+        train, validation = map(train.part, parts)
     return Dataset(name, tuple(class_names), train, validation, test, seed)
 
 
@@ -299,7 +323,8 @@ def _checked_folder(data_dir) -> Path | None:
 
 
 def _split(images, labels) -> Split:
-    images = np.ascontiguousarray(images[..., np.newaxis] if images.ndim == 3 else images)
+    if not isinstance(images, ImageFiles):
+        images = np.ascontiguousarray(images[..., np.newaxis] if images.ndim == 3 else images)
     return Split(images, np.asarray(labels, np.int32).reshape(-1))
 
 
@@ -320,27 +345,13 @@ def _resized(images, size):
 def _on_host(split: Split):
     # tf.data runs on the host: images on an accelerator would be copied back for every batch.
     with tf.device("CPU"):
-        return tf.constant(split.images), tf.constant(split.labels)
+        images = split.images if isinstance(split.images, ImageFiles) else tf.constant(split.images)
+        return images, tf.constant(split.labels)
 
 
-def _crop(images, seed):
-    height, width = images.shape[1:3]
-    pads = [height // 8, width // 8]
-    padded = tf.pad(images, [[0, 0], [pads[0]] * 2, [pads[1]] * 2, [0, 0]])
-    top, left = (
-        tf.random.stateless_uniform([len(images)], offset_seed, 0, 2 * pad + 1, tf.int32)
-        for offset_seed, pad in zip(tf.unstack(tf.random.split(seed, 2)), pads, strict=True)
-    )
-    rows = tf.gather(padded, top[:, tf.newaxis] + tf.range(height), batch_dims=1)
-    return tf.gather(rows, left[:, tf.newaxis] + tf.range(width), axis=2, batch_dims=1)
+def _gather(images, indices, *windows):
+    return images.gather(indices, *windows) if isinstance(images, ImageFiles) else tf.gather(images, indices)
 
-
-def _flip(images, seed):
-    flipped = tf.random.stateless_uniform([len(images), 1, 1, 1], seed) < 0.5
-    return tf.where(flipped, images[:, :, ::-1], images)
-
-
-_AUGMENTATIONS = {"none": (), "crop": (_crop,), "crop_flip": (_crop, _flip)}
 
 _READERS = {
     "digits": _readers.digits,

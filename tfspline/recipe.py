@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfspline import _keras, criteria, models
+from tfspline.augment import AUGMENTATIONS
 from tfspline.budget import SCOPES
 from tfspline.callbacks import EarlyBird
 from tfspline.compensate import COMPENSATIONS
@@ -84,7 +85,7 @@ class Recipe:
         network = models.build(self.network, (32, 32, 3), 2, self.width, self.keras)
         criteria.named(self.criterion)
         self.early_bird()
-        _one_of("augment", self.augment, ("none", "crop", "crop_flip"))
+        _one_of("augment", self.augment, AUGMENTATIONS)
         _one_of("lr_schedule", self.lr_schedule, ("cosine", "step"))
         _one_of("scope", self.scope, SCOPES)
         _one_of("compensate", self.compensate, COMPENSATIONS)
