@@ -18,6 +18,7 @@ SUMMARY = {
     "seed": 7,
     "epochs": 4,
     "schedule": "one_shot",
+    "evaluate": "test",
     "early_bird_epoch": None,
     "pruned_epoch": 2,
     "masked_slim_difference": 1e-7,

@@ -1,6 +1,7 @@
 """The recipe as data: train dense until the partition has settled, prune, slim, train on."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -37,6 +38,7 @@ class Recipe:
     data_dir: str | None = None
     image_size: tuple[int, int] | None = None
     validation_split: float = 0.0
+    evaluate: str = "test"
     augment: str = "none"
     keras: str = "keras"
     seed: int = 0
@@ -67,10 +69,11 @@ class Recipe:
 
     def __post_init__(self):
         # These three refuse what they do not know; the shape of the images is not known before they are read.
-        models.build(self.network, (32, 32, 3), 2, self.width, self.keras)
+        _check_network(self.network, self.width, self.keras)
         criteria.named(self.criterion)
         self.early_bird()
         _one_of("augment", self.augment, ("none", "crop", "crop_flip"))
+        _one_of("evaluate", self.evaluate, ("test", "validation") if self.validation_split else ("test",))
         _one_of("lr_schedule", self.lr_schedule, ("cosine", "step"))
         _one_of("scope", self.scope, SCOPES)
         _one_of("compensate", self.compensate, COMPENSATIONS)
@@ -216,6 +219,11 @@ class Recipe:
         """The fields as they are written on a command line; fields that are None are left out."""
         values = dataclasses.asdict(self)
         return {name: _as_flag(value) for name, value in values.items() if value is not None}
+
+
+@functools.cache  # a grid of recipes would build it hundreds of times
+def _check_network(network, width, keras):
+    models.build(network, (32, 32, 3), 2, width, keras)
 
 
 def _check(name, value, holds, expected):
