@@ -9,6 +9,7 @@ all GPUs. Choices are made with `--validation`, on images held out of the traini
 looked at; `--grid=ablation` compares choices, always so.
 """
 
+import functools
 import os
 import shutil
 import signal
@@ -47,6 +48,14 @@ flags.DEFINE_string("imagenet_dir", None, "ImageNet as an image folder, for --sc
 flags.DEFINE_bool("validation", False, "Train without a share of the images, and report accuracies of these only.")
 flags.DEFINE_integer("jobs", None, "Processes beside each other, which share the cores. Default: the scale's.", 1)
 flags.DEFINE_bool("draw_only", False, "Make table and picture of the lines that are there.")
+
+
+def share_cores(jobs: int) -> None:
+    """Leaves TensorFlow the threads of a process that is one of so many."""
+    tf.get_logger().setLevel("ERROR")  # its warnings would tear the bar
+    threads = max(1, os.cpu_count() // jobs)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
 def work(cell: grid.Cell, folder: str, like: dict | None) -> list[dict]:
@@ -102,7 +111,7 @@ def run_grid(cells: list[grid.Cell], folder: str, jobs: int = 1) -> dict[str, st
     unfinished, failed = {key for cell in waiting for key in cell.keys}, {}
     shares = {cell: round(1000 * cell.cost) for cell in waiting}  # of a float sum, the end would be missed
     bar = tqdm(total=sum(shares.values()), smoothing=0, bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left")
-    with bar, Workers(jobs, work) as workers:
+    with bar, Workers(jobs, work, functools.partial(share_cores, jobs)) as workers:
         while waiting or workers.busy:
             ready = next((cell for cell in waiting if not any(need.key in unfinished for need in cell.needs)), None)
             if ready and workers.free:

@@ -11,7 +11,12 @@ _CONTEXT = multiprocessing.get_context("spawn")  # TensorFlow does not survive a
 
 
 class Workers:
-    """Up to `count` processes that call a function, each one call at a time on its share of the cores.
+    """Up to `count` processes that call a function, each one call at a time.
+
+    Args:
+        count: how many at once.
+        function: what they call; like `setup` a function of a module, which a new process imports.
+        setup: called once in each process, before anything else.
 
     Example:
         >>> with Workers(2, math.sqrt) as workers:
@@ -20,8 +25,8 @@ class Workers:
         ("four", 2.0, None)
     """
 
-    def __init__(self, count: int, function: Callable):
-        self.count, self.function = count, function
+    def __init__(self, count: int, function: Callable, setup: Callable[[], None] | None = None):
+        self.count, self.functions = count, (function, setup)
         self.idle, self.busy = [], {}  # workers; connection -> task and worker
 
     @property
@@ -31,7 +36,7 @@ class Workers:
 
     def start(self, task: Hashable, *arguments) -> None:
         """Lets a process call the function; `wait` tells of `task` when it is done."""
-        worker = self.idle.pop() if self.idle else _Worker(self.function, self.count)
+        worker = self.idle.pop() if self.idle else _Worker(*self.functions)
         worker.connection.send(arguments)
         self.busy[worker.connection] = task, worker
 
@@ -59,22 +64,18 @@ class Workers:
 
 
 class _Worker:
-    def __init__(self, function, count):
+    def __init__(self, function, setup):
         self.connection, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_serve, args=(theirs, function, count), daemon=True)
+        self.process = _CONTEXT.Process(target=_serve, args=(theirs, function, setup), daemon=True)
         self.process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
 
 
-def _serve(pipe, function, count):
+def _serve(pipe, function, setup):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import tensorflow as tf
-
-    tf.get_logger().setLevel("ERROR")  # its warnings would tear the bar
-    threads = max(1, os.cpu_count() // count)
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    if setup:
+        setup()
     while True:
         try:
             arguments = pipe.recv()
