@@ -47,15 +47,13 @@ ABLATION = {
     "spline": METHODS["spline"],
     **{f"spline_rho_{rho:g}": {"criterion": f"spline_rho_{rho:g}"} for rho in RHOS},
     **{
-        "_".join(filter(None, (criterion, way, scope))): {
-            "criterion": criterion,
-            "compensate": way or "none",
-            "scope": scope or "layer",
-        }
-        for criterion, way, scope in itertools.product(
-            ("spline", "spline_data", "spline_affine"), ("", "merge", "refit"), ("", "global")
-        )
+        f"{criterion}_{way}": {"criterion": criterion, "compensate": way}
+        for criterion in ("spline", "spline_data", "spline_affine", "l1")
+        for way in ("none", "merge", "refit")
+        if (criterion, way) != ("spline", "none")
     },
+    "spline_global": {"scope": "global"},
+    "spline_affine_refit_global": REFITTED | {"scope": "global"},
     **{f"threshold_{threshold:g}": {"eb_threshold": threshold} for threshold in (0.08, 0.12, 0.2, 0.3)},
     **{f"lookback_{lookback}": {"eb_lookback": lookback} for lookback in (1, 2, 3, 4)},
 }

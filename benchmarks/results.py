@@ -63,13 +63,13 @@ def table(lines: Iterable[Mapping], methods: Sequence[str] = ()) -> str:
     sections = []
     for (dataset, network), of_all in _grouped(lines, "dataset", "network").items():
         (split,) = {SPLITS[name] for line in of_all for name in SPLITS if name in line}
-        epochs, seeds = of_all[0]["epochs"], {line["seed"] for line in of_all}
+        seeds = {line["seed"] for line in of_all}
         ratios = sorted({line["ratio"] for line in of_all if line["ratio"] is not None})
         dense = {line["seed"]: line["seconds"] for line in of_all if line["method"] == "dense"}
-        sections += [
-            f"### {dataset}, {network}\n",
-            f"{epochs} epochs, {len(seeds)} seeds; accuracy on {split} images\n",
-        ]
+        common = set.intersection(*(set(line["options"].items()) for line in of_all))
+        options = " ".join(f"--{name}={text}" for name, text in of_all[0]["options"].items() if (name, text) in common)
+        sections.append(f"### {dataset}, {network}\n")
+        sections.append(f"{len(seeds)} seeds; accuracy on {split} images; all with `{options}`\n")
         for columns in ([None], ratios):
             found = [line for line in of_all if line["ratio"] in columns]
             if found:

@@ -63,10 +63,10 @@ def work(cell: grid.Cell, folder: str, like: dict | None) -> list[dict]:
     keras_named(cell.recipe.keras).backend.clear_session()
     if cell.like:
         found = magnitude.run(cell.recipe, like["params"], like["pruned_epoch"])
-        return [_line(cell.key, cell.recipe, like | found)]
+        return [_line(cell.key, cell.recipe, like | found | {"prune_seconds": 0.0})]
     search_dir = cell.search and os.path.join(folder, cell.search.name)
-    if search_dir and not os.path.exists(search_dir):
-        search_dir = None  # not among the cells that were asked for
+    if search_dir and not os.path.exists(os.path.join(search_dir, "summary.json")):
+        search_dir = None  # it was not among the cells that were asked for
     summary = run(cell.recipe, os.path.join(folder, cell.name), 0, search_dir=search_dir, publish=False)
     both = {
         **{name: summary[name] for name in ("early_bird_epoch", "search_epochs", "pruned_epoch")},
