@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is im
 
 from absl import app, flags, logging  # noqa: E402
 
-from tfspline.recipe import SCHEDULES, Recipe  # noqa: E402
+from tfspline.recipe import RETRAIN_FROM, SCHEDULES, Recipe  # noqa: E402
 from tfspline.report import table  # noqa: E402
 from tfspline.runner import run  # noqa: E402
 
@@ -56,7 +56,8 @@ flags.DEFINE_integer(
     "search_epochs",
     Recipe.search_epochs,
     "Prune after this many epochs if no early bird was found before. Default: a fifth of --epochs, but enough"
-    " for the early bird to compare.",
+    " for the early bird to compare. 0: prune the network as it is initialised; its gammas are all equal then, and"
+    " bn_scale has nothing to go by.",
 )
 flags.DEFINE_enum("eb_metric", Recipe.eb_metric, ["partition", "mask"], "What has to settle.")
 flags.DEFINE_float("eb_threshold", Recipe.eb_threshold, "Distance below which it has; default: the metric's.")
@@ -93,6 +94,14 @@ flags.DEFINE_enum(
     ["none", "merge", "refit"],
     "What is left takes over what went, on training images, before it is trained on.",
 )
+flags.DEFINE_enum(
+    "retrain_from",
+    Recipe.retrain_from,
+    RETRAIN_FROM,
+    "Weights that the slim network is trained on with: those it was left with; those that its units had before the"
+    " search, as a lottery ticket; fresh ones. With the latter two it is trained for all --epochs, from epoch 0 of the"
+    " learning rate on.",
+)
 
 flags.DEFINE_bool("baseline", Recipe.baseline, "Train the dense network to the end as well, to compare with.")
 flags.DEFINE_bool(
@@ -102,6 +111,11 @@ flags.DEFINE_bool(
     " units, and has as many parameters.",
 )
 flags.DEFINE_string("run_dir", None, "Where the run is kept. Default: runs/<config>-<seed>.")
+flags.DEFINE_string(
+    "search_dir",
+    None,
+    "A run of other choices after the same search, which is taken over from there in place of one of its own.",
+)
 flags.DEFINE_integer("verbose", 1, "0: silent, 1: progress bars, 2: one line an epoch.", 0, 2)
 
 
@@ -114,7 +128,7 @@ def main(argv):
         lists = {name: _integers(name, values[name]) for name in ("image_size", "lr_drops")}
         recipe = Recipe(**values | lists)
         run_dir = flags.FLAGS.run_dir or os.path.join("runs", f"{_config(recipe)}-{recipe.seed}")
-        summary = run(recipe, run_dir, flags.FLAGS.verbose)
+        summary = run(recipe, run_dir, flags.FLAGS.verbose, flags.FLAGS.search_dir)
     except (ValueError, TypeError, OSError) as error:
         logging.debug("Where it was raised (shown with --verbosity=1):", exc_info=True)
         sys.exit(f"train.py: {error}")

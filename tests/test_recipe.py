@@ -134,8 +134,9 @@ class TestSchedule:
         ("eb_threshold", 1.5, "threshold between 0 and 1"),
         ("eb_lookback", 0, "lookback"),
         ("epochs", 1, "epochs to be at least 2"),
-        ("search_epochs", 0, "search_epochs to be from 1 to 29, which leaves"),
-        ("search_epochs", 30, "search_epochs to be from 1 to 29, which leaves"),
+        ("search_epochs", -1, "search_epochs to be from 0 to 29, which leaves"),
+        ("search_epochs", 30, "search_epochs to be from 0 to 29, which leaves"),
+        ("retrain_from", "scratch", "retrain_from to be one of trained, initial, random"),
         ("batch_size", 0, "batch_size to be at least 1"),
         ("learning_rate", 0.0, "learning_rate to be positive"),
         ("learning_rate", float("nan"), "learning_rate to be positive"),
@@ -295,7 +296,7 @@ def test_whole_run_leaves_what_it_promises(keras, tmp_path):
     recipe = Recipe(keras=keras.__name__, **SMALL)
     summary = run(recipe, tmp_path, verbose=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["dense.keras", "flags.cfg", "history.jsonl", "logs", "plan.json", "serving", "slim.keras"]
+        ["checkpoints", "dense.keras", "flags.cfg", "history.jsonl", "logs", "plan.json", "serving", "slim.keras"]
         + ["distances.npz", "report.html", "summary.json"]
         + [f"{name}.png" for name in ("accuracy", "distances", "layer_distances", "partition", "training", "units")]
     )
@@ -528,7 +529,7 @@ class TestTrain:
     @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.stem)
     def test_configs_are_recipes(self, train, monkeypatch, config):
         made = []
-        monkeypatch.setattr(train, "run", lambda recipe, run_dir, verbose: made.append((recipe, run_dir)))
+        monkeypatch.setattr(train, "run", lambda recipe, run_dir, *others: made.append((recipe, run_dir)))
         monkeypatch.setattr(train, "table", str)
         start(train, monkeypatch, f"--flagfile={config}", "--seed=3")
         ((recipe, run_dir),) = made

@@ -1,7 +1,7 @@
 """The pictures that a run leaves in its folder."""
 
-import glob
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,9 +36,11 @@ def draw(folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mappi
         "units": plots.units_kept(summary["layers"]),
         "accuracy": plots.accuracy_flops([summary]),
     }
-    codes = [Codes.load(path) for path in sorted(glob.glob(glob.escape(folder.file("checkpoints")) + "/codes-*.npz"))]
-    if len(codes) > 1:
-        epochs, distances = range(1, len(codes) + 1), partition_distances(codes, per_layer=True)
+    # A search that was taken over from a run that did not publish has none.
+    epochs = [epoch for epoch in range(1, summary["epochs"] + 1) if os.path.exists(folder.codes(epoch))]
+    if len(epochs) > 1:
+        codes = [Codes.load(folder.codes(epoch)) for epoch in epochs]
+        distances = partition_distances(codes, per_layer=True)
         arrays = {name: matrix.astype(np.float32) for name, matrix in distances.items()}
         folder.put("distances.npz", lambda path: write_npz(path, arrays))
         mean = np.mean(list(distances.values()), axis=0)

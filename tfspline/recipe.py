@@ -3,6 +3,9 @@
 import dataclasses
 import functools
 import math
+import types
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 from tfspline import _keras, criteria, models
@@ -12,8 +15,14 @@ from tfspline.compensate import COMPENSATIONS
 from tfspline.pruning import SplinePruning
 
 SCHEDULES = ("one_shot", "polynomial", "early_bird")
+RETRAIN_FROM = ("trained", "initial", "random")
 _PRUNINGS = 20  # how often a gradual schedule switches units off, about
 _BUDGETS = ("ratio", "flops", "training_flops_reduction")
+# What is done with the network that the search leaves; all other fields say what that is.
+_AFTER_SEARCH = {
+    *("schedule", "pruning_epochs", "criterion", "scope", *_BUDGETS, "min_units", "compensate", "retrain_from"),
+    *("baseline", "weight_pruning"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +73,7 @@ class Recipe:
     training_flops_reduction: float | None = None
     min_units: int = 1
     compensate: str = "none"
+    retrain_from: str = "trained"
     baseline: bool = False
     weight_pruning: bool = False
 
@@ -77,6 +87,7 @@ class Recipe:
         _one_of("lr_schedule", self.lr_schedule, ("cosine", "step"))
         _one_of("scope", self.scope, SCOPES)
         _one_of("compensate", self.compensate, COMPENSATIONS)
+        _one_of("retrain_from", self.retrain_from, RETRAIN_FROM)
         _one_of("schedule", self.schedule, SCHEDULES)
         _check("epochs", self.epochs, self.epochs >= 2, "at least 2")
         _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
@@ -90,6 +101,7 @@ class Recipe:
         self._check_drops()
         self._check_schedule()
         self._check_search()
+        self._check_restart()
         self._check_budget()
 
     def _check_drops(self):
@@ -116,11 +128,21 @@ class Recipe:
             raise ValueError(f"Expected no pruning_epochs with schedule='one_shot'. Received: {self.pruning_epochs}")
 
     def _check_search(self):
-        limit, most = self.search_limit, self.epochs - 1 - self.pruning_limit
+        limit, least, most = self.search_limit, int(self.gradual), self._longest_search
         if self.schedule == "polynomial":
             _check("search_epochs", self.search_epochs, self.search_epochs is None, "left out with that schedule")
         else:
-            _check("search_epochs", limit, 1 <= limit <= most, f"from 1 to {most}, which leaves epochs to train on")
+            left = "" if self.restarts else ", which leaves epochs to train on"
+            _check("search_epochs", limit, least <= limit <= most, f"from {least} to {most}{left}")
+
+    def _check_restart(self):
+        defaults = {"compensate": "none", "weight_pruning": False}
+        for name, default in defaults.items():
+            if self.restarts and getattr(self, name) != default:
+                raise ValueError(
+                    f"Expected {name}={default} with retrain_from={self.retrain_from!r}, where the weights that were "
+                    f"trained do not stay. Received: {name}={getattr(self, name)}"
+                )
 
     def _check_budget(self):
         given = {name: getattr(self, name) for name in _BUDGETS if getattr(self, name) is not None}
@@ -150,21 +172,35 @@ class Recipe:
         """How many epochs the search may take: `search_epochs`, or a fifth of `epochs`, rounded up.
 
         A fifth, since longer searches eat up what pruning saves; but not less than the early bird needs to
-        compare, and never all epochs. The schedule "polynomial" searches for nothing.
+        compare, and never all epochs unless the retraining starts anew. The schedule "polynomial" searches for
+        nothing.
         """
         if self.schedule == "polynomial":
             return 0
         if self.search_epochs is not None:
             return self.search_epochs
-        longest = self.epochs - 1 - self.pruning_limit
-        return min(max(math.ceil(self.epochs / 5), self.early_bird().lookback + 1), longest)
+        return min(max(math.ceil(self.epochs / 5), self.early_bird().lookback + 1), self._longest_search)
+
+    @property
+    def _longest_search(self):
+        return self.epochs - self.pruning_limit - (not self.restarts)
+
+    @property
+    def restarts(self) -> bool:
+        """Whether the slim network is trained from the first epoch on, with other weights than the trained ones."""
+        return self.retrain_from != "trained"
+
+    def retrained_from(self, pruned: int) -> int:
+        """The epoch that the retraining goes on from where units went after `pruned` epochs."""
+        return 0 if self.restarts else pruned
 
     def slim_share(self, searched: int) -> float | None:
         """The share of the dense network's MACs that the slim one may have after `searched` dense epochs.
 
         It is `flops` where that is given, None where `ratio` is. Training FLOPs go with forward FLOPs times
         samples: with t epochs searched out of E, the search and the retraining together cost 1/R of the dense
-        training where t + f (E - t) = E / R, f being the share.
+        training where t + f (E - s) = E / R, f being the share and s the epoch that the retraining goes on from: t, or
+        0 where it starts anew.
 
         Raises:
             ValueError: the search alone costs more than `training_flops_reduction` leaves.
@@ -178,7 +214,7 @@ class Recipe:
                 f"{self.training_flops_reduction:g} = {allowed:.2f} epochs, which is all that they may cost. "
                 f"Received: a search of up to {searched} epochs; set search_epochs or epochs."
             )
-        return (allowed - searched) / (self.epochs - searched)
+        return (allowed - searched) / (self.epochs - self.retrained_from(searched))
 
     def learning_rate_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0; the same for dense and slim network."""
@@ -220,6 +256,31 @@ class Recipe:
         values = dataclasses.asdict(self)
         return {name: _as_flag(value) for name, value in values.items() if value is not None}
 
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, str]) -> "Recipe":
+        """The recipe that `as_flags` has written.
+
+        Raises:
+            ValueError: a flag that is no field, or whose text is no value of it; fields that no recipe may have.
+
+        Example:
+            >>> recipe = Recipe(network="mlp", ratio=0.5)
+            >>> Recipe.from_flags(recipe.as_flags()) == recipe
+            True
+        """
+        kinds = typing.get_type_hints(cls)
+        if unknown := flags.keys() - kinds.keys():
+            raise ValueError(f"Expected flags out of: {', '.join(kinds)}. Received: {', '.join(sorted(unknown))}")
+        return cls(**{name: _of_flag(text, kinds[name]) for name, text in flags.items()})
+
+    def search_fields(self) -> dict[str, Any]:
+        """The fields that define the dense search, name to value, with what stands for those that were left out; the
+        searches of recipes that agree in them are the same."""
+        bird = self.early_bird()
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _AFTER_SEARCH}
+        fields |= {"search_epochs": self.search_limit, "eb_threshold": bird.threshold, "eb_lookback": bird.lookback}
+        return fields | ({"ratio": bird.ratio} if self.eb_metric == "mask" else {})
+
 
 @functools.cache  # a grid of recipes would build it hundreds of times
 def _check_network(network, width, keras):
@@ -239,3 +300,10 @@ def _as_flag(value):
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _of_flag(text, kind):
+    kind = typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
+    if typing.get_origin(kind) is tuple:
+        return tuple(int(number) for number in text.split(",") if number)
+    return text == "true" if kind is bool else kind(text)

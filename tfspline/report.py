@@ -101,9 +101,11 @@ def _compared(summary):
 
 def _milestones(summary):
     bird, pruned, epochs = (summary[name] for name in ("early_bird_epoch", "pruned_epoch", "epochs"))
-    if summary["schedule"] != "polynomial":
+    if summary["search_epochs"]:
         yield f"early bird: at epoch {bird} of {epochs}" if bird else "early bird: not found"
     yield (
         f"made small at epoch {pruned} of {epochs}; masked and slim network were the same function, "
         f"to {summary['masked_slim_difference']:.1e} of the largest output"
     )
+    if summary["retrain_from"] != "trained":
+        yield f"trained from epoch 0 on, with {summary['retrain_from']} weights"

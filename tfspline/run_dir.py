@@ -49,6 +49,17 @@ class RunDir:
                 "holds other files"
             )
 
+    @classmethod
+    def of(cls, path: str) -> "RunDir":
+        """The run that is in a folder, whatever its flags are.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        if not os.path.exists(os.path.join(path, "flags.cfg")):
+            raise FileNotFoundError(f"Expected a folder with a run in it. Received: {path!r}, without flags.cfg")
+        return cls(path, _read_flags(path))
+
     def file(self, *names: str) -> str:
         """The path of a file of the run."""
         return os.path.join(self.path, *names)
@@ -81,6 +92,10 @@ class RunDir:
         """The path of the checkpoint of a phase's last epoch."""
         return self._checkpoint(phase, self.last_epoch(phase), suffix)
 
+    def codes(self, epoch: int) -> str:
+        """The path of the region codes of an epoch of the dense training."""
+        return self.file("checkpoints", f"codes-{epoch:04d}.npz")
+
     def record(self, row: Mapping[str, Any], save: Callable[[Callable[[str], str]], None]) -> None:
         """Adds a row to the history, with a checkpoint that replaces the phase's last one.
 
@@ -92,16 +107,26 @@ class RunDir:
         phase, epoch = row["phase"], row["epoch"]
         save(lambda suffix: self._checkpoint(phase, epoch, suffix))
         self.history.append({name: _finite(value) for name, value in row.items()})
-        self.write("history.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
+        self._write_history()
         current = os.path.basename(self._checkpoint(phase, epoch, "."))
         for name in os.listdir(self.file("checkpoints")):
             if name.startswith(f"{phase}-") and not name.startswith(current):
                 os.remove(self.file("checkpoints", name))
 
+    def take_search(self, other: "RunDir") -> None:
+        """Copies what another run has recorded of its search: the rows, the last checkpoint and the region codes."""
+        for name in other._search_files():
+            shutil.copyfile(other.file("checkpoints", name), self.file("checkpoints", name))
+        self.history = [row for row in other.history if row["phase"] == "search"]
+        self._write_history()
+
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes the summary; the run is over and its checkpoints go."""
+        """Writes the summary; the run is over and its checkpoints go, but for what `take_search` copies."""
         self.write("summary.json", json.dumps(summary, indent=2) + "\n")
-        shutil.rmtree(self.file("checkpoints"))
+        kept = self._search_files()
+        for name in os.listdir(self.file("checkpoints")):
+            if name not in kept:
+                os.remove(self.file("checkpoints", name))
 
     def summary(self) -> dict | None:
         """What `finish` wrote, or None while the run is not over."""
@@ -110,12 +135,21 @@ class RunDir:
         with open(self.file("summary.json"), encoding="utf-8") as file:
             return json.load(file)
 
+    def _search_files(self):
+        last = self.last_epoch("search") or 0
+        current = os.path.basename(self._checkpoint("search", last, "."))
+        codes = [os.path.basename(self.codes(epoch)) for epoch in range(1, last + 1)]
+        there = os.listdir(self.file("checkpoints"))
+        return [name for name in there if name.startswith(current) or name in codes]
+
+    def _write_history(self):
+        self.write("history.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
+
     def _checkpoint(self, phase, epoch, suffix):
         return self.file("checkpoints", f"{phase}-{epoch:04d}{suffix}")
 
     def _check_flags(self):
-        with open(self.file("flags.cfg"), encoding="utf-8") as file:
-            made = dict(line.rstrip("\n").removeprefix("--").split("=", 1) for line in file)
+        made = _read_flags(self.path)
         names = [name for name in {**made, **self.flags} if made.get(name) != self.flags.get(name)]
         if names:
             expected, received = (_as_flags(flags, names) for flags in (made, self.flags))
@@ -123,6 +157,11 @@ class RunDir:
                 f"Expected the flags that {self.path!r} was made with: {expected}. Received: {received}. "
                 "Take another run_dir, or the old flags to go on with that run."
             )
+
+
+def _read_flags(path):
+    with open(os.path.join(path, "flags.cfg"), encoding="utf-8") as file:
+        return dict(line.rstrip("\n").removeprefix("--").split("=", 1) for line in file)
 
 
 def _as_flags(flags, names):

@@ -21,7 +21,7 @@ from tfspline.serving import export
 from tfspline.slim import difference
 from tfspline.wrapping import unwrap, wrap
 
-SLIM_PHASES = ("search", "sparsify", "prune", "retrain")
+SLIM_PHASES = ("search", "sparsify", "prune", "rewind", "retrain")
 WEIGHT_PHASES = ("prune_weights", "retrain_weights")
 PHASES = (*SLIM_PHASES, *WEIGHT_PHASES, "baseline")
 _PROBE_SIZE = 512  # training images
@@ -29,7 +29,13 @@ _CODES_SIZE = 2**20  # bytes of region codes that are kept of an epoch
 _TOLERANCE = 1e-4  # of the largest output; float32 rounds in another order where there are fewer units
 
 
-def run(recipe: Recipe, run_dir: str | os.PathLike, verbose: int = 1) -> dict:
+def run(
+    recipe: Recipe,
+    run_dir: str | os.PathLike,
+    verbose: int = 1,
+    search_dir: str | os.PathLike | None = None,
+    publish: bool = True,
+) -> dict:
     """Carries a recipe out, or goes on with it where it was interrupted.
 
     Args:
@@ -38,14 +44,20 @@ def run(recipe: Recipe, run_dir: str | os.PathLike, verbose: int = 1) -> dict:
             `history.jsonl` (a line an epoch, one for the pruning), `summary.json`, `plan.json`, `slim.keras`,
             `dense.keras` (at the end of the baseline if there is one, otherwise before any unit went),
             `weights_pruned.keras` (with `weight_pruning`), `distances.npz` (between the partitions of the dense
-            epochs), `serving/<version>/`, pictures, `report.html` with all of it, and `logs/` for TensorBoard.
+            epochs), `serving/<version>/`, pictures, `report.html` with all of it, `logs/` for TensorBoard, and in
+            `checkpoints/` the end of the search.
         verbose: as in Keras' `fit`: 0 is silent, 1 shows a progress bar, 2 prints one line an epoch.
+        search_dir: the folder of another run, whose dense search is taken over in place of one of its own; the
+            fields that define the search have to be the same. It is not read again once the search is in `run_dir`.
+        publish: False leaves out what is made to be looked at or served: `serving/`, pictures, `distances.npz` with
+            the region codes that it is made of, and `report.html`.
 
     Returns:
         What is in `summary.json`.
 
     Raises:
-        ValueError, OSError: data or a `run_dir` that does not fit the recipe; nothing has been written then.
+        ValueError, OSError: data, a `run_dir` or a `search_dir` that does not fit the recipe; nothing has been
+            written then.
         ValueError: a training whose loss is no number any more, or a budget that pruning cannot meet.
 
     Example:
@@ -57,30 +69,51 @@ def run(recipe: Recipe, run_dir: str | os.PathLike, verbose: int = 1) -> dict:
     """
     folder = RunDir(os.fspath(run_dir), recipe.as_flags())
     if folder.summary() is None:
-        _Run(recipe, folder, verbose).run()
-    if not os.path.exists(folder.file("report.html")):
+        taken = None if search_dir is None or folder.last_epoch("search") else _search(os.fspath(search_dir), recipe)
+        _Run(recipe, folder, verbose, publish).run(taken)
+    if publish and not os.path.exists(folder.file("report.html")):
         report.write(run_dir)
     return folder.summary()
+
+
+def _search(path, recipe):
+    """The run in a folder, whose search is over and the one that a recipe asks for."""
+    other = RunDir.of(path)
+    theirs, ours = (of.search_fields() for of in (Recipe.from_flags(other.flags), recipe))
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    if names:
+        expected, received = (", ".join(f"{name}={of.get(name)!r}" for name in names) for of in (theirs, ours))
+        raise ValueError(f"Expected a recipe with the search of {path!r}: {expected}. Received: {received}")
+    searched, phases = other.last_epoch("search"), [row["phase"] for row in other.history]
+    if not searched or phases[-1] == "search" or not os.path.exists(other.checkpoint("search")):
+        raise ValueError(
+            f"Expected a search_dir with a search that is over, and its checkpoint. Received: {path!r}, with "
+            f"{searched or 'no'} epochs of search{', not over' * (phases[-1:] == ['search'])}"
+        )
+    return other
 
 
 class _Run:
     """A recipe under way in a folder; each phase leaves its network as a checkpoint for those after it."""
 
-    def __init__(self, recipe, folder, verbose):
-        self.recipe, self.folder, self.verbose = recipe, folder, verbose
+    def __init__(self, recipe, folder, verbose, publish=True):
+        self.recipe, self.folder, self.verbose, self.publish = recipe, folder, verbose, publish
         self.keras = keras_named(recipe.keras)
         self.data = data.load(recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.seed, recipe.image_size)
         self.steps = self.data.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
 
-    def run(self):
+    def run(self, taken=None):
         recipe, folder = self.recipe, self.folder
         # What does not fit the images is refused before anything is written.
         self.fresh()
         self.data.augmentation(recipe.augment)
         folder.start()
+        if taken:
+            folder.take_search(taken)
         bird = self.search()
         self.sparsify()
         self.prune()
+        self.rewind()
         slim = self.retrain()
         trained = {"dense": None, "slim": slim}  # in the order of pictures
         if recipe.weight_pruning:
@@ -90,7 +123,8 @@ class _Run:
         folder.put("dense.keras", dense.save)
         trained["dense"] = dense
         summary = self.summary(bird, **trained)
-        self.draw(bird, summary, trained)
+        if self.publish:
+            self.draw(bird, summary, trained)
         folder.finish(summary)
 
     def search(self):
@@ -106,7 +140,7 @@ class _Run:
     def sparsify(self):
         """Switches units off little by little while the dense network trains on, if the schedule is a gradual one."""
         recipe, folder = self.recipe, self.folder
-        if recipe.gradual and not folder.last_epoch("prune"):
+        if recipe.gradual and folder.last_epoch("prune") is None:
             pruning = recipe.pruning(self.steps, data=self.images())
             if folder.last_epoch("sparsify"):
                 pruning.load(folder.checkpoint("sparsify", ".npz"))
@@ -116,7 +150,7 @@ class _Run:
     def prune(self):
         """Makes a small network of what was searched or sparsified: chooses the units, unless they are off already,
         cuts them out, and checks that the small network does what the masked one does."""
-        if self.folder.last_epoch("prune"):
+        if self.folder.last_epoch("prune") is not None:
             return
         recipe, phase = self.recipe, "sparsify" if self.recipe.gradual else "search"
         start = time.perf_counter()
@@ -135,7 +169,7 @@ class _Run:
         if self.verbose:
             print(f"{chosen}\nmasked and slim network: the same function, to {error:.1e} of the largest output")
         self.folder.put("plan.json", chosen.save)
-        epoch = self.folder.last_epoch(phase)
+        epoch = self.folder.last_epoch(phase) or 0
         row = {"phase": "prune", "epoch": epoch, "ratio": chosen.ratio, "difference": error, "seconds": seconds}
         self.folder.record(row, lambda path: wrap(slim).save(path(".keras")))
 
@@ -146,25 +180,40 @@ class _Run:
         if recipe.gradual:
             masks = Masks.from_model(dense)
             return Plan(masks.graph, masks.off, {**options, "ratio": recipe.ratio, "seed": recipe.seed})
-        share = recipe.slim_share(self.folder.last_epoch("search"))
+        share = recipe.slim_share(self.folder.last_epoch("search") or 0)
         return plan(dense, ratio=recipe.ratio, flops=share, seed=recipe.seed, data=images, **options)
 
+    def rewind(self):
+        """Gives the slim network other weights than the trained ones, if the recipe has it start anew."""
+        recipe, folder = self.recipe, self.folder
+        if not recipe.restarts or folder.last_epoch("rewind") is not None:
+            return
+        start = time.perf_counter()
+        dense = unwrap(self.fresh())
+        slim = Plan.load(folder.file("plan.json"), dense).apply(dense)
+        if recipe.retrain_from == "random":
+            self.keras.utils.set_random_seed(recipe.seed)
+            slim = self.keras.models.clone_model(slim)
+        row = {"phase": "rewind", "epoch": 0, "seconds": time.perf_counter() - start}
+        folder.record(row, lambda path: wrap(slim).save(path(".keras")))
+
     def retrain(self):
-        """Trains the slim network on to the end and publishes it; returns it."""
-        slim = self.ordinary(self.train_on("retrain", "prune", self.recipe.epochs))
+        """Trains the slim network to the end and publishes it; returns it."""
+        slim = self.train_on("retrain", "rewind" if self.recipe.restarts else "prune", self.recipe.epochs)
+        slim = self.ordinary(slim)
         self.folder.put("slim.keras", slim.save)
-        if not os.path.exists(self.folder.file("serving", "1")):
+        if self.publish and not os.path.exists(self.folder.file("serving", "1")):
             export(slim, self.folder.file("serving"), version=1)
         return slim
 
     def retrain_weights(self, slim):
         """Trains the searched network to the end with as many single weights at zero as the slim one has fewer;
         returns it."""
-        if not self.folder.last_epoch("prune_weights"):
+        if self.folder.last_epoch("prune_weights") is None:
             start = time.perf_counter()
             model = self.load("search")
             prune_weights(model, flops(model).params - flops(slim).params)
-            epoch, seconds = self.folder.last_epoch("search"), time.perf_counter() - start
+            epoch, seconds = self.folder.last_epoch("search") or 0, time.perf_counter() - start
             row = {"phase": "prune_weights", "epoch": epoch, "seconds": seconds}
             self.folder.record(row, lambda path: model.save(path(".keras")))
         model = self.ordinary(self.train_on("retrain_weights", "prune_weights", self.recipe.epochs))
@@ -208,7 +257,7 @@ class _Run:
             for callback in callbacks:
                 callback.save(path(".npz"))
 
-        watch = self.watch(model) if phase in ("search", "baseline") else None
+        watch = self.watch(model) if self.publish and phase in ("search", "baseline") else None
         held_out = self.data.validation
         model.fit(
             self.data.train_batches(recipe.batch_size, done, recipe.augment, self.steps),
@@ -236,12 +285,12 @@ class _Run:
         encode, images = RegionEncoder(model), self.images()
         size = sum(-(-bits // 8) for bits in encode(images[:1]).bits.values())
         images = images[: max(1, _CODES_SIZE // size)]
-        return lambda epoch: encode(images).save(self.folder.file("checkpoints", f"codes-{epoch + 1:04d}.npz"))
+        return lambda epoch: encode(images).save(self.folder.codes(epoch + 1))
 
     def load(self, phase):
         """The network that a phase left, a fresh one before the first, and its optimizer, ready to be trained on."""
-        trained = self.folder.last_epoch(phase)
-        model = self.keras.models.load_model(self.folder.checkpoint(phase)) if trained else self.fresh()
+        left = self.folder.last_epoch(phase) is not None
+        model = self.keras.models.load_model(self.folder.checkpoint(phase)) if left else self.fresh()
         if phase in WEIGHT_PHASES:
             hold_zeros(model)
         self.compile(model)
@@ -292,7 +341,7 @@ class _Run:
         images = self.steps * recipe.batch_size  # an epoch
         dense_training = training_flops(dense, recipe.epochs * images)
         slim_training = training_flops(dense, pruned["epoch"] * images)
-        slim_training += training_flops(slim, (recipe.epochs - pruned["epoch"]) * images)
+        slim_training += training_flops(slim, (recipe.epochs - recipe.retrained_from(pruned["epoch"])) * images)
         of_dense = {**_size(dense), "training_flops": dense_training}
         if recipe.baseline:
             of_dense = self.test(dense) | of_dense | {"seconds": folder.seconds("search", "baseline")}
@@ -315,6 +364,7 @@ class _Run:
             "early_bird_epoch": bird.epoch,
             "search_epochs": folder.last_epoch("search") or 0,
             "pruned_epoch": pruned["epoch"],
+            "retrain_from": recipe.retrain_from,
             "masked_slim_difference": pruned["difference"],
             "training_flops_reduction": dense_training / slim_training,
             **networks,

@@ -1,0 +1,132 @@
+"""Runs that take the dense search of another one over."""
+
+import shutil
+
+import numpy as np
+import pytest
+from test_recipe import SMALL, interrupt, rows_of
+
+import tfspline.runner
+from tfspline import pictures
+from tfspline.recipe import Recipe
+from tfspline.run_dir import RunDir
+from tfspline.runner import run
+
+SEARCH = SMALL | {"epochs": 4, "search_epochs": 2, "eb_lookback": 1, "baseline": False, "batch_size": 256}
+
+
+def trees(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_taken_search_ends_as_one_of_its_own(keras, tmp_path, monkeypatch):
+    run(Recipe(keras=keras.__name__, **SEARCH), tmp_path / "source", verbose=0, publish=False)
+    before = trees(tmp_path / "source")
+    other = Recipe(keras=keras.__name__, **SEARCH | {"criterion": "l1", "ratio": 0.75, "baseline": True})
+    expected = run(other, tmp_path / "alone", verbose=0, publish=False)
+    phases, fit = [], tfspline.runner._Run.fit
+    monkeypatch.setattr(tfspline.runner._Run, "fit", lambda *given: phases.append(given[1]) or fit(*given))
+    interrupt(monkeypatch, [("search", 2), ("prune", 2)])
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            run(other, tmp_path / "run", verbose=0, search_dir=tmp_path / "source", publish=False)
+    assert trees(tmp_path / "source") == before
+    (tmp_path / "source").rename(tmp_path / "gone")  # it is in the run by now
+    summary = run(other, tmp_path / "run", verbose=0, search_dir=tmp_path / "source", publish=False)
+
+    assert phases == ["retrain", "baseline"]
+    assert summary["early_bird_epoch"] == expected["early_bird_epoch"] == 2
+    for row, alone in zip(rows_of(tmp_path / "run"), rows_of(tmp_path / "alone"), strict=True):
+        assert row == {key: pytest.approx(x, rel=1e-6) if isinstance(x, float) else x for key, x in alone.items()}
+    searched = [(tmp_path / name / "history.jsonl").read_text().splitlines()[:2] for name in ("run", "gone")]
+    assert searched[0] == searched[1]  # the seconds, too
+    assert "search_dir" not in (tmp_path / "run" / "flags.cfg").read_text()
+    for name in ("slim.keras", "dense.keras"):
+        models = [keras.models.load_model(tmp_path / folder / name) for folder in ("run", "alone")]
+        for weights, alone in zip(*(model.get_weights() for model in models), strict=True):
+            np.testing.assert_allclose(weights, alone, rtol=1e-6, atol=1e-6)
+    assert run(other, tmp_path / "run", verbose=0, search_dir="nowhere", publish=False) == summary
+
+
+@pytest.mark.parametrize("publish", [True, False])
+def test_what_a_run_leaves_for_people_and_for_others(tmp_path, monkeypatch, publish):
+    drawn = []
+    monkeypatch.setattr(pictures, "draw", lambda folder, *others: drawn.append(folder))
+    run(Recipe(**SEARCH | {"baseline": True}), tmp_path / "run", verbose=0, publish=publish)
+    there = trees(tmp_path / "run")
+    assert ("serving/1/saved_model.pb" in there, "report.html" in there, len(drawn)) == (publish, publish, publish)
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["codes-0001.npz", "codes-0002.npz"] * publish + ["search-0002.keras", "search-0002.npz"]
+    other = RunDir(str(tmp_path / "other"), {})
+    other.start()
+    other.take_search(RunDir.of(str(tmp_path / "run")))
+    assert sorted(path.name for path in (tmp_path / "other" / "checkpoints").iterdir()) == kept
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A run that is over."""
+    folder = tmp_path_factory.mktemp("source") / "run"
+    run(Recipe(**SEARCH), folder, verbose=0, publish=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": 1, "learning_rate": 0.05}, r"seed=0, learning_rate=0.02. Received: seed=1, learning_rate=0.05"),
+        ({"epochs": 5}, "epochs=4. Received: epochs=5"),
+        ({"search_epochs": 1, "width": 0.5}, "width=0.25, search_epochs=2. Received: width=0.5, search_epochs=1"),
+        ({"eb_metric": "mask"}, "eb_metric='partition', ratio=None. Received: eb_metric='mask', ratio=0.5"),
+    ],
+)
+def test_search_of_other_fields_is_refused(source, tmp_path, fields, message):
+    with pytest.raises(ValueError, match=f"Expected a recipe with the search of .*: {message}$"):
+        run(Recipe(**SEARCH | fields), tmp_path / "run", verbose=0, search_dir=source)
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_without_a_search_is_refused(source, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="Expected a folder with a run in it"):
+        run(Recipe(**SEARCH), tmp_path / "run", verbose=0, search_dir=tmp_path / "empty")
+    under_way = tmp_path / "under_way"
+    shutil.copytree(source, under_way)
+    lines = (under_way / "history.jsonl").read_text().splitlines(keepends=True)
+    for rows, message in ((2, "with 2 epochs of search, not over$"), (0, "with no epochs of search$")):
+        (under_way / "history.jsonl").write_text("".join(lines[:rows]))
+        with pytest.raises(ValueError, match=f"search that is over.* {message}"):
+            run(Recipe(**SEARCH), tmp_path / "run", verbose=0, search_dir=under_way)
+    (under_way / "history.jsonl").write_text("".join(lines))
+    (under_way / "checkpoints" / "search-0002.keras").unlink()
+    with pytest.raises(ValueError, match="and its checkpoint.* with 2 epochs of search$"):
+        run(Recipe(**SEARCH), tmp_path / "run", verbose=0, search_dir=under_way)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fields_that_define_the_search():
+    recipe = Recipe(ratio=0.5, epochs=30)
+    after = {"criterion": "l1", "scope": "global", "baseline": True, "weight_pruning": True, "compensate": "refit"}
+    assert Recipe(ratio=0.7, epochs=30, min_units=2, **after).search_fields() == recipe.search_fields()
+    same = {"search_epochs": 6, "eb_threshold": 0.16, "eb_lookback": 3}  # what they are by default
+    assert Recipe(flops=0.5, epochs=30, retrain_from="random", **same).search_fields() == recipe.search_fields()
+    mask = [Recipe(ratio=ratio, eb_metric="mask").search_fields() for ratio in (0.5, 0.7)]
+    assert [name for name in mask[0] if mask[0][name] != mask[1][name]] == ["ratio"]
+    names = {"dataset": "toy2d", "seed": 1, "epochs": 31, "batch_size": 64, "steps_per_epoch": 3, "momentum": 0.5}
+    for name, value in names.items():
+        assert Recipe(**{"ratio": 0.5, "epochs": 30, name: value}).search_fields() != recipe.search_fields()
+
+
+def test_recipe_out_of_its_flags():
+    for fields in (SMALL, {"ratio": 0.5, "image_size": (8, 9), "dataset": "image_folder", "data_dir": "a=b"}):
+        recipe = Recipe(**fields)
+        assert Recipe.from_flags(recipe.as_flags()) == recipe
+    drops = Recipe(ratio=0.5, lr_schedule="step", lr_drops=(80, 120))
+    assert Recipe.from_flags(drops.as_flags()) == drops
+    with pytest.raises(ValueError, match="flags out of: network.* Received: colour"):
+        Recipe.from_flags({"ratio": "0.5", "colour": "red"})
+
+
+def test_run_of_any_flags_is_read_with_its_own(tmp_path):
+    RunDir(str(tmp_path), {"data_dir": "a=b"}).start()
+    assert RunDir.of(str(tmp_path)).flags == {"data_dir": "a=b"}
