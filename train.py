@@ -77,7 +77,7 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
     "criterion",
     Recipe.criterion,
-    "Which units go first: spline, spline_data, spline_affine, bn_scale, l1, fpgm or random.",
+    "Which units go first: spline, spline_data, spline_affine, bn_scale, l1, l2, fpgm, taylor, snip, synflow, random.",
 )
 flags.DEFINE_enum("scope", Recipe.scope, ["layer", "global"], "Rank units within a layer, or across layers.")
 flags.DEFINE_float("ratio", Recipe.ratio, "Budget: the share of units that go.")

@@ -5,14 +5,13 @@ import pytest
 
 import tfspline
 from tfspline import criteria
+from tfspline.arrays import Reader, Units
 
 
 def units(weight, offset=None, scale=None):
     weight = np.asarray(weight, np.float32)
     offset = np.zeros(len(weight), np.float32) if offset is None else np.asarray(offset, np.float32)
-    return criteria.Units(
-        "layer", weight, np.ones((len(weight), 1), np.float32), offset, scale, np.random.default_rng(0)
-    )
+    return Units("layer", weight, np.ones((len(weight), 1), np.float32), offset, scale, np.random.default_rng(0))
 
 
 def test_hyperplane_distance_by_hand():
@@ -117,7 +116,7 @@ def seen(covariance, outgoing=None, coactivity=None):
     covariance = np.asarray(covariance, np.float32)
     outgoing = np.ones((n, 1)) if outgoing is None else outgoing
     coactivity = np.zeros((n, n)) if coactivity is None else coactivity
-    return criteria.Reader(covariance, np.asarray(coactivity, np.float32), np.asarray(outgoing, np.float32))
+    return Reader(covariance, np.asarray(coactivity, np.float32), np.asarray(outgoing, np.float32))
 
 
 def test_spline_data_by_hand():

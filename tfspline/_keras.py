@@ -352,6 +352,27 @@ def iterations(model: Any) -> int:
     return int(optimizer.iterations.numpy())
 
 
+def tf_variable(variable: Any) -> Any:
+    """The TensorFlow variable of a weight, as a GradientTape takes it."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def loss(model: Any, labels: Any, outputs: list) -> tf.Tensor:
+    """The loss that a model is compiled with, a scalar, of a tensor for each of `model.outputs`."""
+    # A Sequential of Keras 3 may have no `output`.
+    outputs = tf.nest.pack_sequence_as(getattr(model, "output", model.outputs[0]), outputs)
+    # The model may be in the middle of `fit`, whose metrics are not to count this.
+    before = {id(metric): [variable.numpy() for variable in metric.variables] for metric in model.metrics}
+    value = model.compute_loss(y=labels, y_pred=outputs)
+    for metric in model.metrics:
+        if not before.get(id(metric)):  # tf_keras makes them when they are first needed
+            metric.reset_state()
+            continue
+        for variable, old in zip(metric.variables, before[id(metric)], strict=True):
+            variable.assign(old)
+    return value
+
+
 def sublayers(layer: Any) -> list:
     """All layers inside a layer, at any depth."""
     # Private, but Keras 3 has no public way to them.

@@ -237,11 +237,17 @@ def _step(node, bend: Bend, logits: bool, copies: dict) -> Step:
             f"Expected a model of layers that are affine, or in affine pieces. Received: layer {bend.path!r} "
             f"({type(node.layer).__name__}), which is not, or not known to be"
         )
+    return Step(bend.path, without_activation(node, copies), shape)
+
+
+def without_activation(node: _keras.Node, copies: dict) -> Callable[[tuple, dict], Any]:
+    """A call in float64, of args and kwargs, without the activation that its layer may have; the copy of each layer is
+    kept in `copies` by the id of the original."""
     if _keras.op_name(node.layer):
-        return Step(bend.path, _bare(node), shape)
+        return _bare(node)
     if _keras.of_class(node.layer, "AveragePooling3D"):  # TensorFlow has it in float32 only
-        return Step(bend.path, lambda args, kwargs: _average(first(args, kwargs), node.layer), shape)
-    return Step(bend.path, _copy(node.layer, copies), shape)
+        return lambda args, kwargs: _average(first(args, kwargs), node.layer)
+    return _copy(node.layer, copies)
 
 
 def _average(x, layer):

@@ -5,67 +5,17 @@ units can be ranked across layers.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
+from tfspline.arrays import Reader, Units
+from tfspline.saliency import snip, synflow, taylor
+
 RHO = 0.05  # weight of the offsets' difference in the distance of two hyperplanes
 RIDGE = 1e-4  # of a covariance's mean variance, added to its diagonal: units may be linearly dependent
 AT_A_TIME = 64  # of so many units left one goes in a step of `spline_affine`, of twice as many two ...
-
-
-@dataclasses.dataclass
-class Reader:
-    """How one layer reads the n units of a group, seen on probe data.
-
-    Attributes:
-        covariance: float32 [n, n], of the units' values at this layer's input, over samples and positions.
-        coactivity: float32 [n, n], the share of samples and positions at which both units are on, that is > 0.
-        outgoing: float32 [n, m], the weights by which the layer reads each unit, all taps and outputs side by side,
-            BatchNormalization right behind the layer folded in.
-    """
-
-    covariance: np.ndarray
-    coactivity: np.ndarray
-    outgoing: np.ndarray
-
-
-@dataclasses.dataclass
-class Units:
-    """The n units of a group, as arrays.
-
-    A unit that several layers make (a residual stream) is the sum of what they make: its weights are theirs side by
-    side, its offset the sum of theirs.
-
-    Attributes:
-        name: the group's name, for messages.
-        kernel: float32 [n, fan_in], the incoming weights as they are.
-        slope: float32 [n, fan_in] or [n, 1], gamma / sigma of the BatchNormalization behind, 1 without one.
-        offset: float32 [n], likewise b = beta + (bias - mu) gamma / sigma.
-        scale: float32 [n], mean |gamma| of the BatchNormalizations that the unit passes; None without any.
-        rng: the generator of a plan's seed.
-        look: looks at the layers that read the units, if the plan was given `data`; None if not.
-    """
-
-    name: str
-    kernel: np.ndarray
-    slope: np.ndarray
-    offset: np.ndarray
-    scale: np.ndarray | None
-    rng: np.random.Generator
-    look: Callable[[], list[Reader]] | None = None
-
-    @functools.cached_property
-    def readers(self) -> list[Reader] | None:
-        """The layers that read the units, if the plan was given `data`; None if not. Asking runs the model on it."""
-        return self.look and self.look()
-
-    @property
-    def weight(self) -> np.ndarray:
-        """float32 [n, fan_in], the incoming weights with BatchNormalization folded in, w = W gamma / sigma."""
-        return self.kernel * self.slope
 
 
 def spline(units: Units, rho: float = RHO) -> np.ndarray:
@@ -190,7 +140,7 @@ def _square(matrix, stay):
     return tf.gather(tf.gather(matrix, stay), stay, axis=1)
 
 
-def _readers(units, criterion):
+def _readers(units, criterion) -> list[Reader]:
     if units.readers is None:
         raise ValueError(f"Expected `data`, unlabelled inputs, for the criterion {criterion!r}. Received: none")
     return units.readers
@@ -239,8 +189,12 @@ def l1(units: Units) -> np.ndarray:
     """L1 norm of the incoming kernel (Li et al. 2017) over the group's mean, which makes layers comparable."""
     # In parts: a copy of a whole large kernel would cost more, as memory new to the process, than its sum.
     parts = np.array_split(units.kernel, -(-units.kernel.size // 2**20), axis=1)
-    norm = sum(np.abs(part).sum(axis=1) for part in parts)
-    return norm / max(norm.mean(), np.finfo(np.float32).tiny)
+    return _over_mean(sum(np.abs(part).sum(axis=1) for part in parts))
+
+
+def l2(units: Units) -> np.ndarray:
+    """L2 norm of the incoming kernel over the group's mean, as `l1`."""
+    return _over_mean(np.linalg.norm(units.kernel, axis=1))
 
 
 def fpgm(units: Units) -> np.ndarray:
@@ -249,8 +203,11 @@ def fpgm(units: Units) -> np.ndarray:
     squares = tf.reduce_sum(tf.square(units.kernel), axis=1)
     inner = tf.matmul(units.kernel, units.kernel, transpose_b=True)
     distances = tf.sqrt(tf.maximum(squares[:, None] + squares[None, :] - 2 * inner, 0))
-    score = tf.reduce_sum(distances, axis=1).numpy()
-    return score / max(score.mean(), np.finfo(np.float32).tiny)
+    return _over_mean(tf.reduce_sum(distances, axis=1).numpy())
+
+
+def _over_mean(norm):
+    return norm / max(norm.mean(), np.finfo(np.float32).tiny)
 
 
 def random(units: Units) -> np.ndarray:
@@ -259,7 +216,8 @@ def random(units: Units) -> np.ndarray:
 
 
 _criteria: dict[str, Callable] = {
-    function.__name__: function for function in (spline, spline_data, spline_affine, bn_scale, l1, fpgm, random)
+    function.__name__: function
+    for function in (spline, spline_data, spline_affine, bn_scale, l1, l2, fpgm, taylor, snip, synflow, random)
 }
 
 
@@ -268,7 +226,7 @@ def register_criterion(name: str, function: Callable[[Units], np.ndarray]) -> No
 
     Args:
         name: how `criterion=` calls it; a known name is replaced.
-        function: gets a `tfspline.criteria.Units`, returns one score a unit, higher is worth keeping.
+        function: gets a `tfspline.arrays.Units`, returns one score a unit, higher is worth keeping.
 
     Raises:
         TypeError: `name` is no string or `function` cannot be called.
@@ -276,7 +234,7 @@ def register_criterion(name: str, function: Callable[[Units], np.ndarray]) -> No
     Example:
 
     >>> import numpy as np, tfspline
-    >>> tfspline.register_criterion("l2", lambda units: np.linalg.norm(units.kernel, axis=1))
+    >>> tfspline.register_criterion("peak", lambda units: np.abs(units.kernel).max(axis=1))
     """
     if not isinstance(name, str) or not callable(function):
         raise TypeError(f"Expected a name and a callable. Received: {name!r} and {function!r}")

@@ -1,6 +1,6 @@
 """The inputs that a user gives to look at a model: arrays, lists, dicts or a tf.data.Dataset."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -8,33 +8,67 @@ import tensorflow as tf
 PROBE = 1024  # samples that are taken of a tf.data.Dataset, which may have no end
 
 
-def probe_inputs(model: Any, data: Any) -> list[tf.Tensor]:
-    """Unlabelled inputs of a model, one tensor for each of `model.inputs`, as the model takes them.
+class Probe(NamedTuple):
+    """What a model is looked at with.
+
+    Attributes:
+        inputs: a tensor for each of `model.inputs`, of its dtype.
+        labels: as the model's loss takes them, arrays or tensors of as many samples; None without any.
+    """
+
+    inputs: list[tf.Tensor]
+    labels: Any
+
+
+def probe(model: Any, data: Any) -> Probe:
+    """The inputs, and labels if there are any, in what a user gives to look at a model.
 
     Args:
         model: a model whose inputs are known.
-        data: what `input_values` takes; or a batched tf.data.Dataset of it, or of tuples `(x, y ...)` as `fit` takes
-            them, of which the first `PROBE` samples are read.
+        data: what `input_values` takes; or a tuple `(x, y ...)` of it, labels and more, as `fit` takes them out of a
+            dataset; or a batched tf.data.Dataset of either, of which the first `PROBE` samples are read.
 
     Raises:
-        ValueError: as `check_inputs`.
+        ValueError: as `check_inputs`; labels of another number of samples.
     """
-    if isinstance(data, tf.data.Dataset):
-        data = _first_samples(model, data)
-    values = check_inputs(model, data)
-    return [tf.cast(value, tensor.dtype) for value, tensor in zip(values, model.inputs, strict=True)]
+    x, labels = _first_samples(model, data) if isinstance(data, tf.data.Dataset) else _pair(data)
+    values = check_inputs(model, x)
+    inputs = [tf.cast(value, tensor.dtype) for value, tensor in zip(values, model.inputs, strict=True)]
+    if labels is not None:
+        labels = tf.nest.map_structure(lambda y: y if tf.is_tensor(y) else np.asarray(y), labels)
+        shapes = [tuple(y.shape) for y in tf.nest.flatten(labels)]
+        if any(shape[:1] != (len(inputs[0]),) for shape in shapes):
+            raise ValueError(f"Expected labels of {len(inputs[0])} samples, as many as inputs. Received: {shapes}")
+    return Probe(inputs, labels)
+
+
+def probe_inputs(model: Any, data: Any) -> list[tf.Tensor]:
+    """The inputs of `probe`."""
+    return probe(model, data).inputs
+
+
+def _pair(data):
+    """Inputs and labels, or None, of data that may be a tuple of them."""
+    if not isinstance(data, tuple):
+        return data, None
+    if not 1 <= len(data) <= 3:
+        raise ValueError(
+            f"Expected inputs, several of them in a list, or a tuple (inputs, labels). Received: a tuple of {len(data)}"
+        )
+    return data[0], data[1] if len(data) > 1 else None
 
 
 def _first_samples(model, data):
     batches, samples = [], 0
     for batch in data:
-        batches.append(input_values(model, batch[0] if isinstance(batch, tuple) else batch))
-        samples += len(batches[-1][0])
+        x, labels = _pair(batch)
+        batches.append((input_values(model, x), labels))
+        samples += len(batches[-1][0][0])
         if samples >= PROBE:
             break
     if not batches:
         raise ValueError("Expected a dataset with at least one batch. Received: an empty one")
-    return [tf.concat(values, 0)[:PROBE] for values in zip(*batches, strict=True)]
+    return tf.nest.map_structure(lambda *parts: None if parts[0] is None else tf.concat(parts, 0)[:PROBE], *batches)
 
 
 def input_values(model: Any, x: Any) -> list:

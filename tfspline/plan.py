@@ -12,7 +12,7 @@ from tfspline import graph as graphs
 from tfspline.budget import Budget
 from tfspline.files import read_json, write_json
 from tfspline.flops import check_static
-from tfspline.inputs import probe_inputs
+from tfspline.inputs import Probe, probe, probe_inputs
 from tfspline.slim import check_same, cut
 from tfspline.units import units_of
 
@@ -125,7 +125,7 @@ class Plan:
 
         Args:
             model: the model that the plan was made for.
-            data: unlabelled inputs to compensate on, as for `tfspline.plan`.
+            data: inputs to compensate on, as for `tfspline.plan`; labels are left aside.
             compensate: "refit" fits each layer, in the order of the network, to its output in the uncut model by
                 least squares (needs `data`); "merge" gives the outgoing weights of a removed unit to those that are
                 kept, by least squares on `data`, without it to the one whose cut is nearest; "none" leaves the
@@ -211,8 +211,8 @@ def plan(
             shares, where all other layers stay. Give exactly one of `ratio`, `flops` and `params`.
         flops: the share of the model's FLOPs that stays, in (0, 1); met from below.
         params: the share of the model's parameters that stays, in (0, 1); met from below.
-        criterion: "spline", "spline_data", "spline_affine", "bn_scale", "l1", "fpgm", "random", or one that
-            `register_criterion` made known.
+        criterion: "spline", "spline_data", "spline_affine", "bn_scale", "l1", "l2", "fpgm", "taylor", "snip",
+            "synflow", "random", or one that `register_criterion` made known.
         scope: "layer" takes the same share of every group of units, "global" ranks all units together.
         min_units: no group is left with fewer units.
         round_to: widths are rounded up to a multiple of it, 8 for instance, which hardware likes; a group that has
@@ -220,16 +220,19 @@ def plan(
         protect: layers whose units stay: their paths, or predicates of a layer.
         allow_inexact: also cut channels that LayerNormalization and its kin run over, which changes the others.
         seed: of the criterion "random".
-        data: unlabelled inputs, some hundreds, for the criteria that look at the units at work ("spline_data",
-            "spline_affine"): what the model takes, or a batched tf.data.Dataset of it or of `(x, y)`, of which the
-            first 1,024 samples are read. All of them go through the model at once, layer after layer.
+        data: some hundreds of inputs for the criteria that look at the units at work ("spline_data",
+            "spline_affine"), what the model takes, several of them in a list; or a tuple `(x, y)` of them with labels,
+            for the criteria that take the gradient of the loss that the model is compiled with ("taylor", "snip"); or
+            a batched tf.data.Dataset of either, of which the first 1,024 samples are read. All of them go through the
+            model at once, layer after layer, for a gradient in batches.
 
     Returns:
         A `Plan`; nothing is cut yet.
 
     Raises:
         TypeError, ValueError: the model's graph cannot be read; an argument is out of its range; nothing in the
-            model can be pruned; the budget is smaller than what has to stay.
+            model can be pruned; the budget is smaller than what has to stay; the criterion needs `data`, labels or a
+            compiled loss without any.
 
     Example:
 
@@ -243,8 +246,8 @@ def plan(
     graph = graphs.read(model, tuple(protect), allow_inexact)
     if flops is not None:
         check_static(model)
-    inputs = None if data is None else probe_inputs(model, data)
-    removed = choose(model, graph, budget, criterion, np.random.default_rng(seed), inputs)
+    seen = None if data is None else probe(model, data)
+    removed = choose(model, graph, budget, criterion, np.random.default_rng(seed), seen)
     options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
     return Plan(graph, removed, options)
 
@@ -255,7 +258,7 @@ def choose(
     budget: Budget,
     criterion: str,
     rng: np.random.Generator,
-    inputs: list | None = None,
+    seen: Probe | None = None,
     off: np.ndarray | None = None,
 ) -> np.ndarray:
     """The units that go, bool [graph.units]; those that are `off` already (bool [graph.units]) before all others,
@@ -272,7 +275,7 @@ def choose(
     left = [dataclasses.replace(group, units=group.units[on[group.units]]) for group in groups]
     left = [group for group in left if group.units.size]
     scores = np.full(graph.units, -np.inf)
-    for group, units in zip(left, units_of(model, graph, left, rng, inputs), strict=True):
+    for group, units in zip(left, units_of(model, graph, left, rng, seen), strict=True):
         scores[group.units] = criteria.named(criterion)(units)
     return budget.removed(graph, groups, [scores[group.units] for group in groups])
 
@@ -291,7 +294,8 @@ def prune(
     Args:
         model: a built functional or Sequential model of Keras 3 or tf_keras; it stays as it is.
         ratio: the share of the units that goes, in (0, 1).
-        data: unlabelled inputs, some hundreds, on which units are scored and what is left is refitted; as for `plan`.
+        data: some hundreds of inputs on which units are scored and what is left is refitted, with labels for the
+            criteria "taylor" and "snip"; as for `plan`.
         compensate: as for `Plan.apply`: "refit", "merge" or "none"; by default "refit" with `data`, "none" without.
         recalibrate: as for `Plan.apply`: whether BatchNormalization gets new statistics; by default with `data`.
         **options: the others of `plan`: `flops`, `params`, `criterion`, `scope`, `min_units`, `round_to`, `protect`,

@@ -15,7 +15,7 @@ from tfspline.backup import Backup
 from tfspline.budget import Budget
 from tfspline.callbacks import EarlyBird
 from tfspline.codes import read_npz, write_npz
-from tfspline.inputs import probe_inputs
+from tfspline.inputs import probe
 from tfspline.masks import Masks, entries, weights
 from tfspline.plan import choose
 
@@ -64,7 +64,7 @@ class SplinePruning(_keras.Callback):
         min_units: as for `tfspline.plan`.
         protect: as for `tfspline.plan`.
         allow_inexact: as for `tfspline.plan`.
-        data: as for `tfspline.plan`: inputs, for criteria that look at the units at work.
+        data: as for `tfspline.plan`: inputs, for criteria that look at the units at work, or `(x, y)`.
         seed: of the criterion "random".
         backup_dir: a folder for what a training that is cut needs to go on, other than that of `BackupAndRestore`, the
             same as the `EarlyBird`'s if you like; None keeps nothing. With `regrow` a state is as large as the weights.
@@ -119,7 +119,7 @@ class SplinePruning(_keras.Callback):
         self._next = 0  # the schedule's first step that has not been looked at
         self._dense = {}  # with `regrow`, what the weights were before units of theirs were switched off
         self._dense_step = -1  # when that was
-        self._inputs = None  # what `data` holds, while `fit` runs
+        self._probe = None  # what `data` holds, while `fit` runs
         self._loaded = None  # which units were off, in a state that was loaded
         self._checked = False
         self._backup = None if backup_dir is None else Backup(backup_dir, self, "iterations")
@@ -147,7 +147,7 @@ class SplinePruning(_keras.Callback):
             )
         if self.start == "early_bird" and self._backup and self._bird.backup_dir is None:
             raise ValueError("Expected an EarlyBird with a backup_dir as well. Received: one without")
-        self._inputs = None if self.data is None else probe_inputs(self.model, self.data)
+        self._probe = None if self.data is None else probe(self.model, self.data)
         if self._loaded:
             self._take_loaded(graph)
         elif self.masks is None:
@@ -198,7 +198,7 @@ class SplinePruning(_keras.Callback):
             self.masks.apply(self.model)
             self._act()
         Masks.release(self.model)
-        self._inputs = None
+        self._probe = None
         if self._backup:
             self._backup.clear()
         if self._begin is None:
@@ -260,7 +260,7 @@ class SplinePruning(_keras.Callback):
     def _choice(self, graph, sparsity, off=None):
         budget = dataclasses.replace(self._budget, ratio=sparsity)
         rng = np.random.default_rng([self.seed, self.step])
-        return choose(self.model, graph, budget, self.criterion, rng, self._inputs, off)
+        return choose(self.model, graph, budget, self.criterion, rng, self._probe, off)
 
     def _resume(self) -> bool:
         """Goes on where a training was cut, if it was."""

@@ -21,7 +21,7 @@ _BUDGETS = ("ratio", "flops", "training_flops_reduction")
 # What is done with the network that the search leaves; all other fields say what that is.
 _AFTER_SEARCH = {
     *("schedule", "pruning_epochs", "criterion", "scope", *_BUDGETS, "min_units", "compensate", "retrain_from"),
-    *("baseline", "weight_pruning"),
+    *("baseline", "weight_pruning", "evaluate"),
 }
 
 

@@ -141,7 +141,7 @@ class _Run:
         """Switches units off little by little while the dense network trains on, if the schedule is a gradual one."""
         recipe, folder = self.recipe, self.folder
         if recipe.gradual and folder.last_epoch("prune") is None:
-            pruning = recipe.pruning(self.steps, data=self.images())
+            pruning = recipe.pruning(self.steps, data=(self.images(), self.labels()))
             if folder.last_epoch("sparsify"):
                 pruning.load(folder.checkpoint("sparsify", ".npz"))
             searched = folder.last_epoch("search") or 0
@@ -154,7 +154,7 @@ class _Run:
             return
         recipe, phase = self.recipe, "sparsify" if self.recipe.gradual else "search"
         start = time.perf_counter()
-        images, dense = self.images(), unwrap(self.load(phase))
+        images, dense = self.images(), self.ordinary(self.load(phase))
         chosen = self.choose(dense, images)
         slim = chosen.apply(dense)
         error = difference(chosen.mask(dense), slim, probe_inputs(dense, images))
@@ -181,7 +181,8 @@ class _Run:
             masks = Masks.from_model(dense)
             return Plan(masks.graph, masks.off, {**options, "ratio": recipe.ratio, "seed": recipe.seed})
         share = recipe.slim_share(self.folder.last_epoch("search") or 0)
-        return plan(dense, ratio=recipe.ratio, flops=share, seed=recipe.seed, data=images, **options)
+        data = (images, self.labels())
+        return plan(dense, ratio=recipe.ratio, flops=share, seed=recipe.seed, data=data, **options)
 
     def rewind(self):
         """Gives the slim network other weights than the trained ones, if the recipe has it start anew."""
@@ -326,6 +327,10 @@ class _Run:
     def images(self):
         """The training images on which the partition is watched and units are looked at."""
         return self.data.normalize(self.data.train.images[:_PROBE_SIZE]).numpy()
+
+    def labels(self):
+        """Those of `images`."""
+        return self.data.train.labels[:_PROBE_SIZE]
 
     def batches(self, split):
         return self.data.evaluation_batches(self.recipe.batch_size, split)

@@ -7,43 +7,60 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfspline import _keras
-from tfspline.criteria import Reader, Units
+from tfspline import _keras, gradients
+from tfspline.arrays import Gradients, Reader, Units
 from tfspline.graph import Graph, Group
+from tfspline.inputs import Probe
 
 
 def units_of(
-    model: Any, graph: Graph, groups: list[Group], rng: np.random.Generator, inputs: list | None = None
+    model: Any, graph: Graph, groups: list[Group], rng: np.random.Generator, probe: Probe | None = None
 ) -> Iterator[Units]:
-    """The `Units` of each group; `rng` is handed on to criteria that draw, and `inputs`, one tensor for each of
-    `model.inputs`, are what their `readers` are seen on, once a criterion asks for these."""
-    seen = functools.cache(lambda: _readers(model, graph, groups, inputs))
+    """The `Units` of each group; `rng` is handed on to criteria that draw, and `probe` is what the model is run on,
+    once a criterion asks for what it takes that to know."""
+    seen = functools.cache(lambda: _readers(model, graph, groups, probe.inputs))
+    learned = functools.cache(lambda training: gradients.of_loss(model, graph, probe, training))
+    flow = functools.cache(lambda: gradients.of_flow(model, graph))
     layers = _keras.layer_paths(model)
     makers = graph.makers
     scale = _scale(graph, layers)
     for group in groups:
-        kernels, slopes, offset = [], [], np.zeros(len(group.units), np.float32)
+        places = {name: places_of(makers[name].units, group.units) for name in group.layers}
+        kernels, slopes, offset = {}, [], np.zeros(len(group.units), np.float32)
         for name in group.layers:
             layer, site = layers[name], makers[name]
-            kernel = _rows(value_of(layer.weights[site.index]), site.axis)
-            bias = _keras.weight(layer, ".".join([*site.weight.split(".")[:-1], "bias"]))
-            bias = np.zeros(len(kernel), np.float32) if bias is None else value_of(bias)
+            kernels[name], bias = value_of(layer.weights[site.index]), gradients.bias_of(layer, site)
+            bias = np.zeros(len(site.units), np.float32) if bias is None else value_of(bias)
             slope, shift = folded(layers[graph.folded[name]]) if name in graph.folded else (np.ones_like(bias), 0)
-            places = places_of(site.units, group.units)
-            kernels.append(_take(kernel, places))
-            slopes.append(slope[places])
-            offset += (bias * slope + shift)[places].mean(axis=1)
+            slopes.append(slope[places[name]])
+            offset += (bias * slope + shift)[places[name]].mean(axis=1)
+        parts = _parts(kernels, makers, places)
         if len(slopes) > 1 or slopes[0].shape[1] > 1:  # otherwise one number a unit will do
-            slopes = [np.repeat(s, k.shape[1] // s.shape[1], axis=1) for s, k in zip(slopes, kernels, strict=True)]
+            slopes = [np.repeat(s, k.shape[1] // s.shape[1], axis=1) for s, k in zip(slopes, parts, strict=True)]
         yield Units(
             name=group.name,
-            kernel=_beside(kernels),
+            kernel=_beside(parts),
             slope=_beside(slopes),
             offset=offset,
             scale=None if np.isnan(scale[group.units]).any() else scale[group.units],
             rng=rng,
-            look=None if inputs is None else lambda name=group.name: seen()[name],
+            look=None if probe is None else lambda name=group.name: seen()[name],
+            learn=None
+            if probe is None or probe.labels is None
+            else lambda training, places=places: _gradients(*learned(training), makers, places),
+            flow=lambda places=places: _beside(_parts(flow(), makers, places)),
         )
+
+
+def _parts(weights, makers, places):
+    """What each layer that makes a group's units has for them, [n, positions a unit x fan_in], of the weights that
+    make them or of arrays like these."""
+    return [_take(_rows(weights[name], makers[name].axis), at) for name, at in places.items()]
+
+
+def _gradients(kernels, gates, makers, places):
+    gate = sum(gates[name][:, at].sum(axis=2) for name, at in places.items())
+    return Gradients(_beside(_parts(kernels, makers, places)), gate)
 
 
 def _readers(model, graph, groups, inputs):
