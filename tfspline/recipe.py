@@ -79,7 +79,7 @@ class Recipe:
 
     def __post_init__(self):
         # These three refuse what they do not know; the shape of the images is not known before they are read.
-        _check_network(self.network, self.width, self.keras)
+        _network(self.network, self.width, self.keras)
         criteria.named(self.criterion)
         self.early_bird()
         _one_of("augment", self.augment, ("none", "crop", "crop_flip"))
@@ -282,9 +282,9 @@ class Recipe:
         return fields | ({"ratio": bird.ratio} if self.eb_metric == "mask" else {})
 
 
-@functools.cache  # a grid of recipes would build it hundreds of times
-def _check_network(network, width, keras):
-    models.build(network, (32, 32, 3), 2, width, keras)
+@functools.lru_cache(maxsize=8)  # a grid of recipes would build the same ones hundreds of times
+def _network(network, width, keras):
+    return models.build(network, (32, 32, 3), 2, width, keras)
 
 
 def _check(name, value, holds, expected):
