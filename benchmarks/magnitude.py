@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 
 import tfspline
@@ -17,15 +18,18 @@ def run(recipe: Recipe, params: int, begin_epoch: int) -> dict:
     dataset = data.load(recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.seed, recipe.image_size)
     steps = dataset.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
     tf_keras.utils.set_random_seed(recipe.seed)
-    model = models.build(recipe.network, dataset.input_shape, dataset.classes, recipe.width, keras="tf_keras")
+    strategy = tf.distribute.MirroredStrategy() if recipe.strategy == "mirrored" else tf.distribute.get_strategy()
+    with strategy.scope():
+        model = models.build(recipe.network, dataset.input_shape, dataset.classes, recipe.width, keras="tf_keras")
     kernels = sum(weight.shape.num_elements() for weight in model.weights if "kernel" in weight.name)
     sparsity = 1 - (params - (model.count_params() - kernels)) / kernels
     begin, end = begin_epoch * steps, (begin_epoch + recipe.pruning_limit) * steps
     schedule = pruning.PolynomialDecay(0.0, sparsity, begin, end, frequency=max(1, (end - begin) // 20))
     training = tfspline.training_flops(model, recipe.epochs * steps * recipe.batch_size)
-    wrapped = pruning.prune_low_magnitude(model, schedule)
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    wrapped.compile(recipe.optimizer(), loss, metrics=["accuracy"])
+    with strategy.scope():
+        wrapped = pruning.prune_low_magnitude(model, schedule)
+        wrapped.compile(recipe.optimizer(), loss, metrics=["accuracy"])
     start = time.perf_counter()
     wrapped.fit(
         dataset.train_batches(recipe.batch_size, 0, recipe.augment, steps),
