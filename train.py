@@ -37,6 +37,12 @@ flags.DEFINE_string("dataset", Recipe.dataset, "digits, fashion_mnist, cifar10, 
 flags.DEFINE_string("data_dir", Recipe.data_dir, "Its files; image_folder: has train/ and test/.")
 flags.DEFINE_list("image_size", Recipe.image_size, "HEIGHT,WIDTH that images are resized to.")
 flags.DEFINE_float("validation_split", Recipe.validation_split, "Share of training images to validate on.")
+flags.DEFINE_enum(
+    "evaluate",
+    Recipe.evaluate,
+    ["test", "validation"],
+    "The images that accuracies in the end are of. Choices are to be made on validation images.",
+)
 flags.DEFINE_enum("augment", Recipe.augment, [*AUGMENTATIONS], "Random shifts or crops, mirroring.")
 
 flags.DEFINE_integer("epochs", Recipe.epochs, "Epochs in all, the search included.")

@@ -243,6 +243,22 @@ def test_slim_network_that_does_something_else_is_refused(tmp_path, monkeypatch)
         run(Recipe(**SMALL), tmp_path, verbose=0)
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_accuracies_of_validation_images(tmp_path):
+    recipe = Recipe(**SMALL | {"evaluate": "validation", "epochs": 5, "search_epochs": 1})
+    summary = run(recipe, tmp_path, verbose=0)
+    last = {row["phase"]: row for row in rows_of(tmp_path)}
+    for network, phase in {"slim": "retrain", "dense": "baseline"}.items():
+        assert summary[network]["accuracy"] == pytest.approx(last[phase]["val_accuracy"])
+        assert summary[network]["loss"] == pytest.approx(last[phase]["val_loss"], rel=1e-4)
+    assert "\nvalidation accuracy " in table(summary) and "test" not in table(summary)
+
+
+def test_validation_images_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match="Expected evaluate to be one of test. Received: 'validation'"):
+        Recipe(ratio=0.5, evaluate="validation")
+
+
 @pytest.mark.parametrize("budget", [{"flops": 1.0}, {"flops": 0.0}, {"training_flops_reduction": 1.0}])
 def test_bad_budget_is_refused(budget):
     with pytest.raises(ValueError, match=f"Expected {next(iter(budget))} to be"):

@@ -18,6 +18,7 @@ SUMMARY = {
     "seed": 7,
     "epochs": 4,
     "schedule": "one_shot",
+    "evaluate": "test",
     "steps_per_epoch": 8,
     "early_bird_step": None,
     "search_epochs": 3,

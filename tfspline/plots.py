@@ -253,7 +253,7 @@ def accuracy_flops(summaries: Sequence[Mapping]) -> Figure:
             axes.plot(flops, 100 * np.array(accuracy), marker, color=_COLORS[phase], markersize=9, label=label)
     axes.margins(0.2)
     axes.set_xlim(left=0)
-    axes.set(xlabel="training FLOPs (2 x MACs, search included)", ylabel="test accuracy (%)")
+    axes.set(xlabel="training FLOPs (2 x MACs, search included)", ylabel="accuracy (%)")
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3)

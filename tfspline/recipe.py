@@ -1,6 +1,7 @@
 """The recipe as data: train dense until the partition has settled, prune, slim, train on."""
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -22,7 +23,7 @@ _BUDGETS = ("ratio", "flops", "training_flops_reduction")
 # What is done with the network that the search leaves; all other fields say what that is.
 _AFTER_SEARCH = {
     *("schedule", "pruning_epochs", "criterion", "scope", *_BUDGETS, "min_units", "compensate", "retrain_from"),
-    *("baseline", "weight_pruning"),
+    *("baseline", "weight_pruning", "evaluate"),
 }
 
 
@@ -48,6 +49,7 @@ class Recipe:
     data_dir: str | None = None
     image_size: tuple[int, int] | None = None
     validation_split: float = 0.0
+    evaluate: str = "test"
     augment: str = "none"
     keras: str = "keras"
     strategy: str = "none"
@@ -82,10 +84,11 @@ class Recipe:
 
     def __post_init__(self):
         # These three refuse what they do not know; the shape of the images is not known before they are read.
-        network = models.build(self.network, (32, 32, 3), 2, self.width, self.keras)
+        network = _network(self.network, self.width, self.keras)
         criteria.named(self.criterion)
         self.early_bird()
         _one_of("augment", self.augment, AUGMENTATIONS)
+        _one_of("evaluate", self.evaluate, ("test", "validation") if self.validation_split else ("test",))
         _one_of("lr_schedule", self.lr_schedule, ("cosine", "step"))
         _one_of("scope", self.scope, SCOPES)
         _one_of("compensate", self.compensate, COMPENSATIONS)
@@ -295,6 +298,11 @@ class Recipe:
         fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _AFTER_SEARCH}
         fields |= {"search_epochs": self.search_limit, "eb_threshold": bird.threshold, "eb_lookback": bird.lookback}
         return fields | ({"ratio": bird.ratio} if self.eb_metric == "mask" else {})
+
+
+@functools.lru_cache(maxsize=8)  # a grid of recipes would build the same ones hundreds of times
+def _network(network, width, keras):
+    return models.build(network, (32, 32, 3), 2, width, keras)
 
 
 def _check(name, value, holds, expected):

@@ -12,7 +12,7 @@ from tfspline.files import replacing
 
 _NETWORKS = {"dense": "dense", "slim": "slim", "weights_pruned": "weights pruned"}
 _ROWS = (
-    ("test accuracy", "accuracy", "{:.2%}"),
+    ("{evaluate} accuracy", "accuracy", "{:.2%}"),
     ("parameters", "params", "{:,}"),
     ("MACs an image", "macs", "{:,}"),
     ("training FLOPs (2 x MACs)", "training_flops", "{:.3e}"),
@@ -20,7 +20,7 @@ _ROWS = (
 )
 _PICTURES = {
     "training.png": "Accuracy and distance of the partition, epoch by epoch.",
-    "accuracy.png": "Test accuracy of each network, and what its training cost.",
+    "accuracy.png": "Accuracy of each network, and what its training cost.",
     "partition.png": "The partition of the input space in the end: on each region the network is one affine map.",
     "distances.png": "How far the partitions of the dense network are apart, each epoch against each other.",
     "layer_distances.png": "How far each layer's part of the partition moved in an epoch.",
@@ -95,7 +95,7 @@ def _compared(summary):
         texts = [form.format(of[key]) if key in of else "-" for of in networks.values()]
         dense, slim = summary["dense"].get(key), summary["slim"][key]
         reduction = f"{dense / slim:.2f}x" if dense is not None and key != "accuracy" else ""
-        rows.append([label, *texts, reduction])
+        rows.append([label.format_map(summary), *texts, reduction])
     return [_NETWORKS[name] for name in networks], rows
 
 

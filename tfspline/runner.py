@@ -403,6 +403,7 @@ class _Run:
             "network": recipe.network,
             "dataset": recipe.dataset,
             "seed": recipe.seed,
+            "evaluate": recipe.evaluate,
             "epochs": recipe.epochs,
             "schedule": recipe.schedule,
             "criterion": recipe.criterion,
@@ -425,7 +426,7 @@ class _Run:
     def test(self, model):
         return {
             name: float(value)
-            for name, value in model.evaluate(self.batches("test"), return_dict=True, verbose=0).items()
+            for name, value in model.evaluate(self.batches(self.recipe.evaluate), return_dict=True, verbose=0).items()
             if name in ("accuracy", "loss")
         }
 

@@ -1,0 +1,205 @@
+"""What the tables compare, as data: methods, scales, and the cells that they make together."""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Iterable, Mapping
+
+from tfspline import criteria, register_criterion
+from tfspline.recipe import Recipe
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+RHOS = (0, 0.01, 0.2, 1)  # beside 0.05, which is `spline`
+for rho in RHOS:
+    register_criterion(f"spline_rho_{rho:g}", functools.partial(criteria.spline, rho=rho))
+
+# The options in which a method differs from the recipe of its network and dataset. All rank units within their layer,
+# so that at a ratio all have the same widths, except where they say otherwise.
+REFITTED = {"criterion": "spline_affine", "compensate": "refit"}
+SLIMMING = {"criterion": "bn_scale", "gamma_l1": 1e-4}  # the L1 of Liu et al. 2017, and of EB Train
+METHODS = {
+    "dense": {"baseline": True},  # to the end; the other half of its run is `spline` at the lowest ratio
+    "spline": {},
+    "spline_data": {"criterion": "spline_data", "compensate": "refit"},
+    "spline_affine": REFITTED,
+    "spline_gradual": {"schedule": "early_bird"},
+    "spline_3.5x": REFITTED | {"training_flops_reduction": 3.5},
+    "spline_5x": REFITTED | {"training_flops_reduction": 5.0},
+    "bn_scale": SLIMMING,
+    "eb_train": SLIMMING | {"eb_metric": "mask", "eb_lookback": 4, "eb_threshold": 0.1},
+    "l1": {"criterion": "l1"},
+    "l2": {"criterion": "l2"},
+    "fpgm": {"criterion": "fpgm"},
+    "taylor": {"criterion": "taylor"},
+    "random": {"criterion": "random"},
+    "snip": {"criterion": "snip", "search_epochs": 0},
+    "synflow": {"criterion": "synflow", "search_epochs": 0},
+    # Drawn at the early bird by the size of the weights, then back to the first weights and all epochs anew.
+    "lottery": {"criterion": "l1", "retrain_from": "initial"},
+    # The small network by itself: widths are all that is left of the large one.
+    "scratch": {"criterion": "random", "search_epochs": 0, "retrain_from": "random"},
+    # Single weights, by tfmot alone, from the epoch on in which `spline` prunes and to as many parameters.
+    "tfmot_magnitude": {"schedule": "early_bird", "keras": "tf_keras"},
+}
+ABLATION = {
+    "dense": METHODS["dense"],
+    "spline": METHODS["spline"],
+    **{f"spline_rho_{rho:g}": {"criterion": f"spline_rho_{rho:g}"} for rho in RHOS},
+    **{
+        f"{criterion}_{way}": {"criterion": criterion, "compensate": way}
+        for criterion in ("spline", "spline_data", "spline_affine", "l1")
+        for way in ("none", "merge", "refit")
+        if (criterion, way) != ("spline", "none")
+    },
+    "spline_global": {"scope": "global"},
+    "spline_affine_refit_global": REFITTED | {"scope": "global"},
+    **{f"threshold_{threshold:g}": {"eb_threshold": threshold} for threshold in (0.08, 0.12, 0.2, 0.3)},
+    **{f"lookback_{lookback}": {"eb_lookback": lookback} for lookback in (1, 2, 3, 4)},
+}
+GRIDS = {"methods": METHODS, "ablation": ABLATION}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How large the trainings are: a recipe for each (dataset, network), whose budget is replaced, and `methods`, the
+    options of a method that depend on the scale."""
+
+    recipes: Mapping[tuple[str, str], Recipe]
+    ratios: tuple[float, ...] = (0.3, 0.5, 0.7)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    methods: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+
+
+def cpu_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -> Scale:
+    """What two cores can do; the same network and images of one size for both datasets."""
+    del imagenet_dir
+    common = {
+        "network": "vgg11",
+        "width": 0.5,
+        "image_size": (16, 16),
+        "keras": "tf_keras",  # tfmot knows no other
+        "epochs": 20,
+        "batch_size": 64,
+        "steps_per_epoch": None,
+        "learning_rate": 0.05,
+        "weight_decay": 5e-4,
+        "eb_lookback": 1,  # of 20 epochs; the authors look back 3 of 160
+        "ratio": 0.5,
+    }
+    recipes = [
+        ("fashion_mnist", Recipe(dataset="fashion_mnist", augment="crop", **common)),
+        ("cifar10", Recipe(**_cifar("cifar10", cifar_dir), augment="crop_flip", **common)),
+    ]
+    return Scale(
+        {(dataset, recipe.network): recipe for dataset, recipe in recipes},
+        methods={"spline_5x": {"search_epochs": 2, "eb_every": 100}},
+    )
+
+
+def paper_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -> Scale:
+    """The paper's tables, by the flagfiles in configs/, on all GPUs."""
+    recipes = {}
+    for network, dataset in itertools.product(("preresnet101", "vgg16"), ("cifar10", "cifar100")):
+        folder = _cifar(dataset, cifar_dir if dataset == "cifar10" else None)
+        recipes[dataset, network] = dataclasses.replace(_configured(network, dataset), **folder, strategy="mirrored")
+    for network in ("resnet18", "resnet50"):
+        recipe = _configured(network, "imagenet")
+        recipes["imagenet", network] = dataclasses.replace(recipe, data_dir=imagenet_dir, strategy="mirrored")
+    return Scale(recipes, methods={"spline_5x": {"search_epochs": 9, "eb_every": 100}})
+
+
+SCALES = {"cpu": cpu_scale, "paper": paper_scale}
+JOBS = {"cpu": 2, "paper": 1}  # at once
+
+
+def _cifar(dataset, folder):
+    # An image folder of it, or what keras.datasets downloads.
+    return {"dataset": "image_folder", "data_dir": folder} if folder else {"dataset": dataset}
+
+
+def _configured(network, dataset):
+    lines = (CONFIGS / f"{network}_{dataset}.cfg").read_text(encoding="utf-8").splitlines()
+    given = (line.removeprefix("--").partition("=") for line in lines if line.startswith("--"))
+    return Recipe.from_flags({name: value or "true" for name, _, value in given})
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training of the grid, and what has to be done before it.
+
+    Attributes:
+        ratio: the share of the units that goes; None where the method has no ratio.
+        search: the cell whose dense search this one takes over; None if it makes its own.
+        like: the cell that says from when on, and to how many parameters, tfmot prunes; None for the other methods.
+    """
+
+    dataset: str
+    network: str
+    method: str
+    ratio: float | None
+    seed: int
+    recipe: Recipe
+    search: "Cell | None" = None
+    like: "Cell | None" = None
+
+    @property
+    def key(self) -> tuple:
+        """What tells it from others, and its lines."""
+        return self.dataset, self.network, self.method, self.ratio, self.seed
+
+    @property
+    def keys(self) -> tuple[tuple, ...]:
+        """Those of all its lines: the run of the dense network has another half."""
+        half = (self.dataset, self.network, "spline", self.recipe.ratio, self.seed)
+        return (self.key, half) if self.method == "dense" else (self.key,)
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return "-".join(str(part) for part in self.key if part is not None)
+
+    @property
+    def needs(self) -> tuple["Cell", ...]:
+        """The cells that have to be done before this one."""
+        return tuple(cell for cell in (self.search, self.like) if cell)
+
+    @property
+    def cost(self) -> float:
+        """About how long it takes, in dense trainings: MACs fall with the square of the width."""
+        recipe, whole = self.recipe, float(self.method in ("dense", "tfmot_magnitude"))
+        searched = (recipe.search_limit + recipe.pruning_limit) / recipe.epochs
+        if recipe.training_flops_reduction:
+            return 1 / recipe.training_flops_reduction
+        slim = (1 - recipe.ratio) ** 2 * (1 - searched * (recipe.retrain_from == "trained"))
+        return max(whole, searched * (self.search is None)) + slim * (self.method != "tfmot_magnitude")
+
+
+def cells(scale: Scale, methods: Mapping[str, Mapping], seeds: Iterable[int] = (), **options) -> list[Cell]:
+    """The cells of a grid, seed after seed, each behind those that it needs.
+
+    Args:
+        scale: recipes and ratios.
+        methods: name -> options of `Recipe`.
+        seeds: by default those of the scale.
+        options: further options of all recipes.
+    """
+    found = {}
+    for seed, ((dataset, network), base) in itertools.product(seeds or scale.seeds, scale.recipes.items()):
+        base, searches = dataclasses.replace(base, seed=seed, **options), {}
+        for method, chosen in methods.items():
+            chosen = {"ratio": None, **chosen, **scale.methods.get(method, {})}
+            without = method == "dense" or "training_flops_reduction" in chosen
+            for ratio in [None] if without else scale.ratios:
+                budget = {"ratio": scale.ratios[0] if method == "dense" else ratio}
+                recipe = dataclasses.replace(base, **chosen | budget)
+                like, search = None, None
+                if method == "tfmot_magnitude":
+                    like = found[dataset, network, "spline", ratio, seed]
+                elif recipe.search_limit:
+                    search = searches.get(key := tuple(recipe.search_fields().items()))
+                cell = Cell(dataset, network, method, ratio, seed, recipe, search, like)
+                found[cell.key] = cell
+                if method != "tfmot_magnitude" and recipe.search_limit:
+                    searches.setdefault(key, cell)
+    return list(found.values())
