@@ -80,7 +80,7 @@ def sweep(given, folder):
         cell = cell_of(given, seed, None, None, None)
         if not results.find(**cell):
             results.add(cell | {"accuracy": 100 * accuracy(dense, dataset)})
-        probe = dataset.normalize(dataset.train.images[: given.images])
+        probe, _ = dataset.sample(given.images)
         for ratio in map(float, given.ratios):
             for criterion in given.criteria:
                 ways = [way for way in given.ways if not results.find(**cell_of(given, seed, ratio, criterion, way))]

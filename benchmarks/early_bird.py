@@ -130,7 +130,7 @@ def main(argv):
     steps -= steps % every  # so that looks fall on ends of epochs
     epoch = steps // every
     shares = sorted({part for part in (1, epoch // 8, epoch // 4, epoch // 2) if part})
-    probe = dataset.normalize(dataset.train.images[: given.probe_size]).numpy()
+    probe, _ = dataset.sample(given.probe_size)
     options = {"probe": probe, "stop_training": False}
     birds = [
         EarlyBird(lookback=lookback, every=n, **options)

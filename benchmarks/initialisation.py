@@ -141,7 +141,7 @@ class Study:
 
     @property
     def images(self):
-        return self.dataset.normalize(self.dataset.train.images[:IMAGES]).numpy()
+        return self.dataset.sample(IMAGES)[0]
 
     @property
     def epoch(self):

@@ -480,6 +480,17 @@ def test_damaged_cifar_batch_is_refused(tmp_path, content):
         data.load("cifar100", data_dir=tmp_path)
 
 
+def test_sample_is_of_all_classes_where_images_come_class_by_class(image_dir):
+    folder = data.load("image_folder", data_dir=image_dir, seed=3)
+    images, labels = folder.sample(len(folder.train))
+    assert labels.tolist() != sorted(labels) and sorted(labels) == sorted(folder.train.labels)
+    whole = folder.normalize(folder.train.images).numpy()
+    order = [np.flatnonzero((whole == image).all((1, 2, 3))) for image in images]
+    np.testing.assert_array_equal(folder.train.labels[np.concatenate(order)], labels)
+    np.testing.assert_array_equal(folder.sample(2)[1], folder.sample(2)[1])
+    assert len(folder.sample(10**6)[0]) == len(folder.train)
+
+
 # ---- image_folder
 
 

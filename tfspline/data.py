@@ -138,6 +138,24 @@ class Dataset:
             raise ValueError(f"Expected from 1 to {most} steps, all batches of an epoch. Received: {steps!r}")
         return steps or most
 
+    def sample(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Training examples drawn at random, the same at every call: to watch a partition on, or to look at units.
+
+        Args:
+            size: how many; all that there are if these are fewer.
+
+        Returns:
+            Normalised images, float32 `[size, *input_shape]`, and labels, int32 `[size]`.
+
+        Example:
+            >>> images, labels = tfspline.data.load("digits").sample(512)
+            >>> images.shape, labels.shape
+            ((512, 8, 8, 1), (512,))
+        """
+        # Image folders come class by class: the first ones would all be alike.
+        drawn = np.random.default_rng(self.seed).choice(len(self.train), min(size, len(self.train)), replace=False)
+        return self.normalize(self.train.images[drawn]).numpy(), self.train.labels[drawn]
+
     def train_batches(
         self, batch_size: int, epoch: int = 0, augment: str = "none", steps: int | None = None, step: int = 0
     ) -> tf.data.Dataset:

@@ -160,7 +160,7 @@ class _Run:
         """Switches units off little by little while the dense network trains on, if the schedule is a gradual one."""
         recipe, folder = self.recipe, self.folder
         if recipe.gradual and folder.last_epoch("prune") is None:
-            pruning = recipe.pruning(self.steps, data=(self.images(), self.labels()))
+            pruning = recipe.pruning(self.steps, data=self.data.sample(_PROBE_SIZE))
             if folder.last_epoch("sparsify"):
                 pruning.load(folder.checkpoint("sparsify", ".npz"))
             searched = folder.last_epoch("search") or 0
@@ -173,8 +173,9 @@ class _Run:
             return
         recipe, phase = self.recipe, "sparsify" if self.recipe.gradual else "search"
         start = time.perf_counter()
-        images, dense = self.images(), self.ordinary(self.load(phase))
-        chosen = self.choose(dense, images)
+        images, labels = self.data.sample(_PROBE_SIZE)
+        dense = self.ordinary(self.load(phase))
+        chosen = self.choose(dense, (images, labels))
         slim = chosen.apply(dense)
         error = difference(chosen.mask(dense), slim, probe_inputs(dense, images))
         if not error <= _TOLERANCE:
@@ -192,15 +193,14 @@ class _Run:
         row |= {"ratio": chosen.ratio, "difference": error, "seconds": seconds}
         self.folder.record(row, lambda path: wrap(slim).save(path(".keras")))
 
-    def choose(self, dense, images):
-        """The plan of what goes."""
+    def choose(self, dense, data):
+        """The plan of what goes, by labelled training images."""
         recipe = self.recipe
         options = {"criterion": recipe.criterion, "scope": recipe.scope, "min_units": recipe.min_units}
         if recipe.gradual:
             masks = Masks.from_model(dense)
             return Plan(masks.graph, masks.off, {**options, "ratio": recipe.ratio, "seed": recipe.seed})
         share = recipe.slim_share(self.folder.last_step("search") / self.steps)
-        data = (images, self.labels())
         return plan(dense, ratio=recipe.ratio, flops=share, seed=recipe.seed, data=data, **options)
 
     def rewind(self):
@@ -368,11 +368,8 @@ class _Run:
 
     def images(self):
         """The training images on which the partition is watched and units are looked at."""
-        return self.data.normalize(self.data.train.images[:_PROBE_SIZE]).numpy()
-
-    def labels(self):
-        """Those of `images`."""
-        return self.data.train.labels[:_PROBE_SIZE]
+        images, _ = self.data.sample(_PROBE_SIZE)
+        return images
 
     def batches(self, split):
         return self.data.evaluation_batches(self.recipe.batch_size, split)
