@@ -37,6 +37,7 @@ flags.DEFINE_string("dataset", Recipe.dataset, "digits, fashion_mnist, cifar10, 
 flags.DEFINE_string("data_dir", Recipe.data_dir, "Its files; image_folder: has train/ and test/.")
 flags.DEFINE_list("image_size", Recipe.image_size, "HEIGHT,WIDTH that images are resized to.")
 flags.DEFINE_float("validation_split", Recipe.validation_split, "Share of training images to validate on.")
+flags.DEFINE_integer("train_images", Recipe.train_images, "How many of the others to train on. Default: all.")
 flags.DEFINE_enum(
     "evaluate",
     Recipe.evaluate,

@@ -7,15 +7,15 @@ import tensorflow as tf
 import tf_keras
 
 import tfspline
-from tfspline import _keras, data, models
+from tfspline import _keras, models
+from tfspline.data import Dataset
 from tfspline.recipe import Recipe
 
 
-def run(recipe: Recipe, params: int, begin_epoch: int) -> dict:
+def run(recipe: Recipe, dataset: Dataset, params: int, begin_epoch: int) -> dict:
     """Trains to `params` parameters that are not zero, which go on tfmot's PolynomialDecay from the end of
     `begin_epoch` on, for as many epochs as the recipe's gradual schedule takes; returns what a line says of it."""
     pruning = _keras.tfmot().sparsity.keras
-    dataset = data.load(recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.seed, recipe.image_size)
     steps = dataset.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
     tf_keras.utils.set_random_seed(recipe.seed)
     strategy = tf.distribute.MirroredStrategy() if recipe.strategy == "mirrored" else tf.distribute.get_strategy()

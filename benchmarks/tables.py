@@ -32,6 +32,7 @@ from tfspline.recipe import Recipe  # noqa: E402
 from tfspline.runner import run  # noqa: E402
 
 HELD_OUT = 0.1  # share of the training images, for --validation
+_OF_DATASET = ("dataset", "data_dir", "image_size", "validation_split", "train_images", "seed")
 # What does not make results others, or stands in a line by itself.
 _NOT_OPTIONS = ("dataset", "data_dir", "network", "ratio", "seed", "baseline")
 
@@ -61,13 +62,14 @@ def share_cores(jobs: int) -> None:
 def work(cell: grid.Cell, folder: str, like: dict | None) -> list[dict]:
     """Carries a cell out, or goes on with it; returns its lines. `like` is the line of `cell.like`."""
     keras_named(cell.recipe.keras).backend.clear_session()
+    dataset = _dataset(**{name: getattr(cell.recipe, name) for name in _OF_DATASET})
     if cell.like:
-        found = magnitude.run(cell.recipe, like["params"], like["pruned_epoch"])
+        found = magnitude.run(cell.recipe, dataset, like["params"], like["pruned_epoch"])
         return [_line(cell.key, cell.recipe, like | found | {"prune_seconds": 0.0})]
     search_dir = cell.search and os.path.join(folder, cell.search.name)
     if search_dir and not os.path.exists(os.path.join(search_dir, "summary.json")):
         search_dir = None  # it was not among the cells that were asked for
-    summary = run(cell.recipe, os.path.join(folder, cell.name), 0, search_dir=search_dir, publish=False)
+    summary = run(cell.recipe, os.path.join(folder, cell.name), 0, search_dir, publish=False, dataset=dataset)
     both = {
         **{name: summary[name] for name in ("early_bird_epoch", "search_epochs", "pruned_epoch")},
         "prune_seconds": summary["seconds"]["prune"],
@@ -78,6 +80,13 @@ def work(cell: grid.Cell, folder: str, like: dict | None) -> list[dict]:
     if cell.recipe.baseline:
         lines[0] |= {"training_flops_reduction": 1.0, "prune_seconds": 0.0}
     return lines
+
+
+@functools.lru_cache(
+    maxsize=1
+)  # cells come by seed and dataset, and an image folder takes longer to read than to train on
+def _dataset(**fields):
+    return Recipe(ratio=0.5, **fields).load_dataset()
 
 
 def _line(key, recipe, found):

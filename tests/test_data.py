@@ -480,6 +480,20 @@ def test_damaged_cifar_batch_is_refused(tmp_path, content):
         data.load("cifar100", data_dir=tmp_path)
 
 
+def test_train_images_leaves_each_class_its_share_and_validation_whole():
+    digits = data.load("digits", validation_split=0.1, seed=1, train_images=200)
+    assert len(digits.train) == 200 and len(digits.validation) == 144
+    whole, part = (np.bincount(split.labels) for split in (data.load("digits").train, digits.train))
+    assert np.abs(part - 200 * whole / whole.sum()).max() < 1
+    assert not {image.tobytes() for image in digits.train.images} & {i.tobytes() for i in digits.validation.images}
+
+
+@pytest.mark.parametrize("count", [9, 1433])
+def test_train_images_that_are_not_there_are_refused(count):
+    with pytest.raises(ValueError, match=f"Expected train_images from 10, .* to 1437 less as many. Received: {count}"):
+        data.load("digits", train_images=count)
+
+
 def test_sample_is_of_all_classes_where_images_come_class_by_class(image_dir):
     folder = data.load("image_folder", data_dir=image_dir, seed=3)
     images, labels = folder.sample(len(folder.train))

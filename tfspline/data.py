@@ -262,6 +262,7 @@ def load(
     validation_split: float = 0.0,
     seed: int = 0,
     image_size: tuple[int, int] | None = None,
+    train_images: int | None = None,
 ) -> Dataset:
     """Loads a dataset into memory, or lists the files of one that does not fit.
 
@@ -281,14 +282,15 @@ def load(
             `image_folder` a folder with `train` and `test`, each with a sub-folder a class. `digits` and
             `toy2d` take none.
         validation_split: share of each class's training images that is held out as `validation`, in [0, 1).
-        seed: of the validation split and of the order and augmentation of the training batches.
+        seed: of what is held out or left out, and of the order and augmentation of the training batches.
         image_size: `(height, width)` that images are resized to, each pixel the mean of the area that it covers;
             by default they stay as they are, those of an `image_folder` get the size of the first one.
+        train_images: how many of those that are not held out are trained on, each class its share; by default all.
 
     Raises:
         ValueError: an unknown name; a `data_dir` missing, or one or an `image_size` given where none is taken;
-            `validation_split` outside [0, 1); files that do not hold what they should; classes that differ
-            between `train` and `test`.
+            `validation_split` outside [0, 1); `train_images` that are not there; files that do not hold what they
+            should; classes that differ between `train` and `test`.
         FileNotFoundError: `data_dir`, or something that should be in it, is not there.
 
     Example:
@@ -313,10 +315,14 @@ def load(
         train, test = (Split(_resized(split.images, size), split.labels) for split in (train, test))
     validation = None
     if validation_split > 0:
-        parts = train_test_split(
-            np.arange(len(train)), test_size=validation_split, random_state=seed, stratify=train.labels
-        )
-        train, validation = map(train.part, parts)
+        train, validation = _divided(train, seed, test_size=validation_split)
+    if train_images is not None:
+        if not len(class_names) <= train_images <= len(train) - len(class_names):
+            raise ValueError(
+                f"Expected train_images from {len(class_names)}, the number of classes, to {len(train)} less as many. "
+                f"Received: {train_images!r}"
+            )
+        train, _ = _divided(train, seed, train_size=train_images)
     return Dataset(name, tuple(class_names), train, validation, test, seed)
 
 
@@ -344,6 +350,11 @@ def _split(images, labels) -> Split:
     if not isinstance(images, ImageFiles):
         images = np.ascontiguousarray(images[..., np.newaxis] if images.ndim == 3 else images)
     return Split(images, np.asarray(labels, np.int32).reshape(-1))
+
+
+def _divided(split, seed, **size):
+    parts = train_test_split(np.arange(len(split)), random_state=seed, stratify=split.labels, **size)
+    return map(split.part, parts)
 
 
 def _resized(images, size):

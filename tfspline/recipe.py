@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from tfspline import _keras, criteria, models
+from tfspline import _keras, criteria, data, models
 from tfspline.augment import AUGMENTATIONS
 from tfspline.budget import SCOPES
 from tfspline.callbacks import EarlyBird
@@ -49,6 +49,7 @@ class Recipe:
     data_dir: str | None = None
     image_size: tuple[int, int] | None = None
     validation_split: float = 0.0
+    train_images: int | None = None
     evaluate: str = "test"
     augment: str = "none"
     keras: str = "keras"
@@ -239,6 +240,11 @@ class Recipe:
         if self.lr_schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
         return self.learning_rate * self.lr_drop_factor ** sum(epoch >= drop for drop in self.lr_drops)
+
+    def load_dataset(self) -> data.Dataset:
+        """The dataset of the recipe; ValueError, OSError as `tfspline.data.load` raises them."""
+        size, images = self.image_size, self.train_images
+        return data.load(self.dataset, self.data_dir, self.validation_split, self.seed, size, images)
 
     def optimizer(self) -> Any:
         """The SGD of the recipe, of its Keras, not built yet."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfspline import _keras, data, models, report
+from tfspline import _keras, models, report
 from tfspline.codes import RegionEncoder
+from tfspline.data import Dataset
 from tfspline.flops import flops, training_flops
 from tfspline.inputs import probe_inputs
 from tfspline.magnitude import hold_zeros, prune_weights, zeros
@@ -36,6 +37,7 @@ def run(
     verbose: int = 1,
     search_dir: str | os.PathLike | None = None,
     publish: bool = True,
+    dataset: Dataset | None = None,
 ) -> dict:
     """Carries a recipe out, or goes on with it where it was interrupted.
 
@@ -52,6 +54,7 @@ def run(
             fields that define the search have to be the same. It is not read again once the search is in `run_dir`.
         publish: False leaves out what is made to be looked at or served: `serving/`, pictures, `distances.npz` with
             the region codes that it is made of, and `report.html`.
+        dataset: what `recipe.load_dataset()` returns, where many runs share it.
 
     Returns:
         What is in `summary.json`.
@@ -71,7 +74,7 @@ def run(
     folder = RunDir(os.fspath(run_dir), recipe.as_flags())
     if folder.summary() is None:
         taken = None if search_dir is None or folder.last_epoch("search") else _search(os.fspath(search_dir), recipe)
-        _Run(recipe, folder, verbose, publish).run(taken)
+        _Run(recipe, folder, verbose, publish, dataset).run(taken)
     if publish and not os.path.exists(folder.file("report.html")):
         report.write(run_dir)
     return folder.summary()
@@ -97,11 +100,11 @@ def _search(path, recipe):
 class _Run:
     """A recipe under way in a folder; each phase leaves its network as a checkpoint for those after it."""
 
-    def __init__(self, recipe, folder, verbose, publish=True):
+    def __init__(self, recipe, folder, verbose, publish=True, dataset=None):
         self.recipe, self.folder, self.verbose, self.publish = recipe, folder, verbose, publish
         self.keras = _keras.keras_named(recipe.keras)
         self.strategy = _strategy(recipe.strategy)
-        self.data = data.load(recipe.dataset, recipe.data_dir, recipe.validation_split, recipe.seed, recipe.image_size)
+        self.data = recipe.load_dataset() if dataset is None else dataset
         self.steps = self.data.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
 
     def run(self, taken=None):
