@@ -79,18 +79,18 @@ def cpu_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -> 
         "width": 0.75,
         "keras": "tf_keras",  # tfmot knows no other
         "train_images": 4000,
-        "epochs": 24,
-        "batch_size": 32,
-        "learning_rate": 0.03,
+        "epochs": 20,
+        "batch_size": 64,
+        "learning_rate": 0.05,
         "weight_decay": 5e-4,
-        "eb_lookback": 1,  # of 24 epochs; the authors look back 3 of 160
+        "eb_lookback": 1,  # of 20 epochs; the authors look back 3 of 160
         "ratio": 0.5,
     }
     recipes = [
         ("fashion_mnist", Recipe(dataset="fashion_mnist", image_size=(14, 14), augment="crop", **common)),
         ("cifar10", Recipe(**_cifar("cifar10", cifar_dir), image_size=(16, 16), augment="crop_flip", **common)),
     ]
-    inside_epochs = {"search_epochs": 2, "eb_every": 25}
+    inside_epochs = {"search_epochs": 2, "eb_every": 12}
     return Scale(
         {(dataset, recipe.network): recipe for dataset, recipe in recipes},
         methods={"spline_3.5x": inside_epochs, "spline_5x": inside_epochs},
