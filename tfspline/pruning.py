@@ -14,7 +14,7 @@ from tfspline import graph as graphs
 from tfspline.backup import Backup
 from tfspline.budget import Budget
 from tfspline.callbacks import EarlyBird
-from tfspline.codes import read_npz, write_npz
+from tfspline.files import read_npz, with_prefix, write_npz
 from tfspline.inputs import probe
 from tfspline.masks import Masks, entries, weights
 from tfspline.plan import choose
@@ -355,13 +355,9 @@ def _named(schedule, step: int) -> float | None:
 
 def _state(arrays: dict) -> tuple:
     """What `SplinePruning.save` has written: settings, steps, which units are on, values kept aside."""
-
-    def part(prefix):
-        return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
-
     dense = {}
-    for key, value in part("dense/").items():
+    for key, value in with_prefix(arrays, "dense/").items():
         layer, _, index = key.rpartition("/")
         dense[layer, int(index)] = value
     step, begin, following, dense_step = arrays["steps"].tolist()
-    return str(arrays["settings"]), (step, begin, following, dense_step), part("on/"), dense
+    return str(arrays["settings"]), (step, begin, following, dense_step), with_prefix(arrays, "on/"), dense
