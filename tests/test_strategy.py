@@ -14,7 +14,7 @@ cpu, half = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceCo
 tf.config.set_logical_device_configuration(cpu, [half, half])
 keras, replicas, policy = importlib.import_module(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 import tfspline
-from tfspline.masks import weights
+from tfspline.constraints import weights
 
 keras.mixed_precision.set_global_policy(policy)
 keras.utils.set_random_seed(0)

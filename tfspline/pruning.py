@@ -14,9 +14,10 @@ from tfspline import graph as graphs
 from tfspline.backup import Backup
 from tfspline.budget import Budget
 from tfspline.callbacks import EarlyBird
+from tfspline.constraints import weights
 from tfspline.files import read_npz, with_prefix, write_npz
 from tfspline.inputs import probe
-from tfspline.masks import Masks, entries, weights
+from tfspline.masks import Masks, entries
 from tfspline.plan import choose
 
 
