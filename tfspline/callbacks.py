@@ -23,7 +23,7 @@ from tfspline.recorder import Recorder
 _METRICS = {"partition": (0.16, 3, operator.lt), "mask": (0.1, 4, operator.le)}
 
 
-class EarlyBird(_keras.Callback):
+class EarlyBird(_keras.StepCallback):
     """Stops the training once the model's partition of its input space has settled: the early-bird ticket.
 
     After each epoch the region codes of a fixed set of inputs, the probe, are compared with those of the
@@ -159,9 +159,6 @@ class EarlyBird(_keras.Callback):
         super().set_params(params)
         params[self.KEY] = self
 
-    # tf_keras fetches the logs of each batch for a callback that acts between batches, unless it says this.
-    _supports_tf_logs = True
-
     def _implements_train_batch_hooks(self):
         return self.every is not None
 
@@ -220,20 +217,16 @@ class EarlyBird(_keras.Callback):
             self.model.stop_training = True
             self._idle, self.model.train_function = self.model.train_function, lambda iterator: {}
 
-    def on_train_batch_begin(self, batch, logs=None):
-        """Notes where the steps of this batch begin: an execution can hold several."""
-        self._first = batch
-
     def on_train_batch_end(self, batch, logs=None):
         """With `every`, counts the steps, and looks if it is time."""
         if self.every is None or self._idle:
             return
-        before, last = self._trained, _keras.last_step(self, batch)
-        self._trained += last - self._first + 1
+        before = self._trained
+        self._trained += self.steps_of(batch)
         if self._trained // self.every > before // self.every and (self._probed or self._recorder.full):
             self._look(self._epoch, logs)
         # Not only at the end of the epoch: Keras may have made its own backup when this callback gets to see that.
-        if self._backup and (self.model.stop_training or last + 1 == self.params.get("steps")):
+        if self._backup and (self.model.stop_training or self.last_step(batch) + 1 == self.params.get("steps")):
             self._put(self._epoch)
 
     def on_epoch_end(self, epoch, logs=None):

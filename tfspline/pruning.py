@@ -21,7 +21,7 @@ from tfspline.masks import Masks, entries
 from tfspline.plan import choose
 
 
-class SplinePruning(_keras.Callback):
+class SplinePruning(_keras.StepCallback):
     """Switches units off while a model trains, as many and at those steps as a schedule of tfmot says.
 
     At each step that the schedule names, the units are scored anew as by `tfspline.plan`, the share that it gives of
@@ -130,12 +130,6 @@ class SplinePruning(_keras.Callback):
         """The share of the units that may go which is off."""
         return self.masks.sparsity if self.masks else 0.0
 
-    # tf_keras fetches the logs of each batch for a callback that acts between batches, unless it says this.
-    _supports_tf_logs = True
-
-    def _implements_train_batch_hooks(self):
-        return True
-
     def on_train_begin(self, logs=None):
         """Refuses what cannot be pruned, and puts the masks on."""
         graph = graphs.read(self.model, self._protect, self._allow_inexact)
@@ -177,13 +171,9 @@ class SplinePruning(_keras.Callback):
             self._backup.put(iterations, oldest=self._begins[0])
             self._begins.append(iterations)
 
-    def on_train_batch_begin(self, batch, logs=None):
-        """Notes where the steps of this batch begin: an execution can hold several."""
-        self._first = batch
-
     def on_train_batch_end(self, batch, logs=None):
         """Counts the steps, and prunes if the schedule says so."""
-        self.step += _keras.last_step(self, batch) - self._first + 1
+        self.step += self.steps_of(batch)
         self._act()
 
     def on_epoch_end(self, epoch, logs=None):

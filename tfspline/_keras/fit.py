@@ -63,13 +63,6 @@ def loss(model: Any, labels: Any, outputs: list) -> tf.Tensor:
     return value
 
 
-def last_step(callback: Any, batch: int) -> int:
-    """The number within its epoch of the last step that was trained, in a callback's `on_train_batch_end(batch)`."""
-    # Keras 3 names the last step of a whole execution also where the epoch ends within it.
-    steps = (callback.params or {}).get("steps")
-    return min(batch, steps - 1) if steps else batch
-
-
 class Callback(keras.callbacks.Callback):
     """A callback that runs in the `fit` of either Keras; it acts between epochs, not between batches."""
 
@@ -82,3 +75,27 @@ class Callback(keras.callbacks.Callback):
 
     def _implements_predict_batch_hooks(self):
         return False
+
+
+class StepCallback(Callback):
+    """One that acts between batches too, where a batch can be an execution of several steps."""
+
+    # tf_keras fetches the logs of each batch for a callback that acts between batches, unless it says this.
+    _supports_tf_logs = True
+
+    def _implements_train_batch_hooks(self):
+        return True
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Notes where the steps of this batch begin."""
+        self._first_step = batch
+
+    def last_step(self, batch: int) -> int:
+        """The number within its epoch of the last step that was trained, in `on_train_batch_end(batch)`."""
+        # Keras 3 names the last step of a whole execution also where the epoch ends within it.
+        steps = (self.params or {}).get("steps")
+        return min(batch, steps - 1) if steps else batch
+
+    def steps_of(self, batch: int) -> int:
+        """How many steps were trained in a batch, in `on_train_batch_end(batch)`."""
+        return self.last_step(batch) - self._first_step + 1
