@@ -231,7 +231,7 @@ def test_validation_is_a_share_of_each_class(streamed):
 
 
 def test_moments_are_those_of_the_first_files(streamed, monkeypatch):
-    monkeypatch.setattr(data, "_MOMENTS_OF", 5)
+    monkeypatch.setattr("tfspline.dataset._MOMENTS_OF", 5)
     dataset = streamed()
     pixels = dataset.train.images[:5].reshape(-1, 3)
     np.testing.assert_allclose(dataset.mean, pixels.mean(axis=0), rtol=1e-6)

@@ -394,9 +394,16 @@ def test_distances_are_those_of_the_early_bird(tmp_path):
     assert seen == [None, *(pytest.approx(distance, abs=1e-6) for distance in np.diagonal(mean, 1))]
 
 
-def test_augmented_points_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="augment out of: none. Received: 'crop'"):
-        run(Recipe(**TOY | {"augment": "crop"}), tmp_path / "run", verbose=0)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"augment": "crop"}, "augment out of: none. Received: 'crop'"),
+        ({"network": "resnet8"}, r"input_shape=\(height, width, channels\) of .* Received: \(2,\)"),
+    ],
+)
+def test_recipe_for_images_is_refused_for_points(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        run(Recipe(**TOY | fields), tmp_path / "run", verbose=0)
     assert not (tmp_path / "run").exists()
 
 

@@ -16,10 +16,6 @@ from tfspline.training import Training
 UNFOUND = {"eb_threshold": 1e-9, "search_epochs": 2, "epochs": 3, "baseline": False, "batch_size": 256}
 
 
-def weights_of(keras, path):
-    return keras.models.load_model(path).get_weights()
-
-
 def fresh_network(recipe, tmp_path):
     return tfspline.unwrap(Training(recipe, RunDir(str(tmp_path / "nowhere"), {})).fresh())
 
