@@ -13,7 +13,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is im
 from absl import app, flags, logging  # noqa: E402
 
 from tfspline.augment import AUGMENTATIONS  # noqa: E402
-from tfspline.recipe import RETRAIN_FROM, SCHEDULES, STRATEGIES, Recipe  # noqa: E402
+from tfspline.recipe import Recipe  # noqa: E402
+from tfspline.recipe_checks import RETRAIN_FROM, SCHEDULES, STRATEGIES  # noqa: E402
 from tfspline.report import table  # noqa: E402
 from tfspline.runner import run  # noqa: E402
 

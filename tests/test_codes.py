@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import tfspline.codes
 from tfspline.codes import Codes, RegionEncoder, pack_bits, region_codes
 
 Z = np.array([[-7.0, -1.0, 0.0, 0.5, 6.0, 6.5]], "float32")
@@ -355,7 +354,7 @@ def test_codes_survive_a_file(codes, tmp_path):
 
 def test_a_failed_save_leaves_the_old_file(codes, tmp_path, monkeypatch):
     codes.save(tmp_path / "codes.npz")
-    monkeypatch.setattr(tfspline.codes.np, "savez", lambda file, **arrays: file.write(b"half") and 1 / 0)
+    monkeypatch.setattr(np, "savez", lambda file, **arrays: file.write(b"half") and 1 / 0)
     with pytest.raises(ZeroDivisionError):
         codes.save(tmp_path / "codes.npz")
     assert [file.name for file in tmp_path.iterdir()] == ["codes.npz"]

@@ -320,7 +320,7 @@ def test_resized_image_is_of_means(monkeypatch):
 
 
 def test_resized_images_that_do_not_fit_into_memory_are_refused(monkeypatch):
-    monkeypatch.setattr(_readers, "_MEMORY_LIMIT", 1437 * 12 * 8 - 1)
+    monkeypatch.setattr(_readers, "MEMORY_LIMIT", 1437 * 12 * 8 - 1)
     with pytest.raises(ValueError, match="at most 137,951 bytes once resized. Received: 137,952 bytes; give"):
         data.load("digits", image_size=(12, 8))
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfspline import _keras
-from tfspline.callbacks import EarlyBird, _mask
+from tfspline.callbacks import EarlyBird
 from tfspline.codes import Codes
+from tfspline.pruning_mask import pruning_mask
 from tfspline.recorder import Recorder
 
 
@@ -70,7 +71,7 @@ def test_the_bird_is_found_when_all_of_the_lookback_are_near(keras, monkeypatch)
     assert bird.found
     assert model.stop_training
     assert [entry["partition_distance"] for entry in logs[1:]] == bird.distances[1:]
-    assert len(bird._history) == 3
+    assert len(bird._looks.codes) == 3
 
 
 def test_no_bird_before_there_are_lookback_earlier_epochs(keras, monkeypatch):
@@ -198,7 +199,7 @@ def test_looks_at_the_ends_of_epochs_see_what_the_bird_once_an_epoch_sees(keras,
     first = often.lookback
     assert len(often.distances) == 7 * 5
     np.testing.assert_array_equal(often.distances[4::5][first:], seldom.distances[first:])
-    assert len(often._history) == first * 5
+    assert len(often._looks.codes) == first * 5
 
 
 def test_the_first_epoch_tells_how_long_epochs_are(keras, data):
@@ -358,7 +359,7 @@ def test_codes_are_taken_on_a_given_probe(keras, data, rng):
     bird = EarlyBird(probe=rng.normal(size=(5, 4)))
     own = fit(model, data, epochs=1) and model.train_function
     fit(model, data, bird)
-    assert len(bird._history[0]) == 5
+    assert len(bird._looks.codes[0]) == 5
     assert model.train_function is own
     assert bird._recorded is None
 
@@ -415,8 +416,8 @@ def masked_model(keras, gammas):
 
 def test_the_mask_ranks_all_scales_of_the_model_together(keras):
     model = masked_model(keras, [[0.1, -3.0], [0.2, 0.3, -0.25]])
-    assert _mask(model, 0.4).unpack("mask").tolist() == [[0, 1, 0, 1, 1]]
-    assert _mask(model, 0.6).unpack("mask").tolist() == [[0, 1, 0, 1, 0]]
+    assert pruning_mask(model, 0.4).unpack("mask").tolist() == [[0, 1, 0, 1, 1]]
+    assert pruning_mask(model, 0.6).unpack("mask").tolist() == [[0, 1, 0, 1, 0]]
 
 
 def test_the_mask_without_batch_norm_takes_the_norms_of_the_kernels(keras):
@@ -424,8 +425,8 @@ def test_the_mask_without_batch_norm_takes_the_norms_of_the_kernels(keras):
     hidden, head = keras.layers.Dense(3), keras.layers.Dense(1)
     model = keras.Model(inputs, head(keras.layers.ReLU()(hidden(inputs))))
     hidden.set_weights([np.array([[1.0, -2.0, 0.5], [1.0, -2.0, -0.1]]), np.zeros(3)])  # l1 norms 2, 4, 0.6
-    assert _mask(model, 0.5).unpack("mask").tolist() == [[0, 1, 0]]
-    assert _mask(model, 0.3).unpack("mask").tolist() == [[1, 1, 0]]
+    assert pruning_mask(model, 0.5).unpack("mask").tolist() == [[0, 1, 0]]
+    assert pruning_mask(model, 0.3).unpack("mask").tolist() == [[1, 1, 0]]
 
 
 def test_the_mask_bird_is_found_at_five_masks_that_agree(keras, data):
@@ -460,7 +461,7 @@ def test_a_resumed_bird_is_the_same_bird(keras, data, tmp_path, metric, every):
     fit(model, data, whole, first, epochs=2, shuffle=False)
     first.save(tmp_path / "bird.npz")
     second.load(tmp_path / "bird.npz")
-    assert list(second._history) == list(whole._history)
+    assert list(second._looks.codes) == list(whole._looks.codes)
     fit(model, data, whole, second, epochs=8, initial_epoch=2, shuffle=False)
     np.testing.assert_array_equal(second.distances, whole.distances)
     assert second.epoch == whole.epoch

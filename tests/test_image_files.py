@@ -42,7 +42,7 @@ def folder(tmp_path, rng):
 @pytest.fixture
 def streamed(folder, monkeypatch):
     """Loads the folder with no memory to decode it into."""
-    monkeypatch.setattr(_readers, "_MEMORY_LIMIT", 24 * 16 * 12 * 3 - 1)
+    monkeypatch.setattr(_readers, "MEMORY_LIMIT", 24 * 16 * 12 * 3 - 1)
     return lambda **options: data.load("image_folder", data_dir=folder, image_size=(16, 12), **options)
 
 
@@ -152,7 +152,7 @@ def test_grey_alpha_and_16_bit_are_converted_as_in_memory(tmp_path, rng, monkeyp
     for class_name in "ab":
         write(tmp_path / "test" / class_name / "0.png", np.full((8, 8, channels), 9, np.uint8))
     memory = data.load("image_folder", data_dir=tmp_path)
-    monkeypatch.setattr(_readers, "_MEMORY_LIMIT", 0)
+    monkeypatch.setattr(_readers, "MEMORY_LIMIT", 0)
     stream = data.load("image_folder", data_dir=tmp_path)
     assert stream.input_shape == memory.input_shape == (8, 8, levels[first])
     names = [path.rsplit("/", 1)[1] for path in stream.train.images.paths]
@@ -209,7 +209,7 @@ def test_folders_beyond_the_limit_stay_files(streamed, folder, monkeypatch):
     assert list(dataset.test.images.paths) == sorted(map(str, (folder / "test").glob("*/*")))
     for split in (dataset.train, dataset.test):
         np.testing.assert_array_equal(split.labels, ["dog" in path for path in split.images.paths])
-    monkeypatch.setattr(_readers, "_MEMORY_LIMIT", _readers._MEMORY_LIMIT + 1)
+    monkeypatch.setattr(_readers, "MEMORY_LIMIT", _readers.MEMORY_LIMIT + 1)
     assert isinstance(streamed().train.images, np.ndarray)
 
 
@@ -231,7 +231,7 @@ def test_validation_is_a_share_of_each_class(streamed):
 
 
 def test_moments_are_those_of_the_first_files(streamed, monkeypatch):
-    monkeypatch.setattr(data, "_MOMENTS_OF", 5)
+    monkeypatch.setattr("tfspline.dataset._MOMENTS_OF", 5)
     dataset = streamed()
     pixels = dataset.train.images[:5].reshape(-1, 3)
     np.testing.assert_allclose(dataset.mean, pixels.mean(axis=0), rtol=1e-6)
@@ -272,7 +272,7 @@ def test_evaluation_batches_hold_all_files_in_their_order(streamed):
 
 
 def test_run_on_streamed_images(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(_readers, "_MEMORY_LIMIT", 0)
+    monkeypatch.setattr(_readers, "MEMORY_LIMIT", 0)
     recipe = Recipe(
         network="mlp",
         width=1 / 8,

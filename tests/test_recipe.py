@@ -12,11 +12,13 @@ from absl import flags
 from absl.testing import flagsaver
 
 import tfspline.runner
+import tfspline.training
 from tfspline import data, pictures
 from tfspline.recipe import Recipe
 from tfspline.report import table
 from tfspline.run_dir import RunDir
 from tfspline.runner import run
+from tfspline.training import Training
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -362,7 +364,7 @@ def test_toy_with_weights_pruned(keras, tmp_path, monkeypatch):
     recipe = Recipe(keras=keras.__name__, **TOY)
     stops = [("prune_weights", 3), ("retrain_weights", 4), ("baseline", 4)]
     interrupt(monkeypatch, stops)
-    monkeypatch.setattr(tfspline.runner, "_CODES_SIZE", 20)  # bytes: 10 images with a byte in each of two layers
+    monkeypatch.setattr(tfspline.training, "_CODES_SIZE", 20)  # bytes: 10 images with a byte in each of two layers
     for _ in range(len(stops)):
         with pytest.raises(InterruptedError):
             run(recipe, tmp_path, verbose=0)
@@ -392,9 +394,16 @@ def test_distances_are_those_of_the_early_bird(tmp_path):
     assert seen == [None, *(pytest.approx(distance, abs=1e-6) for distance in np.diagonal(mean, 1))]
 
 
-def test_augmented_points_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="augment out of: none. Received: 'crop'"):
-        run(Recipe(**TOY | {"augment": "crop"}), tmp_path / "run", verbose=0)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"augment": "crop"}, "augment out of: none. Received: 'crop'"),
+        ({"network": "resnet8"}, r"input_shape=\(height, width, channels\) of .* Received: \(2,\)"),
+    ],
+)
+def test_recipe_for_images_is_refused_for_points(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        run(Recipe(**TOY | fields), tmp_path / "run", verbose=0)
     assert not (tmp_path / "run").exists()
 
 
@@ -453,10 +462,10 @@ def test_training_flops_reduction_is_kept(tmp_path):
 
 def test_weight_decay_is_that_of_papers_and_spares_what_is_no_kernel(keras, tmp_path):
     recipe = Recipe(keras=keras.__name__, ratio=0.5, network="mlp", weight_decay=1e-3, momentum=0.9)
-    under_way = tfspline.runner._Run(recipe, RunDir(str(tmp_path), {}), 0)
+    training = Training(recipe, RunDir(str(tmp_path), {}))
     model = tfspline.models.build("mlp", (8, 8, 1), 10, keras=keras.__name__)
     model.get_layer("head").bias.assign(np.ones(10))
-    under_way.compile(model)
+    training.compile(model)
     before = model.get_layer("head").get_weights()
     zeros = [np.zeros(variable.shape, "float32") for variable in model.trainable_variables]
     model.optimizer.build(model.trainable_variables)

@@ -7,33 +7,29 @@ import pytest
 from test_recipe import SMALL, interrupt, rows_of
 
 import tfspline
-import tfspline.runner
 from tfspline.recipe import Recipe
 from tfspline.report import table
 from tfspline.run_dir import RunDir
 from tfspline.runner import run
+from tfspline.training import Training
 
 UNFOUND = {"eb_threshold": 1e-9, "search_epochs": 2, "epochs": 3, "baseline": False, "batch_size": 256}
 
 
-def weights_of(keras, path):
-    return keras.models.load_model(path).get_weights()
-
-
 def fresh_network(recipe, tmp_path):
-    return tfspline.unwrap(tfspline.runner._Run(recipe, RunDir(str(tmp_path / "nowhere"), {}), 0).fresh())
+    return tfspline.unwrap(Training(recipe, RunDir(str(tmp_path / "nowhere"), {})).fresh())
 
 
 @pytest.fixture
 def seen(monkeypatch):
     """The networks that training phases start with, by phase."""
-    fit, networks = tfspline.runner._Run.fit, {}
+    fit, networks = Training.fit, {}
 
-    def spy(under_way, phase, model, *arguments):
+    def spy(training, phase, model, *arguments):
         networks[phase] = tfspline.unwrap(model)
-        return fit(under_way, phase, model, *arguments)
+        return fit(training, phase, model, *arguments)
 
-    monkeypatch.setattr(tfspline.runner._Run, "fit", spy)
+    monkeypatch.setattr(Training, "fit", spy)
     return networks
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from test_recipe import SMALL, interrupt, rows_of
 
-import tfspline.runner
 from tfspline import pictures
 from tfspline.recipe import Recipe
 from tfspline.run_dir import RunDir
 from tfspline.runner import run
+from tfspline.training import Training
 
 SEARCH = SMALL | {"epochs": 4, "search_epochs": 2, "eb_lookback": 1, "baseline": False, "batch_size": 256}
 
@@ -24,8 +24,8 @@ def test_taken_search_ends_as_one_of_its_own(keras, tmp_path, monkeypatch):
     before = trees(tmp_path / "source")
     other = Recipe(keras=keras.__name__, **SEARCH | {"criterion": "l1", "ratio": 0.75, "baseline": True})
     expected = run(other, tmp_path / "alone", verbose=0, publish=False)
-    phases, fit = [], tfspline.runner._Run.fit
-    monkeypatch.setattr(tfspline.runner._Run, "fit", lambda *given: phases.append(given[1]) or fit(*given))
+    phases, fit = [], Training.fit
+    monkeypatch.setattr(Training, "fit", lambda *given: phases.append(given[1]) or fit(*given))
     interrupt(monkeypatch, [("search", 2), ("prune", 2)])
     for _ in range(2):
         with pytest.raises(InterruptedError):

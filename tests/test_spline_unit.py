@@ -11,7 +11,7 @@ import tensorflow as tf
 import zoo
 
 import tfspline
-from tfspline.callbacks import _mask
+from tfspline.pruning_mask import pruning_mask
 
 
 def unit_of(keras):
@@ -362,7 +362,7 @@ def test_the_library_sees_the_same_in_a_wrapped_model(keras, rng):
     x = zoo.inputs_for(model, rng, 12)
     assert tfspline.partition_distance(tfspline.region_codes(model, x), tfspline.region_codes(wrapped, x)) < 1e-3
     assert tfspline.flops(model) == tfspline.flops(wrapped)
-    assert _mask(model, 0.5) == _mask(wrapped, 0.5)
+    assert pruning_mask(model, 0.5) == pruning_mask(wrapped, 0.5)
     assert str(tfspline.plan(model, 0.5)) == str(tfspline.plan(wrapped, 0.5))
     small, small_wrapped = (tfspline.prune(one, 0.5, data=x, compensate="refit") for one in (model, wrapped))
     assert "SplineUnit" in kinds(small_wrapped).values()

@@ -14,7 +14,7 @@ cpu, half = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceCo
 tf.config.set_logical_device_configuration(cpu, [half, half])
 keras, replicas, policy = importlib.import_module(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 import tfspline
-from tfspline.masks import weights
+from tfspline.constraints import weights
 
 keras.mixed_precision.set_global_policy(policy)
 keras.utils.set_random_seed(0)
@@ -72,22 +72,23 @@ import json, sys
 import tensorflow as tf
 cpu, half = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
 tf.config.set_logical_device_configuration(cpu, [half, half])
-from tfspline import runner
 from tfspline.recipe import Recipe
+from tfspline.runner import run
+from tfspline.training import Training
 
-replicas, fit = [], runner._Run.fit
+replicas, fit = [], Training.fit
 
-def spy(under_way, phase, model, *others):
+def spy(training, phase, model, *others):
     replicas.append((phase, model.distribute_strategy.num_replicas_in_sync))
-    return fit(under_way, phase, model, *others)
+    return fit(training, phase, model, *others)
 
-runner._Run.fit, rows = spy, []
+Training.fit, rows = spy, []
 for strategy in ("none", "mirrored"):
     recipe = Recipe(
         keras=sys.argv[1], network="mlp", width=0.25, strategy=strategy, ratio=0.5, epochs=3, search_epochs=2,
         eb_threshold=0.9, eb_lookback=1, batch_size=256, validation_split=0.1, learning_rate=0.02,
     )
-    summary = runner.run(recipe, f"{sys.argv[2]}/{strategy}", verbose=0, publish=False)
+    summary = run(recipe, f"{sys.argv[2]}/{strategy}", verbose=0, publish=False)
     history = [json.loads(line) for line in open(f"{sys.argv[2]}/{strategy}/history.jsonl")]
     rows.append([[row["phase"], row["epoch"], row.get("val_loss", 0)] for row in history])
     rows[-1].append(["test", 3, summary["slim"]["loss"]])
@@ -95,7 +96,7 @@ refused = []
 for options in ({"batch_size": 255}, {"validation_split": 0.06, "batch_size": 256}):
     try:
         odd = Recipe(keras=sys.argv[1], network="mlp", strategy="mirrored", ratio=0.5, **options)
-        runner.run(odd, f"{sys.argv[2]}/odd", publish=False, verbose=0)
+        run(odd, f"{sys.argv[2]}/odd", publish=False, verbose=0)
     except ValueError as error:
         refused.append(str(error))
 print(json.dumps([replicas, rows, refused]))

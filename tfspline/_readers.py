@@ -36,7 +36,7 @@ _CIFAR100_CLASSES = """
     train trout tulip turtle wardrobe whale willow_tree wolf woman worm
     """.split()  # noqa: SIM905, as a hundred quoted words are harder to read
 
-_MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images; more of them stay files
+MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images; more of them stay files
 _DECODED_AT_ONCE = 64
 
 # What a damaged pickle may raise, by the documentation of pickle; the last two are numpy's.
@@ -147,7 +147,7 @@ def image_folder(data_dir: Path | None, image_size: tuple[int, int] | None = Non
     first_shape = _shape(train_paths[0])
     height, width = image_size or first_shape[:2]
     channels, color_mode = {1: (1, "grayscale"), 4: (4, "rgba")}.get(first_shape[2], (3, "rgb"))
-    if sum(len(paths) for paths, _ in listed) * height * width * channels <= _MEMORY_LIMIT:
+    if sum(len(paths) for paths, _ in listed) * height * width * channels <= MEMORY_LIMIT:
         sources = (_find_images(folder, image_size=(height, width), color_mode=color_mode) for folder in folders)
         return class_names, *(_decode(source, (height, width, channels)) for source in sources)
     # Not class by class, so that the first images are as good a sample as any.

@@ -1,6 +1,5 @@
-"""Keras callbacks: what tfspline does while a model trains."""
+"""EarlyBird: the callback that stops a training once the partition has settled."""
 
-import collections
 import math
 import numbers
 import operator
@@ -11,9 +10,12 @@ import numpy as np
 
 from tfspline import _keras
 from tfspline.backup import Backup
-from tfspline.codes import Codes, RegionEncoder, read_npz, write_npz
+from tfspline.codes import Codes, RegionEncoder
+from tfspline.files import read_npz, with_prefix, write_npz
 from tfspline.inputs import check_inputs
+from tfspline.looks import Looks
 from tfspline.partition import partition_distance
+from tfspline.pruning_mask import pruning_mask
 from tfspline.recorder import Recorder
 
 # metric -> threshold, lookback and how the distance compares with the threshold, as in the authors' released
@@ -21,7 +23,7 @@ from tfspline.recorder import Recorder
 _METRICS = {"partition": (0.16, 3, operator.lt), "mask": (0.1, 4, operator.le)}
 
 
-class EarlyBird(_keras.Callback):
+class EarlyBird(_keras.StepCallback):
     """Stops the training once the model's partition of its input space has settled: the early-bird ticket.
 
     After each epoch the region codes of a fixed set of inputs, the probe, are compared with those of the
@@ -48,10 +50,7 @@ class EarlyBird(_keras.Callback):
     inside an epoch. The codes are compared with those of 1, 2, ... lookback epochs before, in steps: the looks nearest
     to that. So a distance means the same at any n, and needs no other threshold: looks at the ends of epochs find what
     the test once an epoch finds, those in between find it up to an epoch before, after `lookback` epochs and a look at
-    the earliest. (To compare a look with those just before, the threshold would have to shrink with n. But there is no
-    law to shrink it by: in trainings on digits and Fashion-MNIST the distance grew within an epoch as steps**alpha with
-    alpha from 0.1, where cuts tremble about their places, to 0.9, where they move straight on; see
-    benchmarks/early_bird.py. For epochs shorter than those of the data set, tell `fit` with `steps_per_epoch`.)
+    the earliest. (For epochs shorter than those of the data set, tell `fit` with `steps_per_epoch`.)
 
     A look costs a forward pass of the probe: about probe_size / (3 n batch_size) of the training, 4 % with 512 inputs,
     batches of 128 and n=32. The codes of all looks of `lookback` epochs are kept, in memory and in `backup_dir`. Where
@@ -139,8 +138,7 @@ class EarlyBird(_keras.Callback):
         self.async_safe = every is None  # Keras 3 need not wait for a step that is not looked at
         self.epoch = self.step = None
         self.distances = []
-        self._history = collections.deque()  # the codes or masks of the looks before
-        self._looks = collections.deque()  # when these were taken, in `_trained`
+        self._looks = Looks(self.lookback)  # the codes or masks before, each with its `_trained`
         self._trained = 0  # how many steps were trained; without `every`, how many epochs
         self._epoch_steps = None  # how many of them an epoch has, where Keras does not know it
         self._epoch_began = 0  # and when the present one began
@@ -161,9 +159,6 @@ class EarlyBird(_keras.Callback):
         super().set_params(params)
         params[self.KEY] = self
 
-    # tf_keras fetches the logs of each batch for a callback that acts between batches, unless it says this.
-    _supports_tf_logs = True
-
     def _implements_train_batch_hooks(self):
         return self.every is not None
 
@@ -172,7 +167,7 @@ class EarlyBird(_keras.Callback):
         self._begun = False
         self._check_period()
         if self.metric == "mask":
-            _mask(self.model, self.ratio)
+            pruning_mask(self.model, self.ratio)
             return
         self._encoder = RegionEncoder(self.model)
         given = self.probe if self.probe is not None else self._recorded
@@ -208,8 +203,8 @@ class EarlyBird(_keras.Callback):
         if found is None:
             self._backup.put(epoch)
             return
-        if self._history:
-            partition_distance(self._code(), self._history[-1])  # refuses what another model has left
+        if self._looks.codes:
+            partition_distance(self._code(), self._looks.codes[-1])  # refuses what another model has left
         if found == epoch:
             self._backup.put(epoch)
         elif found == epoch - 1 and self._probed and self.every is None:
@@ -222,20 +217,16 @@ class EarlyBird(_keras.Callback):
             self.model.stop_training = True
             self._idle, self.model.train_function = self.model.train_function, lambda iterator: {}
 
-    def on_train_batch_begin(self, batch, logs=None):
-        """Notes where the steps of this batch begin: an execution can hold several."""
-        self._first = batch
-
     def on_train_batch_end(self, batch, logs=None):
         """With `every`, counts the steps, and looks if it is time."""
         if self.every is None or self._idle:
             return
-        before, last = self._trained, _keras.last_step(self, batch)
-        self._trained += last - self._first + 1
+        before = self._trained
+        self._trained += self.steps_of(batch)
         if self._trained // self.every > before // self.every and (self._probed or self._recorder.full):
             self._look(self._epoch, logs)
         # Not only at the end of the epoch: Keras may have made its own backup when this callback gets to see that.
-        if self._backup and (self.model.stop_training or last + 1 == self.params.get("steps")):
+        if self._backup and (self.model.stop_training or self.last_step(batch) + 1 == self.params.get("steps")):
             self._put(self._epoch)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -257,42 +248,19 @@ class EarlyBird(_keras.Callback):
 
     def _look(self, epoch, logs):
         """Takes the codes, compares them with those before, and stops the training if they have settled."""
-        distance, settled = math.nan, False
+        distances = []
         if np.all(np.isfinite((logs or {}).get("loss", 0.0))):
-            code = self._code()
-            earlier = self._earlier()
-            distance = max((partition_distance(code, other) for other in earlier), default=math.nan)
-            settled = len(earlier) == self.lookback and self._below(distance, self.threshold)
-            self._remember(code)
+            distances = self._looks.add(self._code(), self._trained, *self._period)
         else:
-            # The units of a network of NaNs are all off, so that its partition would look settled.
-            self._history.clear()
-            self._looks.clear()
-        self.distances.append(distance)
+            self._looks.clear()  # the units of a network of NaNs are all off: its partition would look settled
+        self.distances.append(max(distances, default=math.nan))
+        settled = len(distances) == self.lookback and self._below(self.distances[-1], self.threshold)
         if settled and not self.found:
             self.epoch, self.step = epoch + 1, self.every and self._trained
             self.model.stop_training = self.model.stop_training or self.stop_training
             if self.verbose:
                 when = f"Epoch {self.epoch}" + (f", step {self.step}" if self.every else "")
-                print(f"\n{when}: early bird found, {self.metric} distance {distance:.4f}", flush=True)
-
-    def _earlier(self):
-        """The codes of the looks nearest to 1, 2, ... lookback epochs ago, as far as there are looks."""
-        every, epoch = self._period
-        if not self._looks or not epoch:
-            return []
-        times = [self._trained - back * epoch for back in range(1, self.lookback + 1)]
-        looks = np.array(self._looks)
-        return [self._history[np.argmin(abs(looks - time))] for time in times if looks[0] <= time + every / 2]
-
-    def _remember(self, code):
-        """Keeps the codes of this look, and no longer those that no further one will be compared with."""
-        self._history.append(code)
-        self._looks.append(self._trained)
-        every, epoch = self._period
-        while epoch and len(self._looks) > 1 and self._looks[1] <= self._trained + every - self.lookback * epoch:
-            self._history.popleft()
-            self._looks.popleft()
+                print(f"\n{when}: early bird found, {self.metric} distance {self.distances[-1]:.4f}", flush=True)
 
     def _put(self, epoch):
         self._backup.put(epoch + 1, oldest=epoch - 1)
@@ -317,11 +285,11 @@ class EarlyBird(_keras.Callback):
         arrays = {
             "settings": np.array(self._settings()),
             "found": np.array([self.epoch or 0, self.step or 0]),
-            "steps": np.array([self._trained, self._epoch_steps or 0, *self._looks]),
+            "steps": np.array([self._trained, self._epoch_steps or 0, *self._looks.times]),
             "distances": np.array(self.distances, np.float64),
         }
         arrays.update({f"probe/{i}": value for i, value in enumerate(self._recorded or [])})
-        for i, codes in enumerate(self._history):
+        for i, codes in enumerate(self._looks.codes):
             arrays.update({f"codes/{i}/{key}": array for key, array in codes.to_arrays().items()})
         write_npz(path, arrays)
 
@@ -331,14 +299,14 @@ class EarlyBird(_keras.Callback):
         Raises:
             ValueError: the file is damaged, or was written by a callback with other arguments.
         """
-        settings, (epoch, step), (trained, epoch_steps, *looks), distances, recorded, history = read_npz(path, _state)
+        settings, (epoch, step), (trained, epoch_steps, *times), distances, recorded, codes = read_npz(path, _state)
         if settings != self._settings():
             raise ValueError(f"Expected the state of an EarlyBird with {self._settings()}. Received: {settings}")
         self.epoch, self.step = epoch or None, step or None
         self._trained, self._epoch_steps = trained, epoch_steps or None
         self.distances = distances
         self._recorded = recorded or None
-        self._history, self._looks = collections.deque(history), collections.deque(looks)
+        self._looks = Looks(self.lookback, codes, times)
 
     def _settings(self):
         probe = f"the first {self.probe_size} inputs" if self.probe is None else "given"
@@ -351,7 +319,7 @@ class EarlyBird(_keras.Callback):
         return self.metric == "mask" or self.probe is not None or self._recorded is not None
 
     def _code(self):
-        return _mask(self.model, self.ratio) if self.metric == "mask" else self._encoder(self._inputs())
+        return pruning_mask(self.model, self.ratio) if self.metric == "mask" else self._encoder(self._inputs())
 
     def _inputs(self):
         if self.probe is not None:
@@ -361,42 +329,13 @@ class EarlyBird(_keras.Callback):
         return self._recorded
 
 
-def _mask(model, ratio: float) -> Codes:
-    """The pruning mask of EB Train as the code of a single sample: 1 for each unit that stays."""
-    layers = _keras.layer_paths(_keras.check_model(model)).values()
-    scores = [
-        np.abs(layer.gamma.numpy())
-        for layer in layers
-        if _keras.of_class(layer, "BatchNormalization") and layer.gamma is not None
-    ]
-    if not scores:
-        kernels = [
-            layer.kernel.numpy()
-            for layer in layers
-            if _keras.builtin_class_name(layer) in ("Dense", "Conv1D", "Conv2D", "Conv3D")
-        ]
-        scores = [np.abs(kernel).reshape(-1, kernel.shape[-1]).sum(0) for kernel in kernels[:-1]]
-    if not scores:
-        raise ValueError(
-            "Expected a model with units to mask: BatchNormalization with a scale, or at least two Dense "
-            f"or Conv layers. Received: {model.name!r}"
-        )
-    scores = np.concatenate(scores)
-    mask = np.ones(len(scores), np.uint8)
-    mask[np.argsort(scores, kind="stable")[: math.ceil(ratio * len(scores))]] = 0
-    return Codes({"mask": np.packbits(mask, bitorder="little")[None]}, {"mask": len(mask)})
-
-
 def _state(arrays: dict) -> tuple:
     """What `EarlyBird.save` has written: settings, when it was found, steps, distances, recorded probe, codes."""
-
-    def part(prefix):
-        return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
-
-    recorded = [part("probe/")[str(i)] for i in range(len(part("probe/")))]
+    probe, codes = (with_prefix(arrays, prefix) for prefix in ("probe/", "codes/"))
+    recorded = [probe[str(i)] for i in range(len(probe))]
     history = []
-    while codes := part(f"codes/{len(history)}/"):
-        history.append(Codes.from_arrays(codes))
+    while kept := with_prefix(codes, f"{len(history)}/"):
+        history.append(Codes.from_arrays(kept))
     numbers_of = [arrays[name].tolist() for name in ("found", "steps", "distances")]
     return str(arrays["settings"]), *numbers_of, recorded, history
 

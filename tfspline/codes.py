@@ -2,8 +2,7 @@
 
 import itertools
 import os
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline.cuts import bits_of_calls
-from tfspline.files import replacing
+from tfspline.files import read_npz, write_npz
 from tfspline.inputs import check_inputs
 
 
@@ -236,27 +235,6 @@ def pack_bits(bits: tf.Tensor) -> tf.Tensor:
     # byte. No two products meet at one position, so nothing carries. Five times as fast as a weighted sum.
     gathered = tf.bitwise.right_shift(eights * tf.constant(0x0102040810204080, tf.uint64), tf.constant(56, tf.uint64))
     return tf.cast(gathered, tf.uint8)
-
-
-def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays to an .npz file, beside its place first, so that no reader ever sees half a file."""
-    with replacing(path, "wb") as file:
-        np.savez(file, **arrays)
-
-
-def read_npz(path: str | os.PathLike, build: Callable[[dict[str, np.ndarray]], Any]) -> Any:
-    """What `build` makes of the arrays in an .npz file; ValueError where it cannot."""
-    with open(path, "rb") as file:
-        try:
-            if not zipfile.is_zipfile(file):
-                raise ValueError("it is no .npz file")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return build(dict(arrays))
-        except Exception as error:  # a damaged zip fails in a dozen ways
-            raise ValueError(
-                f"Expected a file that tfspline has written, whole. Received: {os.fspath(path)!r} ({error})"
-            ) from error
 
 
 def unique(names: Iterator[str]) -> list[str]:

@@ -1,19 +1,16 @@
 """Reports of what a pruning did to a network: to its partition, to the boundaries that make it, and to its maps."""
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from tfspline import _keras, rules
+from tfspline import _keras
 from tfspline.affine import affine_map
-from tfspline.codes import Codes, RegionEncoder, unique
-from tfspline.cuts import bits_of_calls
+from tfspline.boundaries import angle_to_axes, angles_between, boundaries
+from tfspline.codes import Codes, RegionEncoder
 from tfspline.inputs import probe_inputs
 from tfspline.plan import Plan
-from tfspline.units import folded, value_of
 
 _TURNED = 0.01  # degrees: less is rounding
 _ROWS = 128  # inputs that run at a time
@@ -160,13 +157,13 @@ def partition_report(
         after = _widened(before, after, plan)
     inputs = probe_inputs(before, x)
     codes = [RegionEncoder(model, approximate)(inputs) for model in (before, after)]
-    units = [_units(model, approximate) for model in (before, after)]
+    cuts = [boundaries(model, approximate) for model in (before, after)]
     names = [name for name in codes[0].layers if name in codes[1].layers]
     if not names:
         raise ValueError(
             f"Expected models with layers of the same names. Received: {codes[0].layers} and {codes[1].layers}"
         )
-    layers = tuple(_layer(name, codes, [one[name] for one in units]) for name in names)
+    layers = tuple(_layer(name, codes, [one[name] for one in cuts]) for name in names)
     f, g = (_outputs(model, inputs) for model in (before, after))
     shapes = [[y.shape[1:] for y in outputs] for outputs in (f, g)]
     if shapes[0] != shapes[1]:
@@ -205,21 +202,21 @@ def _regions(codes: Codes) -> int:
     return len({row.tobytes() for row in rows})
 
 
-def _layer(name, codes, units) -> LayerReport:
+def _layer(name, codes, cuts) -> LayerReport:
     bits = [one.unpack(name) for one in codes]
-    switches = [one.switching(pair) for one, pair in zip(units, bits, strict=True)]
+    switches = [one.switching(pair) for one, pair in zip(cuts, bits, strict=True)]
     same = bits[0].shape == bits[1].shape
     kept = switches[0] & switches[1] if same else None
-    normals = [one.normals() for one in units]
+    normals = [one.normals() for one in cuts]
     turned = angle = axis_angle = None
     if same and all(one is not None for one in normals) and normals[0].shape == normals[1].shape:
-        if units[0].depth > 1:
+        if cuts[0].depth > 1:
             # An input that nothing reads any more is a unit that went, and counts as removed where it was made.
             normals = [one[:, normals[1].any(axis=0)] for one in normals]
-        angles = _angles(*(one[kept] for one in normals))
+        angles = angles_between(*(one[kept] for one in normals))
         turned = int((angles > _TURNED).sum())
         angle = float(angles[angles > _TURNED].mean()) if turned else np.nan
-        axis_angle = tuple(_to_axes(one[on]) for one, on in zip(normals, switches, strict=True))
+        axis_angle = tuple(angle_to_axes(one[on]) for one, on in zip(normals, switches, strict=True))
     return LayerReport(
         name=name,
         units=tuple(len(one) for one in switches),
@@ -230,84 +227,6 @@ def _layer(name, codes, units) -> LayerReport:
         axis_angle=axis_angle,
         changed=float((bits[0] != bits[1]).mean()) if same else None,
     )
-
-
-def _angles(a, b):
-    """Angles between the rows of two matrices, in degrees."""
-    norms = [np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b)]
-    a, b = (np.divide(rows, norm, where=norm > 0, out=rows * 0) for rows, norm in zip((a, b), norms, strict=True))
-    # An arc cosine would lose half of the digits of a small angle.
-    return np.degrees(2 * np.arctan2(np.linalg.norm(a - b, axis=1), np.linalg.norm(a + b, axis=1)))
-
-
-def _to_axes(rows):
-    """Mean angle of rows to their nearest axis, in degrees; NaN without any."""
-    if not len(rows):
-        return np.nan
-    largest = np.eye(rows.shape[1])[np.abs(rows).argmax(axis=1)]
-    return float(_angles(np.abs(rows), largest).mean())
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Units:
-    """The units whose codes a call gives.
-
-    Attributes:
-        maker: the Dense or Conv layer that makes them, or None where the call does not follow it directly.
-        norms: the BatchNormalizations in between.
-        depth: how many such layers the input of the model has passed; 1 for those that read it themselves.
-        first: whether channels come first.
-        shape: of the call's output without its batch dimension, None where a size is not known.
-    """
-
-    maker: Any = None
-    norms: tuple = ()
-    depth: int = 0
-    first: bool = False
-    shape: tuple = ()
-
-    def switching(self, bits: np.ndarray) -> np.ndarray:
-        """Which units, bool [channels], are not on the same side of a cut for all samples and places."""
-        switch = (bits != bits[:1]).any(axis=0)
-        if self.first and None not in self.shape:
-            return switch.reshape(-1, self.shape[0], math.prod(self.shape[1:])).any(axis=(0, 2))
-        return switch.reshape(-1, self.shape[-1]).any(axis=0)
-
-    def normals(self) -> np.ndarray | None:
-        """The normals of the units' cuts in the layer's inputs (a window of them), float64 [channels, inputs]."""
-        if self.maker is None:
-            return None
-        kernel = value_of(self.maker.kernel).astype(np.float64)
-        normals = kernel.reshape(-1, kernel.shape[-1]).T
-        for norm in self.norms:
-            normals = normals * folded(norm)[0][:, None]
-        return normals
-
-
-def _units(model, approximate) -> dict[str, _Units]:
-    """The `_Units` of each layer that has a code, by its name in the codes."""
-    calls = iter(list(bits_of_calls(model, approximate, max_pooling=False)))
-    seen = []
-
-    def visit(node, args, kwargs):
-        layer = node.layer
-        source = next((one for one in tf.nest.flatten((args, kwargs)) if isinstance(one, _Units)), _Units())
-        first = getattr(layer, "data_format", "channels_first" if source.first else None) == "channels_first"
-        units = _Units(depth=source.depth, first=first, shape=node.output_shapes[0][1:])
-        path, bits = next(calls)
-        if _keras.builtin_class_name(layer) in ("Dense", "Conv1D", "Conv2D", "Conv3D"):
-            units = dataclasses.replace(units, maker=layer, depth=source.depth + 1)
-        elif _keras.of_class(layer, "BatchNormalization"):
-            units = dataclasses.replace(units, maker=source.maker, norms=(*source.norms, layer))
-        elif rules.rule_for(layer) in (rules.elementwise, rules.prelu, rules.merge) and len(node.inputs) == 1:
-            units = dataclasses.replace(units, maker=source.maker, norms=source.norms)
-        if bits:
-            seen.append((path, units))
-            units = dataclasses.replace(units, maker=None, norms=())
-        return [units] * len(node.outputs)
-
-    _keras.run(model, [_Units() for _ in model.inputs], visit, nested=True)
-    return dict(zip(unique(path for path, _ in seen), (units for _, units in seen), strict=True))
 
 
 def _widened(before, after, plan):

@@ -138,7 +138,7 @@ def first(args: tuple, kwargs: dict) -> Any:
     return next(iter((*args, *kwargs.values())))
 
 
-def unwrapped(layer: Any) -> Any:
+def innermost(layer: Any) -> Any:
     """The layer inside TimeDistributed, and what tfmot wraps."""
     while _keras.of_class(layer, "Wrapper"):
         layer = layer.layer
@@ -146,7 +146,7 @@ def unwrapped(layer: Any) -> Any:
 
 
 def _fused(layer) -> bool:
-    layer = unwrapped(layer)
+    layer = innermost(layer)
     return getattr(layer, "activation", None) is not None and not _keras.of_class(layer, "Activation")
 
 
@@ -158,7 +158,7 @@ def _shape(node) -> Pieces | Choice | Smooth | None:
 
 def shape_of(layer: Any) -> Pieces | Choice | Smooth | None:
     """What the activation of a layer, or in it, is; None without one."""
-    pool, layer = layer, unwrapped(layer)
+    pool, layer = layer, innermost(layer)
     known = _choice(pool, layer) or _known(layer)
     if known:
         return known

@@ -1,7 +1,5 @@
-"""Datasets of labelled images or points, and the batches that a training and an evaluation read from them."""
+"""The datasets that can be loaded by name: what of them is trained on, held out and tested on, and in which size."""
 
-import dataclasses
-import functools
 import math
 import numbers
 import os
@@ -12,248 +10,20 @@ import tensorflow as tf
 from sklearn.model_selection import train_test_split
 
 from tfspline import _readers
-from tfspline.augment import AUGMENTATIONS, random_resized_crop
+from tfspline.dataset import Dataset, Split
 from tfspline.image_files import ImageFiles
 
 __all__ = ["Dataset", "Split", "load"]
 
+_READERS = {
+    "digits": _readers.digits,
+    "fashion_mnist": _readers.fashion_mnist,
+    "cifar10": _readers.cifar10,
+    "cifar100": _readers.cifar100,
+    "toy2d": _readers.toy2d,
+    "image_folder": _readers.image_folder,
+}
 _RESIZED_AT_ONCE = 1024  # images, which are float32 meanwhile
-_MOMENTS_OF = 2048  # image files, of which mean and standard deviation are taken
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Split:
-    """Images, uint8 `[n, height, width, channels]`, or points, float32 `[n, features]`; their labels, int32 `[n]`.
-
-    Images of which there are too many for memory are files, and decoded where they are indexed.
-    """
-
-    images: np.ndarray | ImageFiles
-    labels: np.ndarray
-
-    def __post_init__(self):
-        images, labels = self.images, self.labels
-        known = (images.dtype, images.ndim) in ((np.uint8, 4), (np.float32, 2))
-        if not known or 0 in images.shape or labels.shape != images.shape[:1]:
-            raise ValueError(
-                "Expected uint8 images [n, height, width, channels] or float32 points [n, features], a label for each. "
-                f"Received: {images.dtype} {images.shape} and labels {labels.shape}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def part(self, indices: np.ndarray) -> "Split":
-        """Some of the images and their labels."""
-        files = isinstance(self.images, ImageFiles)
-        return Split(self.images.part(indices) if files else self.images[indices], self.labels[indices])
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """A classification dataset in memory or in image files; `validation` is None where nothing was held out of `train`.
-
-    Example:
-        >>> digits = tfspline.data.load("digits")
-        >>> model = tfspline.models.build("resnet8", digits.input_shape, digits.classes)
-        >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        >>> model.compile("sgd", loss, metrics=["accuracy"])
-        >>> batches, steps = digits.train_batches(128), digits.steps_per_epoch(128)
-        >>> history = model.fit(batches, steps_per_epoch=steps, epochs=2, shuffle=False, verbose=0)
-        >>> loss, accuracy = model.evaluate(digits.evaluation_batches(256), verbose=0)
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    train: Split
-    validation: Split | None
-    test: Split
-    seed: int = 0
-
-    def __post_init__(self):
-        for split in filter(None, (self.train, self.validation, self.test)):
-            if split.labels.min() < 0 or split.labels.max() >= self.classes:
-                raise ValueError(
-                    f"Expected labels in [0, {self.classes}) for {self.name!r}. "
-                    f"Received: labels from {split.labels.min()} to {split.labels.max()}"
-                )
-
-    @property
-    def classes(self) -> int:
-        """How many classes there are."""
-        return len(self.class_names)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """`(height, width, channels)` of an image, `(features,)` of a point."""
-        return self.train.images.shape[1:]
-
-    @property
-    def of_images(self) -> bool:
-        """Whether it is images that are labelled, not points."""
-        return len(self.input_shape) == 3
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Mean of the training pixels (of image files, the first 2,048), float32 `[channels]`, on the scale 0..255."""
-        return self._moments[0].astype(np.float32)
-
-    @property
-    def std(self) -> np.ndarray:
-        """Standard deviation of the training pixels, float32 `[channels]`; 1 for a constant channel."""
-        return np.where(self._moments[1] > 0, self._moments[1], 1).astype(np.float32)
-
-    @functools.cached_property
-    def _moments(self):
-        images = self.train.images
-        images = images[:_MOMENTS_OF] if isinstance(images, ImageFiles) else images
-        pixels = images.reshape(-1, self.input_shape[-1])
-        totals = squares = 0.0
-        # In chunks, since float64 takes eight times the memory of the images.
-        for start in range(0, len(pixels), 2**20):
-            chunk = pixels[start : start + 2**20].astype(np.float64)
-            totals = totals + chunk.sum(axis=0)
-            squares = squares + np.square(chunk).sum(axis=0)
-        mean = totals / len(pixels)
-        return mean, np.sqrt(squares / len(pixels) - mean**2)
-
-    def normalize(self, images) -> tf.Tensor:
-        """What the networks are fed: `(images - mean) / std` as float32, for images on the scale 0..255; points as
-        they are."""
-        if not self.of_images:
-            return tf.cast(images, tf.float32)
-        return (tf.cast(images, tf.float32) - self.mean) / self.std
-
-    def steps_per_epoch(self, batch_size: int, steps: int | None = None) -> int:
-        """Batches in a training epoch: `steps`, or all there are; the last, partial one is dropped.
-
-        Raises:
-            ValueError: a batch size that is not between 1 and the number of training images, or more `steps`
-                than there are.
-        """
-        if not 1 <= batch_size <= len(self.train):
-            raise ValueError(f"Expected a batch_size from 1 to {len(self.train)}. Received: {batch_size!r}")
-        most = len(self.train) // batch_size
-        if steps is not None and not 1 <= steps <= most:
-            raise ValueError(f"Expected from 1 to {most} steps, all batches of an epoch. Received: {steps!r}")
-        return steps or most
-
-    def sample(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training examples drawn at random, the same at every call: to watch a partition on, or to look at units.
-
-        Args:
-            size: how many; all that there are if these are fewer.
-
-        Returns:
-            Normalised images, float32 `[size, *input_shape]`, and labels, int32 `[size]`.
-
-        Example:
-            >>> images, labels = tfspline.data.load("digits").sample(512)
-            >>> images.shape, labels.shape
-            ((512, 8, 8, 1), (512,))
-        """
-        # Image folders come class by class: the first ones would all be alike.
-        drawn = np.random.default_rng(self.seed).choice(len(self.train), min(size, len(self.train)), replace=False)
-        return self.normalize(self.train.images[drawn]).numpy(), self.train.labels[drawn]
-
-    def train_batches(
-        self, batch_size: int, epoch: int = 0, augment: str = "none", steps: int | None = None, step: int = 0
-    ) -> tf.data.Dataset:
-        """Training batches without end: the epochs `epoch`, `epoch + 1`, ... one after the other.
-
-        The batches of an epoch, augmentation included, depend on the dataset's seed and the number of the
-        epoch and on nothing else. So a training that is resumed with `fit(dataset.train_batches(batch_size,
-        epoch=e), initial_epoch=e, steps_per_epoch=dataset.steps_per_epoch(batch_size))` sees what it would
-        have seen without the interruption. Without `steps_per_epoch` the first epoch would never end. (In
-        Keras 3, `steps_per_execution` must divide the steps of an epoch: otherwise `fit` reads on into the
-        next one.)
-
-        Args:
-            batch_size: images a batch.
-            epoch: number of the first epoch, counted from 0 as `fit` does.
-            augment: `"none"`; `"crop"`, which shifts an image by up to an eighth of its size each way and
-                fills up with black (4 pixels for CIFAR, as He et al., 2015, section 4.2); `"crop_flip"`,
-                which also mirrors half of the images; or `"random_resized_crop"`, which cuts out 8 to 100 % of an
-                image's area with a ratio of width to height from 3/4 to 4/3, resizes that and mirrors half of
-                the images (as usual on ImageNet; Szegedy et al., 2014, section 6).
-            steps: batches an epoch, of other images in each; by default `steps_per_epoch(batch_size)`.
-            step: number of the first batch within the first epoch, counted from 0.
-
-        Returns:
-            Pairs of normalised images, float32 `[batch_size, *input_shape]`, and labels, int32
-            `[batch_size]`.
-
-        Raises:
-            ValueError: a bad batch size, a negative epoch, an unknown `augment` or one for points, more `steps`
-                than there are, or a `step` that is not one of them.
-        """
-        steps = self.steps_per_epoch(batch_size, steps)
-        if epoch < 0:
-            raise ValueError(f"Expected an epoch that is not negative. Received: {epoch!r}")
-        if not 0 <= step < steps:
-            raise ValueError(f"Expected a step from 0 to {steps - 1}. Received: {step!r}")
-        changes = self.augmentation(augment)
-        images, labels = _on_host(self.train)
-        # Out of files, windows are cut before they are resized, when there are more pixels.
-        cut = isinstance(images, ImageFiles) and random_resized_crop in changes
-
-        def one_epoch(number):
-            seeds = tf.random.split(tf.stack([tf.constant(self.seed, tf.int64), number]), steps + 1)
-            order = tf.random.experimental.stateless_shuffle(tf.range(len(self.train)), seeds[0])
-            indices = tf.reshape(order[: steps * batch_size], [steps, batch_size])
-            return tf.data.Dataset.from_tensor_slices((indices, seeds[1:]))
-
-        def one_batch(indices, seed):
-            seeds = tf.unstack(tf.random.split(seed, len(changes)))
-            windows = [tf.random.split(seeds[0], batch_size)] if cut else []
-            batch = _gather(images, indices, *windows)
-            for change, change_seed in list(zip(changes, seeds, strict=True))[cut:]:
-                batch = change(batch, change_seed)
-            return self.normalize(batch), tf.gather(labels, indices)
-
-        epochs = tf.data.Dataset.counter(epoch).flat_map(one_epoch).skip(step)
-        batches = epochs.map(one_batch, num_parallel_calls=tf.data.AUTOTUNE)
-        # Told that there is no end, tf_keras' fit asks for a missing steps_per_epoch; Keras 3's does not.
-        endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-        return batches.apply(endless).prefetch(tf.data.AUTOTUNE)
-
-    def augmentation(self, augment: str) -> tuple:
-        """The functions of (batch, seed) that `augment` stands for in `train_batches`.
-
-        Raises:
-            ValueError: an unknown `augment`, or one for points.
-        """
-        known = AUGMENTATIONS if self.of_images else ["none"]
-        if augment not in known:
-            raise ValueError(f"Expected augment out of: {', '.join(known)}. Received: {augment!r}")
-        return AUGMENTATIONS[augment]
-
-    def evaluation_batches(self, batch_size: int, split: str = "test") -> tf.data.Dataset:
-        """All images of a split once, in their order, as they are; the last batch may be smaller.
-
-        Args:
-            batch_size: images a batch.
-            split: `"train"`, `"validation"` or `"test"`.
-
-        Returns:
-            Pairs of normalised images, float32 `[batch, *input_shape]`, and labels, int32 `[batch]`.
-
-        Raises:
-            ValueError: a batch size below 1, an unknown split, or `"validation"` where nothing was held out.
-        """
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        if splits.get(split) is None:
-            there = ", ".join(name for name in splits if splits[name] is not None)
-            raise ValueError(f"Expected a split out of: {there}. Received: {split!r}")
-        if batch_size < 1:
-            raise ValueError(f"Expected a batch_size of at least 1. Received: {batch_size!r}")
-        images, labels = _on_host(splits[split])
-
-        def one_batch(indices):
-            return self.normalize(_gather(images, indices)), tf.gather(labels, indices)
-
-        indices = tf.data.Dataset.range(len(splits[split])).batch(batch_size)
-        return indices.map(one_batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def load(
@@ -359,9 +129,9 @@ def _divided(split, seed, **size):
 
 def _resized(images, size):
     needed = len(images) * math.prod(size) * images.shape[-1]
-    if needed > _readers._MEMORY_LIMIT:
+    if needed > _readers.MEMORY_LIMIT:
         raise ValueError(
-            f"Expected images of at most {_readers._MEMORY_LIMIT:,} bytes once resized. Received: {needed:,} bytes; "
+            f"Expected images of at most {_readers.MEMORY_LIMIT:,} bytes once resized. Received: {needed:,} bytes; "
             "give a smaller image_size."
         )
     resized = np.empty((len(images), *size, images.shape[-1]), np.uint8)
@@ -369,24 +139,3 @@ def _resized(images, size):
         here = slice(start, start + _RESIZED_AT_ONCE)
         resized[here] = np.rint(tf.image.resize(images[here], size, "area"))
     return resized
-
-
-def _on_host(split: Split):
-    # tf.data runs on the host: images on an accelerator would be copied back for every batch.
-    with tf.device("CPU"):
-        images = split.images if isinstance(split.images, ImageFiles) else tf.constant(split.images)
-        return images, tf.constant(split.labels)
-
-
-def _gather(images, indices, *windows):
-    return images.gather(indices, *windows) if isinstance(images, ImageFiles) else tf.gather(images, indices)
-
-
-_READERS = {
-    "digits": _readers.digits,
-    "fashion_mnist": _readers.fashion_mnist,
-    "cifar10": _readers.cifar10,
-    "cifar100": _readers.cifar100,
-    "toy2d": _readers.toy2d,
-    "image_folder": _readers.image_folder,
-}

@@ -3,8 +3,11 @@
 import contextlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -48,3 +51,35 @@ def read_json(path: str | os.PathLike, form: str, what: str, build: Callable[[di
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         message = f"Expected {what} saved by tfspline in {os.fspath(path)!r}. Received: {error!r}"
         raise ValueError(message) from error
+
+
+def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays to an .npz file, under exactly this name."""
+    with replacing(path, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_npz(path: str | os.PathLike, build: Callable[[dict[str, np.ndarray]], Any]) -> Any:
+    """What `build` makes of the arrays in an .npz file; ValueError where it cannot."""
+    with open(path, "rb") as file:
+        try:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("it is no .npz file")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return build(dict(arrays))
+        except Exception as error:  # a damaged zip fails in a dozen ways
+            raise ValueError(
+                f"Expected a file that tfspline has written, whole. Received: {os.fspath(path)!r} ({error})"
+            ) from error
+
+
+def with_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a prefix, by the rest of their names.
+
+    Example:
+
+    >>> with_prefix({"on/a": 1, "on/b/0": 2, "step": 3}, "on/")
+    {'a': 1, 'b/0': 2}
+    """
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

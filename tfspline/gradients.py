@@ -6,11 +6,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline.affine import flat, without_activation
 from tfspline.cuts import Bend, Smooth, bends, first
 from tfspline.flops import check_static
 from tfspline.graph import Graph, Site
 from tfspline.inputs import Probe
+from tfspline.network import flat, without_activation
 from tfspline.pieces import Choice
 
 BATCH = 64  # samples that go through the model at a time

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tfspline.masks import switched_off, weights
+from tfspline.constraints import hold, weights
 
 
 def prune_weights(model: Any, count: int) -> None:
@@ -36,7 +36,7 @@ def prune_weights(model: Any, count: int) -> None:
 def hold_zeros(model: Any) -> None:
     """Keeps what is zero in a model's kernels at zero, in training steps that are not traced yet."""
     for kernel in _kernels(model):
-        switched_off(kernel, kernel.numpy() != 0)
+        hold(kernel, kernel.numpy() != 0)
 
 
 def zeros(model: Any) -> int:

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfspline import _keras, wrappers
 from tfspline import graph as graphs
+from tfspline.constraints import hold, is_held, let_go, weights
 from tfspline.files import read_json, write_json
 from tfspline.recorder import retrace
 from tfspline.slim import check_same, cut
@@ -221,8 +221,8 @@ class Masks(Mapping):
         masks, installed = entries(self.graph, self.off), wrappers.freeze(model)
         with model.distribute_strategy.scope():
             for place, weight in weights(model):
-                if place in masks or isinstance(weight.constraint, _Off):
-                    installed |= switched_off(weight, masks.get(place, np.ones(weight.shape, bool)))
+                if place in masks or is_held(weight):
+                    installed |= hold(weight, masks.get(place, np.ones(weight.shape, bool)))
             wrappers.write(model, masks)
         if installed:
             retrace(model)
@@ -235,11 +235,7 @@ class Masks(Mapping):
         released = wrappers.thaw(model)
         with model.distribute_strategy.scope():
             for _, weight in weights(model):
-                constraint = weight.constraint
-                if isinstance(constraint, _Off):
-                    weight.assign(constraint.masked(weight))
-                    _keras.set_constraint(weight, constraint.own)
-                    released = True
+                released |= let_go(weight)
         if released:
             retrace(model)
 
@@ -271,41 +267,3 @@ def _on(document):
         on[layer] = np.ones(channels[layer], bool)
         on[layer][places] = False
     return channels, on
-
-
-class _Off:
-    """A weight's constraint: zero where `on` is False, and elsewhere what the user's own constraint makes of it."""
-
-    def __init__(self, on, own):
-        self.on = tf.Variable(on, trainable=False)  # a variable, so that a step that was traced sees it change
-        self.own = own
-
-    def masked(self, value):
-        # A product would leave -0.0, and NaN where a gradient overflowed.
-        value = tf.convert_to_tensor(value)
-        return tf.where(self.on, value, tf.zeros_like(value))
-
-    def __call__(self, value):
-        value = self.masked(value)
-        # A norm that the user's constraint looks at is that of what is left.
-        return value if self.own is None else self.masked(self.own(value))
-
-
-def switched_off(weight: Any, on: np.ndarray) -> bool:
-    """Makes a weight zero where `on`, bool of its shape, is False, now and after every step of an optimizer; returns
-    whether it had no constraint for this yet, so that what was traced before knows nothing of it."""
-    known = isinstance(weight.constraint, _Off)
-    if known:
-        weight.constraint.on.assign(on)
-    else:
-        _keras.set_constraint(weight, _Off(on, weight.constraint))
-    weight.assign(weight.constraint.masked(weight))
-    return not known
-
-
-def weights(model):
-    """The weights of a model, each with its layer's path and its place in `layer.weights`."""
-    for path, layer in _keras.layer_paths(model).items():
-        if not _keras.is_model(layer):
-            for index, weight in enumerate(getattr(layer, "weights", ())):
-                yield (path, index), weight

@@ -9,8 +9,9 @@ import numpy as np
 
 from tfspline import partition_plots, plots
 from tfspline.callbacks import EarlyBird
-from tfspline.codes import Codes, region_codes, write_npz
+from tfspline.codes import Codes, region_codes
 from tfspline.data import Dataset
+from tfspline.files import write_npz
 from tfspline.flops import flops
 from tfspline.partition import partition_distances
 from tfspline.run_dir import RunDir

@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline.affine import Network, flat
 from tfspline.codes import Codes, unique
+from tfspline.network import Network, flat
 
 # Pieces that are narrower than this share of the box are not cut off: rounding makes them where lines meet.
 _NARROW = 1e-10

@@ -14,13 +14,14 @@ from tfspline import graph as graphs
 from tfspline.backup import Backup
 from tfspline.budget import Budget
 from tfspline.callbacks import EarlyBird
-from tfspline.codes import read_npz, write_npz
+from tfspline.constraints import weights
+from tfspline.files import read_npz, with_prefix, write_npz
 from tfspline.inputs import probe
-from tfspline.masks import Masks, entries, weights
+from tfspline.masks import Masks, entries
 from tfspline.plan import choose
 
 
-class SplinePruning(_keras.Callback):
+class SplinePruning(_keras.StepCallback):
     """Switches units off while a model trains, as many and at those steps as a schedule of tfmot says.
 
     At each step that the schedule names, the units are scored anew as by `tfspline.plan`, the share that it gives of
@@ -129,12 +130,6 @@ class SplinePruning(_keras.Callback):
         """The share of the units that may go which is off."""
         return self.masks.sparsity if self.masks else 0.0
 
-    # tf_keras fetches the logs of each batch for a callback that acts between batches, unless it says this.
-    _supports_tf_logs = True
-
-    def _implements_train_batch_hooks(self):
-        return True
-
     def on_train_begin(self, logs=None):
         """Refuses what cannot be pruned, and puts the masks on."""
         graph = graphs.read(self.model, self._protect, self._allow_inexact)
@@ -176,13 +171,9 @@ class SplinePruning(_keras.Callback):
             self._backup.put(iterations, oldest=self._begins[0])
             self._begins.append(iterations)
 
-    def on_train_batch_begin(self, batch, logs=None):
-        """Notes where the steps of this batch begin: an execution can hold several."""
-        self._first = batch
-
     def on_train_batch_end(self, batch, logs=None):
         """Counts the steps, and prunes if the schedule says so."""
-        self.step += _keras.last_step(self, batch) - self._first + 1
+        self.step += self.steps_of(batch)
         self._act()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -355,13 +346,9 @@ def _named(schedule, step: int) -> float | None:
 
 def _state(arrays: dict) -> tuple:
     """What `SplinePruning.save` has written: settings, steps, which units are on, values kept aside."""
-
-    def part(prefix):
-        return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
-
     dense = {}
-    for key, value in part("dense/").items():
+    for key, value in with_prefix(arrays, "dense/").items():
         layer, _, index = key.rpartition("/")
         dense[layer, int(index)] = value
     step, begin, following, dense_step = arrays["steps"].tolist()
-    return str(arrays["settings"]), (step, begin, following, dense_step), part("on/"), dense
+    return str(arrays["settings"]), (step, begin, following, dense_step), with_prefix(arrays, "on/"), dense

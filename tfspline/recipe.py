@@ -1,28 +1,21 @@
 """The recipe as data: train dense until the partition has settled, prune, slim, train on."""
 
 import dataclasses
-import functools
 import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from tfspline import _keras, criteria, data, models
-from tfspline.augment import AUGMENTATIONS
-from tfspline.budget import SCOPES
+from tfspline import _keras, data
 from tfspline.callbacks import EarlyBird
-from tfspline.compensate import COMPENSATIONS
 from tfspline.pruning import SplinePruning
+from tfspline.recipe_checks import BUDGETS, check
 
-SCHEDULES = ("one_shot", "polynomial", "early_bird")
-STRATEGIES = ("none", "mirrored")
-RETRAIN_FROM = ("trained", "initial", "random")
 _PRUNINGS = 20  # how often a gradual schedule switches units off, about
-_BUDGETS = ("ratio", "flops", "training_flops_reduction")
 # What is done with the network that the search leaves; all other fields say what that is.
 _AFTER_SEARCH = {
-    *("schedule", "pruning_epochs", "criterion", "scope", *_BUDGETS, "min_units", "compensate", "retrain_from"),
+    *("schedule", "pruning_epochs", "criterion", "scope", *BUDGETS, "min_units", "compensate", "retrain_from"),
     *("baseline", "weight_pruning", "evaluate"),
 }
 
@@ -84,95 +77,7 @@ class Recipe:
     weight_pruning: bool = False
 
     def __post_init__(self):
-        # These three refuse what they do not know; the shape of the images is not known before they are read.
-        network = _network(self.network, self.width, self.keras)
-        criteria.named(self.criterion)
-        self.early_bird()
-        _one_of("augment", self.augment, AUGMENTATIONS)
-        _one_of("evaluate", self.evaluate, ("test", "validation") if self.validation_split else ("test",))
-        _one_of("lr_schedule", self.lr_schedule, ("cosine", "step"))
-        _one_of("scope", self.scope, SCOPES)
-        _one_of("compensate", self.compensate, COMPENSATIONS)
-        _one_of("strategy", self.strategy, STRATEGIES)
-        _one_of("retrain_from", self.retrain_from, RETRAIN_FROM)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _check("epochs", self.epochs, self.epochs >= 2, "at least 2")
-        _check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
-        steps = self.steps_per_epoch
-        _check("steps_per_epoch", steps, steps is None or steps >= 1, "at least 1")
-        _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "positive")
-        _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
-        _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")
-        _check("gamma_l1", self.gamma_l1, 0 <= self.gamma_l1 < math.inf, "0 or more")
-        _check("lr_drop_factor", self.lr_drop_factor, 0 < self.lr_drop_factor < 1, "in (0, 1)")
-        _check("min_units", self.min_units, self.min_units >= 1, "at least 1")
-        self._check_drops()
-        self._check_schedule()
-        self._check_search()
-        self._check_restart()
-        self._check_penalty(network)
-        self._check_budget()
-
-    def _check_drops(self):
-        drops = self.lr_drops
-        if drops and self.lr_schedule != "step":
-            raise ValueError(f"Expected no lr_drops with lr_schedule={self.lr_schedule!r}. Received: {drops}")
-        # Drops after the last epoch are no mistake: that is how a schedule is tried out in fewer epochs.
-        rising = list(drops) == sorted(set(drops)) and all(epoch > 0 for epoch in drops)
-        _check("lr_drops", drops, rising, "rising epochs, from 1")
-
-    def _check_schedule(self):
-        if self.gradual:
-            most = self.epochs - (2 if self.schedule == "early_bird" else 1)
-            limit = self.pruning_limit
-            _check("pruning_epochs", limit, 1 <= limit <= most, f"from 1 to {most}, which leaves epochs to train on")
-            defaults = {field.name: field.default for field in dataclasses.fields(self)}
-            for name in ("flops", "training_flops_reduction", "compensate", "weight_pruning"):
-                if getattr(self, name) != defaults[name]:
-                    raise ValueError(
-                        f"Expected a ratio, and nothing to compensate or compare with, "
-                        f"with schedule={self.schedule!r}. Received: {name}={getattr(self, name)}"
-                    )
-        elif self.pruning_epochs is not None:
-            raise ValueError(f"Expected no pruning_epochs with schedule='one_shot'. Received: {self.pruning_epochs}")
-
-    def _check_search(self):
-        limit, least, most = self.search_limit, int(self.gradual), self._longest_search
-        if self.schedule == "polynomial":
-            _check("search_epochs", self.search_epochs, self.search_epochs is None, "left out with that schedule")
-        else:
-            left = "" if self.restarts else ", which leaves epochs to train on"
-            _check("search_epochs", limit, least <= limit <= most, f"from {least} to {most}{left}")
-
-    def _check_restart(self):
-        defaults = {"compensate": "none", "weight_pruning": False}
-        for name, default in defaults.items():
-            if self.restarts and getattr(self, name) != default:
-                raise ValueError(
-                    f"Expected {name}={default} with retrain_from={self.retrain_from!r}, where the weights that were "
-                    f"trained do not stay. Received: {name}={getattr(self, name)}"
-                )
-
-    def _check_penalty(self, network):
-        batch_normalization = any(_keras.of_class(layer, "BatchNormalization") for layer in network.layers)
-        for holds, expected, name in (
-            (batch_normalization, "a network with BatchNormalization", "network"),
-            (self.search_limit > 0, "a search", "schedule" if self.gradual else "search_epochs"),
-            (not self.baseline, "no baseline, which would go on from that search,", "baseline"),
-        ):
-            if self.gamma_l1 and not holds:
-                raise ValueError(f"Expected {expected} with gamma_l1. Received: {name}={getattr(self, name)}")
-
-    def _check_budget(self):
-        given = {name: getattr(self, name) for name in _BUDGETS if getattr(self, name) is not None}
-        if len(given) != 1:
-            raise ValueError(f"Expected exactly one of {', '.join(_BUDGETS)}. Received: {given or 'none'}")
-        (name, value), *_ = given.items()
-        if name == "training_flops_reduction":
-            _check(name, value, 1 < value < math.inf, "greater than 1")
-            self.slim_share(self.search_limit)
-        else:
-            _check(name, value, 0 < value < 1, "in (0, 1)")
+        check(self)
 
     @property
     def gradual(self) -> bool:
@@ -198,10 +103,11 @@ class Recipe:
             return 0
         if self.search_epochs is not None:
             return self.search_epochs
-        return min(max(math.ceil(self.epochs / 5), self.early_bird().lookback + 1), self._longest_search)
+        return min(max(math.ceil(self.epochs / 5), self.early_bird().lookback + 1), self.longest_search)
 
     @property
-    def _longest_search(self):
+    def longest_search(self) -> int:
+        """How many epochs a search may take at most: as many as leave one to train on, unless that starts anew."""
         return self.epochs - self.pruning_limit - (not self.restarts)
 
     @property
@@ -304,20 +210,6 @@ class Recipe:
         fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _AFTER_SEARCH}
         fields |= {"search_epochs": self.search_limit, "eb_threshold": bird.threshold, "eb_lookback": bird.lookback}
         return fields | ({"ratio": bird.ratio} if self.eb_metric == "mask" else {})
-
-
-@functools.lru_cache(maxsize=8)  # a grid of recipes would build the same ones hundreds of times
-def _network(network, width, keras):
-    return models.build(network, (32, 32, 3), 2, width, keras)
-
-
-def _check(name, value, holds, expected):
-    if not holds:
-        raise ValueError(f"Expected {name} to be {expected}. Received: {value!r}")
-
-
-def _one_of(name, value, known):
-    _check(name, value, value in known, f"one of {', '.join(known)}")
 
 
 def _as_flag(value):

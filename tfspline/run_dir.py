@@ -9,6 +9,12 @@ from typing import Any
 
 from tfspline.files import replacing
 
+# What the history tells of: all that the slim network comes from, what the one without single weights takes besides
+# the search, and all phases together.
+SLIM_PHASES = ("search", "sparsify", "prune", "rewind", "retrain")
+WEIGHT_PHASES = ("prune_weights", "retrain_weights")
+PHASES = (*SLIM_PHASES, *WEIGHT_PHASES, "baseline")
+
 
 class RunDir:
     """A folder that holds one run, which can be interrupted at any moment and gone on with.

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline.codes import code_bits, pack_bits
+from tfspline.constraints import hold
 from tfspline.cuts import shape_of
-from tfspline.masks import switched_off
 from tfspline.rules import batch_normalization, register_channel_rule
 
 ACTIVATIONS = ("relu", "leaky_relu", "relu6")  # rising, and zero at zero
@@ -88,7 +88,7 @@ class SplineUnitBase:
         if on.dtype != bool or on.shape != tuple(gamma.shape):
             raise ValueError(f"Expected bool {list(gamma.shape)}. Received: {on.dtype.name} {list(on.shape)}")
         for weight in scales:
-            switched_off(weight, on)
+            hold(weight, on)
 
     def _scales(self):
         if not self.built or self.gamma is None:

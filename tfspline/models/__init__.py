@@ -44,8 +44,19 @@ def build(network: str, input_shape: tuple, classes: int, width: float = 1.0, ke
         >>> model.output_shape
         (None, 10)
     """
-    features = _features(network)
+    check(network, input_shape, classes, width, keras)
     layers = keras_named(keras).layers
+    inputs = layers.Input(tuple(input_shape), name="inputs")
+    x = _features(network)(layers, inputs, width=width)
+    # Logits stay float32 under a mixed-precision policy: their loss needs the range.
+    outputs = layers.Dense(classes, dtype="float32", name="head")(x)
+    return keras_named(keras).Model(inputs, outputs, name=network)
+
+
+def check(network: str, input_shape: tuple, classes: int, width: float = 1.0, keras: str = "keras") -> None:
+    """Raises the ValueError of `build` for arguments that no network can be built of."""
+    _features(network)
+    keras_named(keras)
     shape = tuple(input_shape)
     ranks = (1, 3) if network == "mlp" else (3,)
     if len(shape) not in ranks or not all(isinstance(n, numbers.Integral) and n > 0 for n in shape):
@@ -55,12 +66,6 @@ def build(network: str, input_shape: tuple, classes: int, width: float = 1.0, ke
         raise ValueError(f"Expected an integer of at least 2 for classes. Received: {classes!r}")
     if not isinstance(width, numbers.Real) or not 0 < width < math.inf:
         raise ValueError(f"Expected a positive width. Received: {width!r}")
-
-    inputs = layers.Input(shape, name="inputs")
-    x = features(layers, inputs, width=width)
-    # Logits stay float32 under a mixed-precision policy: their loss needs the range.
-    outputs = layers.Dense(classes, dtype="float32", name="head")(x)
-    return keras_named(keras).Model(inputs, outputs, name=network)
 
 
 _FEATURES = {

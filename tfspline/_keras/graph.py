@@ -1,80 +1,15 @@
-"""The two Kerases: which one a model is made of, and everything in which they differ.
-
-Nothing else in the package asks whether a model is a Keras 3 or a tf_keras (Keras 2) model.
-"""
+"""The graph of a model of either Keras: its calls in their order, run on any values, or built anew."""
 
 import collections
 import dataclasses
 import functools
-import inspect
 import itertools
-import os
-import sys
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
-import keras
 import tensorflow as tf
 
-if keras.backend.backend() != "tensorflow":
-    raise ImportError(
-        "tfspline needs Keras 3 on the TensorFlow backend. Received: KERAS_BACKEND="
-        f"{keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow before keras is imported."
-    )
-
-
-def kerases() -> list[ModuleType]:
-    """The Keras modules that this process has loaded: `keras`, and `tf_keras` if somebody imported it."""
-    # A tf_keras model exists only where tf_keras was imported, so it never has to be imported here.
-    return [keras] + [sys.modules[name] for name in ("tf_keras",) if sys.modules.get(name)]
-
-
-def keras_named(name: str) -> ModuleType:
-    """The module `keras` or `tf_keras`, imported if need be."""
-    if name not in ("keras", "tf_keras"):
-        raise ValueError(f"Expected 'keras' or 'tf_keras'. Received: {name!r}")
-    if name == "tf_keras":
-        import tf_keras
-
-        return tf_keras
-    return keras
-
-
-def tfmot() -> ModuleType:
-    """tensorflow_model_optimization, imported without what it does to others: it sets TF_USE_LEGACY_KERAS, with which
-    `tf.keras` becomes Keras 2 unless somebody has looked at it before."""
-    before = os.environ.get("TF_USE_LEGACY_KERAS")
-    _ = tf.keras.Model
-    import tensorflow_model_optimization
-
-    os.environ.pop("TF_USE_LEGACY_KERAS", None)
-    if before is not None:
-        os.environ["TF_USE_LEGACY_KERAS"] = before
-    return tensorflow_model_optimization
-
-
-def keras_of(obj: Any) -> ModuleType:
-    """The Keras that a model, layer or optimizer belongs to; TypeError where it belongs to none."""
-    for module in kerases():
-        if isinstance(obj, (module.layers.Layer, module.optimizers.Optimizer, module.callbacks.Callback)):
-            return module
-    raise TypeError(f"Expected a model or layer of Keras 3 or tf_keras. Received: {type(obj).__name__}")
-
-
-def of_class(layer: Any, *names: str) -> bool:
-    """Whether `layer` is an instance of one of these `keras.layers` classes, in its own Keras."""
-    return any(
-        isinstance(layer, getattr(module.layers, name))
-        for module in kerases()
-        for name in names
-        if hasattr(module.layers, name)
-    )
-
-
-def is_model(layer: Any) -> bool:
-    """Whether `layer` is a model, which may be nested in another one."""
-    return any(isinstance(layer, module.Model) for module in kerases())
+from tfspline._keras.modules import is_model, keras_of, kerases, of_class
 
 
 def is_graph(model: Any) -> bool:
@@ -202,31 +137,6 @@ def call(layer: Any, args: tuple, kwargs: dict, kind: type, of: Callable[[Any], 
     return tf.nest.flatten(layer(*args, **kwargs))
 
 
-def op_name(layer: Any) -> str | None:
-    """The name of a bare op in a graph (`x + y` gives "add", `tf.nn.relu(x)` "relu"); None for a real layer."""
-    if type(layer).__name__ in ("TFOpLambda", "SlicingOpLambda"):  # tf_keras has no public name for these
-        return layer.symbol.split(".")[-1].strip("_").lower()
-    if not isinstance(layer, tuple(module.layers.Layer for module in kerases())):
-        return type(layer).__name__.lower()  # a keras.Operation that is no Layer: Keras 3's bare ops
-    return None
-
-
-def activation_name(layer: Any) -> str:
-    """The name of the activation that a layer has of its own; "linear" without one."""
-    return getattr(getattr(layer, "activation", None), "__name__", "linear")
-
-
-def builtin_class_name(layer: Any) -> str | None:
-    """The name of Keras' own class whose behaviour `layer` has; None where it has its own.
-
-    A subclass that overrides `call` may do anything, so it does not count as its base class.
-    """
-    for base in type(layer).__mro__:
-        if base.__module__.partition(".")[0] in ("keras", "tf_keras"):
-            return base.__name__ if type(layer).call is base.call else None
-    return None
-
-
 def layer_paths(model: Any, prefix: str = "") -> dict[str, Any]:
     """All layers and bare ops of a model by their path; one of a nested model is called "inner/conv"."""
     paths = {}
@@ -310,113 +220,3 @@ def _freeze(model, copy):
             _freeze(layer, other)
         elif other and other.trainable != layer.trainable:
             other.trainable = layer.trainable
-
-
-def arguments(layer: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """The arguments of a call of a layer or bare op by their names."""
-    if op_name(layer) is None:
-        return inspect.signature(layer.call).bind(*args, **kwargs).arguments
-    if isinstance(layer, keras.Operation):  # Keras 3 keeps all but the tensors in the op's config
-        return layer.get_config() | inspect.signature(layer.call).bind(*args, **kwargs).arguments
-    return inspect.signature(layer.function).bind(*args, **kwargs).arguments
-
-
-def weight(layer: Any, path: str) -> Any:
-    """A weight of a layer by its attribute ("kernel"), dotted for one of a layer inside it; None without one."""
-    for name in path.split("."):
-        layer = getattr(layer, name, None)
-    return layer
-
-
-def set_constraint(variable: Any, constraint: Callable | None) -> None:
-    """Gives a weight another constraint, or none."""
-    if isinstance(variable, keras.Variable):
-        variable.constraint = constraint
-        return
-    # In tf_keras a weight gets its constraint when it is made, and there is no public way to give one to a model that
-    # is there already. `constraint` of a tf.Variable reads `_constraint`; mixed precision wraps the variable, and a
-    # strategy has one for each replica.
-    variable = getattr(variable, "_variable", variable)
-    for copy in getattr(variable, "values", [variable]):
-        copy._constraint = constraint
-
-
-def add_penalty(layer: Any, path: str, penalty: Callable) -> None:
-    """Adds a penalty of a weight to what a model with the layer in it minimises from its next `compile` on; it is
-    saved with no model."""
-    if isinstance(weight(layer, path), keras.Variable):
-        weight(layer, path).regularizer = penalty
-    else:
-        layer.add_loss(lambda: penalty(weight(layer, path)))
-
-
-def iterations(model: Any) -> int:
-    """How many steps a model's optimizer has counted; any checkpoint that holds the optimizer brings them back."""
-    if model.optimizer is None:
-        raise ValueError(f"Expected a model compiled with an optimizer. Received: {model.name!r}, which has none")
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if isinstance(optimizer, keras.optimizers.Optimizer):
-        # Private, but Keras 3 leaves the steps that only accumulate gradients out of `iterations`.
-        return int(optimizer._iterations.numpy())
-    return int(optimizer.iterations.numpy())
-
-
-def tf_variable(variable: Any) -> Any:
-    """The TensorFlow variable of a weight, as a GradientTape takes it."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def loss(model: Any, labels: Any, outputs: list) -> tf.Tensor:
-    """The loss that a model is compiled with, a scalar, of a tensor for each of `model.outputs`."""
-    # A Sequential of Keras 3 may have no `output`.
-    outputs = tf.nest.pack_sequence_as(getattr(model, "output", model.outputs[0]), outputs)
-    # The model may be in the middle of `fit`, whose metrics are not to count this.
-    before = {id(metric): [variable.numpy() for variable in metric.variables] for metric in model.metrics}
-    value = model.compute_loss(y=labels, y_pred=outputs)
-    for metric in model.metrics:
-        if not before.get(id(metric)):  # tf_keras makes them when they are first needed
-            metric.reset_state()
-            continue
-        for variable, old in zip(metric.variables, before[id(metric)], strict=True):
-            variable.assign(old)
-    return value
-
-
-def last_step(callback: Any, batch: int) -> int:
-    """The number within its epoch of the last step that was trained, in a callback's `on_train_batch_end(batch)`."""
-    # Keras 3 names the last step of a whole execution also where the epoch ends within it.
-    steps = (callback.params or {}).get("steps")
-    return min(batch, steps - 1) if steps else batch
-
-
-def sublayers(layer: Any) -> list:
-    """All layers inside a layer, at any depth."""
-    # Private, but Keras 3 has no public way to them.
-    return list(layer._flatten_layers(include_self=False))
-
-
-class Callback(keras.callbacks.Callback):
-    """A callback that runs in the `fit` of either Keras; it acts between epochs, not between batches."""
-
-    # tf_keras asks every callback for these, to know whether it has to fetch the logs of each batch.
-    def _implements_train_batch_hooks(self):
-        return False
-
-    def _implements_test_batch_hooks(self):
-        return False
-
-    def _implements_predict_batch_hooks(self):
-        return False
-
-
-def from_config(layer_class: type, config: dict) -> Any:
-    """A new layer from the config of one that is in memory."""
-    # A layer inside this one would be built at once, for the input shape that its original had.
-    config = {key: _unbuilt(value) if isinstance(value, dict) else value for key, value in config.items()}
-    if issubclass(layer_class, keras.layers.Lambda):  # Keras 3 refuses Python lambdas, but this one is trusted
-        return layer_class.from_config(config, safe_mode=False)
-    return layer_class.from_config(config)
-
-
-def _unbuilt(config):
-    return {key: value for key, value in config.items() if key != "build_config"}

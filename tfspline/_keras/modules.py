@@ -1,0 +1,68 @@
+"""The two Keras modules, and which of them something is made of."""
+
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "tfspline needs Keras 3 on the TensorFlow backend. Received: KERAS_BACKEND="
+        f"{keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow before keras is imported."
+    )
+
+
+def kerases() -> list[ModuleType]:
+    """The Keras modules that this process has loaded: `keras`, and `tf_keras` if somebody imported it."""
+    # A tf_keras model exists only where tf_keras was imported, so it never has to be imported here.
+    return [keras] + [sys.modules[name] for name in ("tf_keras",) if sys.modules.get(name)]
+
+
+def keras_named(name: str) -> ModuleType:
+    """The module `keras` or `tf_keras`, imported if need be."""
+    if name not in ("keras", "tf_keras"):
+        raise ValueError(f"Expected 'keras' or 'tf_keras'. Received: {name!r}")
+    if name == "tf_keras":
+        import tf_keras
+
+        return tf_keras
+    return keras
+
+
+def tfmot() -> ModuleType:
+    """tensorflow_model_optimization, imported without what it does to others: it sets TF_USE_LEGACY_KERAS, with which
+    `tf.keras` becomes Keras 2 unless somebody has looked at it before."""
+    before = os.environ.get("TF_USE_LEGACY_KERAS")
+    _ = tf.keras.Model
+    import tensorflow_model_optimization
+
+    os.environ.pop("TF_USE_LEGACY_KERAS", None)
+    if before is not None:
+        os.environ["TF_USE_LEGACY_KERAS"] = before
+    return tensorflow_model_optimization
+
+
+def keras_of(obj: Any) -> ModuleType:
+    """The Keras that a model, layer or optimizer belongs to; TypeError where it belongs to none."""
+    for module in kerases():
+        if isinstance(obj, (module.layers.Layer, module.optimizers.Optimizer, module.callbacks.Callback)):
+            return module
+    raise TypeError(f"Expected a model or layer of Keras 3 or tf_keras. Received: {type(obj).__name__}")
+
+
+def of_class(layer: Any, *names: str) -> bool:
+    """Whether `layer` is an instance of one of these `keras.layers` classes, in its own Keras."""
+    return any(
+        isinstance(layer, getattr(module.layers, name))
+        for module in kerases()
+        for name in names
+        if hasattr(module.layers, name)
+    )
+
+
+def is_model(layer: Any) -> bool:
+    """Whether `layer` is a model, which may be nested in another one."""
+    return any(isinstance(layer, module.Model) for module in kerases())
