@@ -5,6 +5,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from tfspline import criteria, register_criterion
 from tfspline.recipe import Recipe
@@ -124,35 +125,35 @@ def _configured(network, dataset):
     return Recipe.from_flags({name: value or "true" for name, _, value in given})
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One training of the grid, and what has to be done before it.
-
-    Attributes:
-        ratio: the share of the units that goes; None where the method has no ratio.
-        search: the cell whose dense search this one takes over; None if it makes its own.
-        like: the cell that says from when on, and to how many parameters, tfmot prunes; None for the other methods.
-    """
+class Key(NamedTuple):
+    """What tells a cell from others, and its line; no ratio of units where the method has none."""
 
     dataset: str
     network: str
     method: str
     ratio: float | None
     seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training of the grid, and what has to be done before it.
+
+    Attributes:
+        search: the cell whose dense search this one takes over; None if it makes its own.
+        like: the cell that says from when on, and to how many parameters, tfmot prunes; None for the other methods.
+    """
+
+    key: Key
     recipe: Recipe
     search: "Cell | None" = None
     like: "Cell | None" = None
 
     @property
-    def key(self) -> tuple:
-        """What tells it from others, and its lines."""
-        return self.dataset, self.network, self.method, self.ratio, self.seed
-
-    @property
-    def keys(self) -> tuple[tuple, ...]:
+    def keys(self) -> tuple[Key, ...]:
         """Those of all its lines: the run of the dense network has another half."""
-        half = (self.dataset, self.network, "spline", self.recipe.ratio, self.seed)
-        return (self.key, half) if self.method == "dense" else (self.key,)
+        half = self.key._replace(method="spline", ratio=self.recipe.ratio)
+        return (self.key, half) if self.key.method == "dense" else (self.key,)
 
     @property
     def name(self) -> str:
@@ -167,12 +168,13 @@ class Cell:
     @property
     def cost(self) -> float:
         """About how long it takes, in dense trainings: MACs fall with the square of the width."""
-        recipe, whole = self.recipe, float(self.method in ("dense", "tfmot_magnitude"))
+        recipe, method = self.recipe, self.key.method
+        whole = float(method in ("dense", "tfmot_magnitude"))
         searched = (recipe.search_limit + recipe.pruning_limit) / recipe.epochs
         if recipe.training_flops_reduction:
             return 1 / recipe.training_flops_reduction
         slim = (1 - recipe.ratio) ** 2 * (1 - searched * (recipe.retrain_from == "trained"))
-        return max(whole, searched * (self.search is None)) + slim * (self.method != "tfmot_magnitude")
+        return max(whole, searched * (self.search is None)) + slim * (method != "tfmot_magnitude")
 
 
 def cells(scale: Scale, methods: Mapping[str, Mapping], seeds: Iterable[int] = (), **options) -> list[Cell]:
@@ -197,9 +199,9 @@ def cells(scale: Scale, methods: Mapping[str, Mapping], seeds: Iterable[int] = (
                 if method == "tfmot_magnitude":
                     like = found[dataset, network, "spline", ratio, seed]
                 elif recipe.search_limit:
-                    search = searches.get(key := tuple(recipe.search_fields().items()))
-                cell = Cell(dataset, network, method, ratio, seed, recipe, search, like)
-                found[cell.key] = cell
+                    search = searches.get(fields := tuple(recipe.search_fields().items()))
+                key = Key(dataset, network, method, ratio, seed)
+                cell = found[key] = Cell(key, recipe, search, like)
                 if method != "tfmot_magnitude" and recipe.search_limit:
-                    searches.setdefault(key, cell)
+                    searches.setdefault(fields, cell)
     return list(found.values())
