@@ -1,111 +1,93 @@
-"""The results of a grid: lines of JSON, a Markdown table of them, and the picture accuracy against training FLOPs."""
+"""What a grid has found: a Markdown table, and the picture accuracy against training FLOPs."""
 
 import itertools
-import json
-import os
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from common import markdown, spread
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-_COLORS = [f"C{i}" for i in range(10)]
-_MARKERS = "osD^vPX"  # as many as are prime to the colors: no two methods look alike
-KEY = ("dataset", "network", "method", "ratio", "seed")
 SPLITS = {"accuracy": "test", "validation_accuracy": "validation"}
-
-
-class Results:
-    """`results.jsonl`: a line a finished cell, which no interruption takes back.
-
-    Attributes:
-        lines: the key of a cell, the values of `KEY` -> its line.
-
-    Raises:
-        ValueError: a line that is no JSON, other than a last one that was cut short.
-    """
-
-    def __init__(self, path: str):
-        self.path, self.lines = path, {}
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                *whole, torn = file.read().split("\n")
-            if torn:  # a process that was killed wrote this far
-                os.truncate(path, os.path.getsize(path) - len(torn.encode()))
-            for number, text in enumerate(whole, start=1):
-                try:
-                    line = json.loads(text)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"Expected JSON in line {number} of {path!r}. Received: {text!r}") from error
-                self.lines[key_of(line)] = line
-
-    def add(self, line: Mapping) -> None:
-        """Keeps the line of a cell."""
-        self.lines[key_of(line)] = dict(line)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def key_of(line: Mapping) -> tuple:
-    """The key of the cell that a line is of."""
-    return tuple(line[name] for name in KEY)
+_MARKERS = "os^vD<>Pp*Xh8d"  # of what tfspline is compared with
+_LABELS_APART = 0.055  # of the height of a panel
+_HALO = [withStroke(linewidth=2.5, foreground="white")]
 
 
 def table(lines: Iterable[Mapping], methods: Sequence[str] = ()) -> str:
     """Means over the seeds, and the standard deviation of the accuracy, as Markdown.
 
-    For each dataset and network a table whose rows are methods, in the order of `methods`. Time is the dense training's
-    of the same seed over the method's own; the early bird's epochs are the least and the most.
+    For each dataset and network a table of the methods that have no ratio and one of those that have, in the order of
+    `methods`. FLOPs and times are the dense training's of the same seed over the method's own; the early bird's epochs
+    are the least and the most. The best of a column is bold; only means over all seeds count, and not the dense
+    training's.
     """
-    sections = []
+    sections = [
+        "Means over the seeds, ± the standard deviation; how many times fewer FLOPs, and less time, than the dense "
+        "training; the best of each column is bold. `spline` is the paper's method, `spline_...` are tfspline's own."
+    ]
     for (dataset, network), of_all in _grouped(lines, "dataset", "network").items():
-        (split,) = {SPLITS[name] for line in of_all for name in SPLITS if name in line}
-        seeds = {line["seed"] for line in of_all}
+        seeds = sorted({line["seed"] for line in of_all})
         ratios = sorted({line["ratio"] for line in of_all if line["ratio"] is not None})
         dense = {line["seed"]: line["seconds"] for line in of_all if line["method"] == "dense"}
         common = set.intersection(*(set(line["options"].items()) for line in of_all))
         options = " ".join(f"--{name}={text}" for name, text in of_all[0]["options"].items() if (name, text) in common)
-        sections.append(f"### {dataset}, {network}\n")
-        sections.append(f"{len(seeds)} seeds; accuracy on {split} images; all with `{options}`\n")
+        sections.append(f"### {dataset}, {network}")
+        sections.append(
+            f"Seeds {', '.join(map(str, seeds))}; accuracy on {_split(of_all)} images; all with `{options}`"
+        )
         for columns in ([None], ratios):
-            found = [line for line in of_all if line["ratio"] in columns]
+            found = _by_method([line for line in of_all if line["ratio"] in columns], methods)
             if found:
-                rows = _rows(found, columns, methods, dense, len(seeds))
-                sections += ["\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"]
-    return "\n".join(sections)
+                sections.append(markdown(zip(*_columns(found, columns, dense, len(seeds)), strict=True)))
+    return "\n\n".join(sections) + "\n"
 
 
-def _rows(lines, columns, methods, dense, seeds):
-    titles = [f"{ratio:.0%}: " if ratio is not None else "" for ratio in columns]
-    kinds = ("accuracy, %", "training FLOPs, fewer", "time, less")
-    yield ["method", *(title + kind for title in titles for kind in kinds), "early bird, epoch"]
-    yield ["---", *(["---:"] * (len(kinds) * len(columns) + 1))]
-    for method, of_method in _by_method(lines, methods).items():
-        row = [f"`{method}`"]
-        for ratio in columns:
-            cell = [line for line in of_method if line["ratio"] == ratio]
-            row += _cell(cell, dense, seeds) if cell else ["–"] * len(kinds)
-        yield [*row, _birds(of_method)]
+def _columns(found, ratios, dense, seeds):
+    def times(lines):
+        return [dense[line["seed"]] / line["seconds"] for line in lines if line["seed"] in dense]
+
+    kinds = (
+        ("accuracy (%)", spread, lambda lines: [100 * _accuracy(line) for line in lines]),
+        ("training FLOPs", _factor, lambda lines: [line["training_flops_reduction"] for line in lines]),
+        ("time", _factor, times),
+    )
+    yield ["method", *(f"`{method}`" for method in found)]
+    for (kind, text, values_of), ratio in itertools.product(kinds, ratios):
+        values = {
+            method: values_of([line for line in lines if line["ratio"] == ratio]) for method, lines in found.items()
+        }
+        yield [kind if ratio is None else f"{kind}, {100 * ratio:g} % cut", *_cells(values, text, seeds)]
+    yield ["early bird, epoch", *map(_birds, found.values())]
 
 
-def _cell(lines, dense, seeds):
-    mean, deviation = _accuracy(lines)
-    text = f"{mean:.2f}" if len(lines) == 1 else f"{mean:.2f} ± {deviation:.2f}"
-    times = [dense[line["seed"]] / line["seconds"] for line in lines if line["seed"] in dense]
-    return [
-        text if len(lines) == seeds else f"{text} ({len(lines)} of {seeds} seeds)",
-        f"{statistics.mean(line['training_flops_reduction'] for line in lines):.2f}x",
-        f"{statistics.mean(times):.2f}x" if times else "–",
-    ]
+def _cells(values, text, seeds):
+    """The cells of a column, method -> values of its seeds."""
+    rivals = {method: found for method, found in values.items() if method != "dense" and len(found) == seeds}
+    means = {method: round(statistics.mean(found), 2) for method, found in rivals.items()}
+    best = max(means.values(), default=None)
+    for method, found in values.items():
+        cell = text(found) if found else "–"
+        if found and len(found) < seeds:
+            cell += f" ({len(found)} of {seeds} seeds)"
+        yield f"**{cell}**" if method in means and means[method] == best else cell
 
 
-def _accuracy(lines):
-    """Mean and standard deviation in percent."""
-    values = [100 * next(line[name] for name in SPLITS if name in line) for line in lines]
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def _factor(values):
+    return f"{statistics.mean(values):.2f}x"
+
+
+def _accuracy(line):
+    return next(line[name] for name in SPLITS if name in line)
+
+
+def _split(lines):
+    (split,) = {SPLITS[name] for line in lines for name in SPLITS if name in line}
+    return split
 
 
 def _birds(lines):
@@ -134,46 +116,106 @@ def _by_method(lines, methods):
 def draw(lines: Iterable[Mapping], methods: Sequence[str] = ()) -> Figure:
     """Accuracy against training FLOPs as a share of the dense training's, one panel a dataset and network.
 
-    A line is a method through its ratios: means with standard deviations over the seeds; `spline` and its like are
-    bold. Methods cost nearly the same at a ratio, so they are drawn side by side, up to 5 % off their cost.
+    A line is a method through its ratios, of means over the seeds. `spline` and its like are in colors, with standard
+    deviations and their names beside them; the others are grey. Means that lie far below (by Tukey's fence, one and a
+    half interquartile ranges under the lower quartile) would squash the rest: the panel names them at its bottom.
     """
-    panels = _grouped(lines, "dataset", "network")
-    figure = Figure(figsize=(5 * len(panels) + 1.6, 5), layout="constrained")
-    all_methods = list(_by_method([line for line in lines if line["method"] != "dense"], methods))
-    pairs = zip(itertools.cycle(_MARKERS), itertools.cycle(_COLORS), strict=True)
-    looks = dict(zip(all_methods, pairs, strict=False))
+    lines = list(lines)
+    panels, looks = _grouped(lines, "dataset", "network"), _looks(_by_method(lines, methods))
+    figure = Figure(figsize=(9, 4.5 * len(panels)), layout="constrained")
     for axes, ((dataset, network), of_all) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+        figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True
     ):
-        for method, of_method in _by_method(of_all, methods).items():
-            groups = _grouped(of_method, "ratio")
-            points = [
-                (100 * statistics.mean(1 / line["training_flops_reduction"] for line in group), *_accuracy(group))
-                for _, group in sorted(groups.items(), reverse=True)
-            ]
-            costs, means, deviations = (np.array(values) for values in zip(*points, strict=True))
-            if method == "dense":
-                axes.axhline(means[0], color="black", linestyle="--", linewidth=1, label="dense", zorder=1)
-                axes.axhspan(means[0] - deviations[0], means[0] + deviations[0], color="black", alpha=0.08)
-                continue
-            marker, color = looks[method]
-            ours = method.startswith("spline")
-            if groups.keys() != {(None,)}:
-                costs = costs * 1.1 ** (all_methods.index(method) / max(1, len(all_methods) - 1) - 0.5)
-            axes.errorbar(
-                costs, means, deviations, label=method, marker=marker, color=color, capsize=2, elinewidth=0.8,
-                linewidth=2 if ours else 0.8, markersize=7 if ours else 5, alpha=1 if ours else 0.8,
-                zorder=3 if ours else 2,
-            )  # fmt: skip
-        (split,) = {SPLITS[name] for line in of_all for name in SPLITS if name in line}
-        axes.set(title=f"{dataset}, {network}", xscale="log", ylabel=f"{split} accuracy (%)")
-        axes.xaxis.set_major_locator(FixedLocator([2, 5, 10, 15, 20, 30, 40, 50, 70, 100, 150, 200]))
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.grid(alpha=0.3)
+        _draw(axes, {method: _points(of_method) for method, of_method in _by_method(of_all, methods).items()}, looks)
+        axes.set(title=f"{dataset}, {network}", ylabel=f"{_split(of_all)} accuracy (%)")
     figure.supxlabel("training FLOPs, % of the dense training's (search included)", fontsize=10)
     pairs = (pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True))
     handles = {label: handle for handle, label in pairs}
-    labels = [label for label in ["dense", *all_methods] if label in handles]
+    labels = [label for label in looks if label in handles]
     figure.legend([handles[label] for label in labels], labels, loc="outside right center", fontsize=9)
     return figure
+
+
+def _looks(methods):
+    """Method -> how its line is drawn."""
+    colors, markers = itertools.cycle(f"C{i}" for i in range(10)), itertools.cycle(_MARKERS)
+    return {
+        method: {"color": "black", "linestyle": "--", "linewidth": 1, "zorder": 1}
+        if method == "dense"
+        else {"color": next(colors), "marker": "o", "linewidth": 2, "markersize": 6, "zorder": 4}
+        if method.startswith("spline")
+        else {"color": "0.45", "marker": next(markers), "linewidth": 0.6, "markersize": 6, "mfc": "white", "zorder": 3}
+        for method in methods
+    }
+
+
+class _Point(NamedTuple):
+    """A method at a ratio: training FLOPs, mean and standard deviation of the accuracy, all in percent."""
+
+    cost: float
+    mean: float
+    deviation: float
+    ratio: float | None
+
+
+def _points(lines):
+    """The points of a method, from the cheapest on."""
+    points = []
+    for (ratio,), group in _grouped(lines, "ratio").items():
+        cost = 100 * statistics.mean(1 / line["training_flops_reduction"] for line in group)
+        accuracies = [100 * _accuracy(line) for line in group]
+        deviation = statistics.stdev(accuracies) if len(group) > 1 else 0.0
+        points.append(_Point(cost, statistics.mean(accuracies), deviation, ratio))
+    return sorted(points, key=lambda point: point.cost)
+
+
+def _draw(axes, points, looks):
+    axes.set(xscale="log")
+    for method, of_method in points.items():
+        costs, means, deviations, _ = zip(*of_method, strict=True)
+        if method == "dense":
+            axes.axhline(means[0], label=method, **looks[method])
+            axes.axhspan(means[0] - deviations[0], means[0] + deviations[0], color="black", alpha=0.08)
+        elif method.startswith("spline"):
+            axes.errorbar(costs, means, deviations, label=method, capsize=2, elinewidth=1, **looks[method])
+        else:
+            axes.plot(costs, means, label=method, **looks[method])
+    _leave_out(axes, points)
+    _name(axes, {method: of_method[0] for method, of_method in points.items() if method.startswith("spline")}, looks)
+    axes.xaxis.set_major_locator(FixedLocator([2, 5, 10, 15, 20, 30, 40, 50, 70, 100, 150, 200]))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.3)
+
+
+def _leave_out(axes, points):
+    """Ends a panel above the means that lie far below the others, and names these."""
+    means = [point.mean for of_method in points.values() for point in of_method]
+    lower, upper = np.quantile(means, [0.25, 0.75])
+    fence = lower - 1.5 * (upper - lower)
+    out = [
+        f"{method} {point.mean:.1f}" + (f" ({100 * point.ratio:g} % cut)" if point.ratio else "")
+        for method, of_method in points.items()
+        for point in of_method
+        if point.mean < fence
+    ]
+    least, most = min(mean for mean in means if mean >= fence), max(means)
+    margin = 0.12 * (most - least) or 1
+    axes.set_ylim(least - margin, most + margin)
+    if out:
+        text = textwrap.fill(f"below: {', '.join(out)}", 110)
+        axes.text(0.01, 0.015, text, transform=axes.transAxes, fontsize=8, path_effects=_HALO, zorder=5)
+
+
+def _name(axes, ends, looks):
+    """Writes the names of methods left of where their lines begin, one under the other where they would overlap."""
+    left, right = axes.get_xlim()
+    axes.set_xlim(left / (right / left) ** 0.22, right)
+    bottom, top = axes.get_ylim()
+    apart = _LABELS_APART * (top - bottom)
+    height = np.inf
+    for method, end in sorted(ends.items(), key=lambda item: -item[1].mean):
+        height, color = min(height - apart, end.mean), looks[method]["color"]
+        leader = {"arrowstyle": "-", "color": color, "linewidth": 0.7}
+        text = axes.annotate(method, (end.cost, end.mean), (left, height), color=color, fontsize=9, arrowprops=leader)
+        text.set(ha="right", va="center", path_effects=_HALO)
