@@ -103,9 +103,9 @@ def paper_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -
     recipes = {}
     for network, dataset in itertools.product(("preresnet101", "vgg16"), ("cifar10", "cifar100")):
         folder = _cifar(dataset, cifar_dir if dataset == "cifar10" else None)
-        recipes[dataset, network] = dataclasses.replace(_configured(network, dataset), **folder, strategy="mirrored")
+        recipes[dataset, network] = dataclasses.replace(configured(network, dataset), **folder, strategy="mirrored")
     for network in ("resnet18", "resnet50"):
-        recipe = _configured(network, "imagenet")
+        recipe = configured(network, "imagenet")
         recipes["imagenet", network] = dataclasses.replace(recipe, data_dir=imagenet_dir, strategy="mirrored")
     return Scale(recipes, methods={"spline_5x": {"search_epochs": 9, "eb_every": 100}})
 
@@ -119,7 +119,8 @@ def _cifar(dataset, folder):
     return {"dataset": "image_folder", "data_dir": folder} if folder else {"dataset": dataset}
 
 
-def _configured(network, dataset):
+def configured(network: str, dataset: str) -> Recipe:
+    """The recipe of a flagfile in configs/."""
     lines = (CONFIGS / f"{network}_{dataset}.cfg").read_text(encoding="utf-8").splitlines()
     given = (line.removeprefix("--").partition("=") for line in lines if line.startswith("--"))
     return Recipe.from_flags({name: value or "true" for name, _, value in given})
