@@ -12,6 +12,7 @@ import time
 
 import tensorflow as tf
 
+from tfspline import models
 from tfspline._keras import keras_named
 
 
@@ -53,42 +54,52 @@ class Results:
         keys: the fields of a row, of which two rows that are of the same cell have the same values.
 
     Raises:
-        ValueError: when a cell is looked for without all keys, or a row added.
+        ValueError: a line of the file that is no JSON, other than a last one that was cut short; when a cell is looked
+            for without all keys, or a row added.
     """
 
     def __init__(self, folder, *keys):
         os.makedirs(folder, exist_ok=True)
-        self.path, self.keys, self.rows = os.path.join(folder, "results.jsonl"), keys, []
-        if os.path.exists(self.path):
-            with open(self.path, "r+b") as file:
-                lines = file.readlines()
-                if lines and not lines[-1].endswith(b"\n"):  # cut by an interruption
-                    lines.pop()
-                    file.truncate(sum(map(len, lines)))
-            self.rows = [json.loads(line) for line in lines]
+        self.path, self.keys, self._rows = os.path.join(folder, "results.jsonl"), keys, {}
+        if not os.path.exists(self.path):
+            return
+        with open(self.path, "rb") as file:
+            *lines, torn = file.read().split(b"\n")
+        if torn:  # a process that was killed wrote this far
+            os.truncate(self.path, os.path.getsize(self.path) - len(torn))
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"Expected JSON in line {number} of {self.path!r}. Received: {line!r}") from error
+            self._rows[self._key(row)] = row
+
+    @property
+    def rows(self):
+        """All rows, in the order in which their cells were done first."""
+        return list(self._rows.values())
 
     def find(self, **cell):
         """The row of a cell; None if it is not done yet."""
-        self._check(cell)
-        return next(iter(self.of(**cell)), None)
+        return self._rows.get(self._key(cell))
 
     def of(self, **fields):
         """The rows with these values."""
         return [row for row in self.rows if all(row[name] == value for name, value in fields.items())]
 
     def add(self, row):
-        """Adds a row, on the disk when this returns; prints it."""
-        self._check(row)
+        """Keeps the row of a cell, on the disk when this returns; returns it."""
+        self._rows[self._key(row)] = row
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.rows.append(row)
-        print(row, flush=True)
+        return row
 
-    def _check(self, row):
+    def _key(self, row):
         if not set(self.keys) <= set(row):
             raise ValueError(f"Expected values of {', '.join(self.keys)}. Received: {row}")
+        return json.dumps([row[name] for name in self.keys])  # values may be lists
 
 
 def spread(values, digits=2):
@@ -104,6 +115,12 @@ def markdown(rows):
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
 
 
+def network(recipe, dataset):
+    """The network of a recipe as its seed makes it."""
+    keras_named(recipe.keras).utils.set_random_seed(recipe.seed)
+    return models.build(recipe.network, dataset.input_shape, dataset.classes, recipe.width, recipe.keras)
+
+
 def compiled(model, recipe):
     """The model, ready to be trained as a recipe says, from a fresh optimizer on."""
     loss = keras_named(recipe.keras).losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -111,7 +128,7 @@ def compiled(model, recipe):
     return model
 
 
-def train(model, recipe, dataset, done, until, *callbacks):
+def train(model, recipe, dataset, done, until, *callbacks, verbose=2):
     """Trains a compiled model from the end of epoch `done` of a recipe to that of epoch `until`."""
     steps = dataset.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
     model.fit(
@@ -120,14 +137,15 @@ def train(model, recipe, dataset, done, until, *callbacks):
         initial_epoch=done,
         epochs=until,
         shuffle=False,  # the batches are; Keras 3 warns otherwise
-        verbose=2,
+        verbose=verbose,
         callbacks=[keras_named(recipe.keras).callbacks.LearningRateScheduler(recipe.learning_rate_at), *callbacks],
     )
 
 
-def accuracy(model, dataset):
-    """The share of the test images that a model, compiled or not, gets right."""
+def accuracy(model, dataset, split="test"):
+    """The share of the images of a split that a model, compiled or not, gets right."""
     right = [
-        tf.argmax(model(x, training=False), 1) == tf.cast(y, tf.int64) for x, y in dataset.evaluation_batches(1000)
+        tf.argmax(model(x, training=False), 1) == tf.cast(y, tf.int64)
+        for x, y in dataset.evaluation_batches(256, split)
     ]
     return float(tf.reduce_mean(tf.cast(tf.concat(right, 0), tf.float64)))

@@ -15,11 +15,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is im
 import numpy as np  # noqa: E402
 import tf_keras  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import Results, accuracy, setting  # noqa: E402
+from common import Results, accuracy, compiled, network, setting, train  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import data, models  # noqa: E402
+from tfspline import data  # noqa: E402
+from tfspline.recipe import Recipe  # noqa: E402
 
 CRITERIA = ("spline_affine", "spline_data", "spline", "bn_scale", "l1", "fpgm", "random")
 WAYS = {
@@ -46,15 +47,12 @@ def dense_network(folder, dataset, seed, epochs):
     """The dense network of a seed, trained if it is not there yet."""
     path = os.path.join(folder, f"dense-{seed}.keras")
     if not os.path.exists(path):
-        tf_keras.utils.set_random_seed(seed)
-        model = models.build("resnet20", dataset.input_shape, dataset.classes, keras="tf_keras")
-        steps = dataset.steps_per_epoch(128)
-        rate = tf_keras.optimizers.schedules.CosineDecay(0.1, steps * epochs)
-        optimizer = tf_keras.optimizers.SGD(rate, momentum=0.9, weight_decay=5e-3)
-        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-        model.compile(optimizer, tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-        batches = dataset.train_batches(128, augment="crop")
-        model.fit(batches, steps_per_epoch=steps, epochs=epochs, shuffle=False, verbose=2)
+        recipe = Recipe(
+            network="resnet20", keras="tf_keras", augment="crop", learning_rate=0.1, weight_decay=5e-4, epochs=epochs,
+            seed=seed, ratio=0.5,
+        )  # fmt: skip
+        model = compiled(network(recipe, dataset), recipe)
+        train(model, recipe, dataset, 0, epochs)
         model.save(f"{path}.part.keras")
         os.replace(f"{path}.part.keras", path)
     return tf_keras.models.load_model(path)
@@ -79,7 +77,7 @@ def sweep(given, folder):
         dense = dense_network(folder, dataset, seed, given.epochs)
         cell = cell_of(given, seed, None, None, None)
         if not results.find(**cell):
-            results.add(cell | {"accuracy": 100 * accuracy(dense, dataset)})
+            print(results.add(cell | {"accuracy": 100 * accuracy(dense, dataset)}), flush=True)
         probe, _ = dataset.sample(given.images)
         for ratio in map(float, given.ratios):
             for criterion in given.criteria:
@@ -95,7 +93,7 @@ def sweep(given, folder):
                     options = WITHOUT_DATA.get(way) or {"data": probe, **WAYS[way]}
                     cut = accuracy(plan.apply(dense, **options), dataset)
                     found = {"accuracy": 100 * cut, "macs_reduction": before / after}
-                    results.add(cell_of(given, seed, ratio, criterion, way) | found)
+                    print(results.add(cell_of(given, seed, ratio, criterion, way) | found), flush=True)
     return results
 
 

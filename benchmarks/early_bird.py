@@ -9,24 +9,18 @@ looks and S an epoch. The last table says when such a test would find its bird: 
 and with the alpha of the looks compared, fitted anew at each.
 """
 
+import dataclasses
 import os
+import statistics
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
-import statistics  # noqa: E402
-import time  # noqa: E402
-
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import setting  # noqa: E402
+from common import compiled, network, setting, train  # noqa: E402
 
-from tfspline import (  # noqa: E402
-    EarlyBird,
-    _keras,
-    data,
-    models,  # noqa: E402
-    partition_distances,
-)
+from tfspline import EarlyBird, _keras, data, partition_distances  # noqa: E402
 from tfspline.codes import RegionEncoder  # noqa: E402
 from tfspline.recipe import Recipe  # noqa: E402
 
@@ -44,12 +38,10 @@ flags.DEFINE_integer("probe_size", 128, "Images that they are taken on.")
 flags.DEFINE_integer("seed", 0, "Seed.")
 
 
-def train(given, keras, dataset, recipe, steps, every, birds, seconds):
+def watch(recipe, dataset, every, birds, seconds):
     """The codes of the training, one each `every` steps; `seconds` takes how long they and the epochs took."""
-    keras.utils.set_random_seed(given.seed)
-    model = models.build(given.network, dataset.input_shape, dataset.classes, given.width, recipe.keras)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(recipe.optimizer(), loss, metrics=["accuracy"])
+    keras = _keras.keras_named(recipe.keras)
+    model = compiled(network(recipe, dataset), recipe)
     encode, probe = RegionEncoder(model), birds[0].probe
     encode(probe)  # traced before the clock runs
     codes = []
@@ -60,24 +52,12 @@ def train(given, keras, dataset, recipe, steps, every, birds, seconds):
             codes.append(encode(probe))
             seconds["look"].append(time.perf_counter() - start)
 
-    callbacks = keras.callbacks
-    history = model.fit(
-        dataset.train_batches(recipe.batch_size, steps=steps, augment=recipe.augment),
-        steps_per_epoch=steps,
-        epochs=given.epochs,
-        shuffle=False,
-        verbose=0,
-        callbacks=[
-            callbacks.LearningRateScheduler(recipe.learning_rate_at),
-            callbacks.LambdaCallback(
-                on_train_batch_end=take,
-                on_epoch_begin=lambda epoch, logs: seconds["epoch"].append(time.perf_counter()),
-                on_epoch_end=lambda epoch, logs: seconds["epoch"].append(time.perf_counter() - seconds["epoch"].pop()),
-            ),
-            *birds,
-        ],
+    clock = keras.callbacks.LambdaCallback(
+        on_train_batch_end=take,
+        on_epoch_begin=lambda epoch, logs: seconds["epoch"].append(time.perf_counter()),
+        on_epoch_end=lambda epoch, logs: seconds["epoch"].append(time.perf_counter() - seconds["epoch"].pop()),
     )
-    print(f"training accuracy by epoch: {' '.join(f'{value:.3f}' for value in history.history['accuracy'])}")
+    train(model, recipe, dataset, 0, recipe.epochs, clock, *birds)
     return codes
 
 
@@ -122,12 +102,13 @@ def main(argv):
     given = flags.FLAGS
     dataset = data.load(given.dataset, given.data_dir)
     recipe = Recipe(
-        network=given.network, dataset=given.dataset, epochs=given.epochs, learning_rate=given.learning_rate, ratio=0.5
-    )
-    keras = _keras.keras_named(recipe.keras)
+        network=given.network, width=given.width, dataset=given.dataset, epochs=given.epochs,
+        learning_rate=given.learning_rate, seed=given.seed, ratio=0.5,
+    )  # fmt: skip
     steps = dataset.steps_per_epoch(recipe.batch_size, given.steps_per_epoch)
     every = max(1, steps // given.codes)
     steps -= steps % every  # so that looks fall on ends of epochs
+    recipe = dataclasses.replace(recipe, steps_per_epoch=steps)
     epoch = steps // every
     shares = sorted({part for part in (1, epoch // 8, epoch // 4, epoch // 2) if part})
     probe, _ = dataset.sample(given.probe_size)
@@ -137,10 +118,10 @@ def main(argv):
         for lookback in (1, 3)
         for n in (None, *(part * every for part in shares))
     ]
-    print(setting(keras.__name__))
+    print(setting(recipe.keras))
     print(f"{given.network}, width {given.width:g}, {given.dataset}, {given.epochs} epochs of {steps} steps of 128")
     seconds = {"look": [], "epoch": []}
-    codes = train(given, keras, dataset, recipe, steps, every, birds, seconds)
+    codes = watch(recipe, dataset, every, birds, seconds)
     look = statistics.median(seconds["look"])
     looks = (len(codes) + sum(len(bird.distances) for bird in birds)) / given.epochs
     step = (statistics.median(seconds["epoch"]) - looks * look) / steps

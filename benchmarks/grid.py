@@ -5,6 +5,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from tfspline import criteria, register_criterion
 from tfspline.recipe import Recipe
@@ -102,9 +103,9 @@ def paper_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -
     recipes = {}
     for network, dataset in itertools.product(("preresnet101", "vgg16"), ("cifar10", "cifar100")):
         folder = _cifar(dataset, cifar_dir if dataset == "cifar10" else None)
-        recipes[dataset, network] = dataclasses.replace(_configured(network, dataset), **folder, strategy="mirrored")
+        recipes[dataset, network] = dataclasses.replace(configured(network, dataset), **folder, strategy="mirrored")
     for network in ("resnet18", "resnet50"):
-        recipe = _configured(network, "imagenet")
+        recipe = configured(network, "imagenet")
         recipes["imagenet", network] = dataclasses.replace(recipe, data_dir=imagenet_dir, strategy="mirrored")
     return Scale(recipes, methods={"spline_5x": {"search_epochs": 9, "eb_every": 100}})
 
@@ -118,10 +119,21 @@ def _cifar(dataset, folder):
     return {"dataset": "image_folder", "data_dir": folder} if folder else {"dataset": dataset}
 
 
-def _configured(network, dataset):
+def configured(network: str, dataset: str) -> Recipe:
+    """The recipe of a flagfile in configs/."""
     lines = (CONFIGS / f"{network}_{dataset}.cfg").read_text(encoding="utf-8").splitlines()
     given = (line.removeprefix("--").partition("=") for line in lines if line.startswith("--"))
     return Recipe.from_flags({name: value or "true" for name, _, value in given})
+
+
+class Key(NamedTuple):
+    """What tells a cell from others, and its line; no ratio of units where the method has none."""
+
+    dataset: str
+    network: str
+    method: str
+    ratio: float | None
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,30 +141,20 @@ class Cell:
     """One training of the grid, and what has to be done before it.
 
     Attributes:
-        ratio: the share of the units that goes; None where the method has no ratio.
         search: the cell whose dense search this one takes over; None if it makes its own.
         like: the cell that says from when on, and to how many parameters, tfmot prunes; None for the other methods.
     """
 
-    dataset: str
-    network: str
-    method: str
-    ratio: float | None
-    seed: int
+    key: Key
     recipe: Recipe
     search: "Cell | None" = None
     like: "Cell | None" = None
 
     @property
-    def key(self) -> tuple:
-        """What tells it from others, and its lines."""
-        return self.dataset, self.network, self.method, self.ratio, self.seed
-
-    @property
-    def keys(self) -> tuple[tuple, ...]:
+    def keys(self) -> tuple[Key, ...]:
         """Those of all its lines: the run of the dense network has another half."""
-        half = (self.dataset, self.network, "spline", self.recipe.ratio, self.seed)
-        return (self.key, half) if self.method == "dense" else (self.key,)
+        half = self.key._replace(method="spline", ratio=self.recipe.ratio)
+        return (self.key, half) if self.key.method == "dense" else (self.key,)
 
     @property
     def name(self) -> str:
@@ -167,12 +169,13 @@ class Cell:
     @property
     def cost(self) -> float:
         """About how long it takes, in dense trainings: MACs fall with the square of the width."""
-        recipe, whole = self.recipe, float(self.method in ("dense", "tfmot_magnitude"))
+        recipe, method = self.recipe, self.key.method
+        whole = float(method in ("dense", "tfmot_magnitude"))
         searched = (recipe.search_limit + recipe.pruning_limit) / recipe.epochs
         if recipe.training_flops_reduction:
             return 1 / recipe.training_flops_reduction
         slim = (1 - recipe.ratio) ** 2 * (1 - searched * (recipe.retrain_from == "trained"))
-        return max(whole, searched * (self.search is None)) + slim * (self.method != "tfmot_magnitude")
+        return max(whole, searched * (self.search is None)) + slim * (method != "tfmot_magnitude")
 
 
 def cells(scale: Scale, methods: Mapping[str, Mapping], seeds: Iterable[int] = (), **options) -> list[Cell]:
@@ -197,9 +200,9 @@ def cells(scale: Scale, methods: Mapping[str, Mapping], seeds: Iterable[int] = (
                 if method == "tfmot_magnitude":
                     like = found[dataset, network, "spline", ratio, seed]
                 elif recipe.search_limit:
-                    search = searches.get(key := tuple(recipe.search_fields().items()))
-                cell = Cell(dataset, network, method, ratio, seed, recipe, search, like)
-                found[cell.key] = cell
+                    search = searches.get(fields := tuple(recipe.search_fields().items()))
+                key = Key(dataset, network, method, ratio, seed)
+                cell = found[key] = Cell(key, recipe, search, like)
                 if method != "tfmot_magnitude" and recipe.search_limit:
-                    searches.setdefault(key, cell)
+                    searches.setdefault(fields, cell)
     return list(found.values())

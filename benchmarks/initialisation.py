@@ -23,11 +23,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is im
 
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import Results, accuracy, compiled, markdown, setting, spread, train  # noqa: E402
+from common import Results, accuracy, compiled, markdown, network, setting, spread, train  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import data, models, partition_plots  # noqa: E402
+from tfspline import data, partition_plots  # noqa: E402
 from tfspline._keras import keras_named  # noqa: E402
 from tfspline.recipe import Recipe  # noqa: E402
 
@@ -97,9 +97,7 @@ class Study:
     def train_dense(self):
         """Trains the large network, and keeps what it was at first, at the early bird and in the end."""
         recipe, start = self.recipe, time.perf_counter()
-        self.set_seed()
-        shape, classes = self.dataset.input_shape, self.dataset.classes
-        model = compiled(models.build(recipe.network, shape, classes, recipe.width, recipe.keras), recipe)
+        model = compiled(network(recipe, self.dataset), recipe)
         self.save(model, "dense", "initial")
         bird = recipe.early_bird(probe=self.images)
         train(model, recipe, self.dataset, 0, recipe.search_limit, bird)
@@ -135,8 +133,9 @@ class Study:
             return plan.apply(self.load("dense", "initial"))
         small = plan.apply(of)
         if method == RANDOM:
-            self.set_seed()
-            return keras_named(self.recipe.keras).models.clone_model(small)  # with weights of its own
+            keras = keras_named(self.recipe.keras)
+            keras.utils.set_random_seed(self.recipe.seed)
+            return keras.models.clone_model(small)  # with weights of its own
         return small
 
     @property
@@ -149,13 +148,11 @@ class Study:
         recipe = self.recipe
         return recipe.batch_size * self.dataset.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
 
-    def set_seed(self):
-        keras_named(self.recipe.keras).utils.set_random_seed(self.recipe.seed)
-
     def record(self, method, share, model, flops, start, **more):
         macs, params = (getattr(tfspline.flops(model), name) for name in ("macs", "params"))
         row = self.cell(method, share) | {"accuracy": accuracy(model, self.dataset), "params": params, "macs": macs}
-        self.results.add(row | {"training_flops": flops, "seconds": time.perf_counter() - start} | more)
+        row |= {"training_flops": flops, "seconds": time.perf_counter() - start} | more
+        print(self.results.add(row), flush=True)
 
     def path(self, method, moment):
         recipe = self.recipe

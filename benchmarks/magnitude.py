@@ -4,10 +4,10 @@ import time
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
+from common import accuracy, compiled, network, train
 
 import tfspline
-from tfspline import _keras, models
+from tfspline import _keras
 from tfspline.data import Dataset
 from tfspline.recipe import Recipe
 
@@ -17,34 +17,22 @@ def run(recipe: Recipe, dataset: Dataset, params: int, begin_epoch: int) -> dict
     `begin_epoch` on, for as many epochs as the recipe's gradual schedule takes; returns what a line says of it."""
     pruning = _keras.tfmot().sparsity.keras
     steps = dataset.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
-    tf_keras.utils.set_random_seed(recipe.seed)
     strategy = tf.distribute.MirroredStrategy() if recipe.strategy == "mirrored" else tf.distribute.get_strategy()
     with strategy.scope():
-        model = models.build(recipe.network, dataset.input_shape, dataset.classes, recipe.width, keras="tf_keras")
+        model = network(recipe, dataset)
     kernels = sum(weight.shape.num_elements() for weight in model.weights if "kernel" in weight.name)
     sparsity = 1 - (params - (model.count_params() - kernels)) / kernels
     begin, end = begin_epoch * steps, (begin_epoch + recipe.pruning_limit) * steps
     schedule = pruning.PolynomialDecay(0.0, sparsity, begin, end, frequency=max(1, (end - begin) // 20))
     training = tfspline.training_flops(model, recipe.epochs * steps * recipe.batch_size)
-    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     with strategy.scope():
-        wrapped = pruning.prune_low_magnitude(model, schedule)
-        wrapped.compile(recipe.optimizer(), loss, metrics=["accuracy"])
+        wrapped = compiled(pruning.prune_low_magnitude(model, schedule), recipe)
     start = time.perf_counter()
-    wrapped.fit(
-        dataset.train_batches(recipe.batch_size, 0, recipe.augment, steps),
-        steps_per_epoch=steps,
-        epochs=recipe.epochs,
-        shuffle=False,
-        verbose=0,
-        callbacks=[tf_keras.callbacks.LearningRateScheduler(recipe.learning_rate_at), pruning.UpdatePruningStep()],
-    )
+    train(wrapped, recipe, dataset, 0, recipe.epochs, pruning.UpdatePruningStep(), verbose=0)
     seconds = time.perf_counter() - start
     model = pruning.strip_pruning(wrapped)
-    model.compile(loss=loss, metrics=["accuracy"])
-    batches = dataset.evaluation_batches(recipe.batch_size, recipe.evaluate)
     return {
-        "accuracy": model.evaluate(batches, verbose=0, return_dict=True)["accuracy"],
+        "accuracy": accuracy(model, dataset, recipe.evaluate),
         "params": sum(int(np.count_nonzero(weight.numpy())) for weight in model.weights),
         "macs": tfspline.flops(tfspline.slim(model)).macs,
         "training_flops": training,

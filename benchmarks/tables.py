@@ -18,11 +18,11 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
 import grid  # noqa: E402
+import grid_report  # noqa: E402
 import magnitude  # noqa: E402
-import results  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import setting  # noqa: E402
+from common import Results, setting  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 from workers import Workers  # noqa: E402
 
@@ -82,15 +82,14 @@ def work(cell: grid.Cell, folder: str, like: dict | None) -> list[dict]:
     return lines
 
 
-@functools.lru_cache(
-    maxsize=1
-)  # cells come by seed and dataset, and an image folder takes longer to read than to train on
+# Cells come by seed and dataset, and an image folder takes longer to read than to train on.
+@functools.lru_cache(maxsize=1)
 def _dataset(**fields):
     return Recipe(ratio=0.5, **fields).load_dataset()
 
 
 def _line(key, recipe, found):
-    line = dict(zip(results.KEY, key, strict=True)) | {"width": recipe.width, "epochs": recipe.epochs}
+    line = key._asdict() | {"width": recipe.width, "epochs": recipe.epochs}
     line["accuracy" if recipe.evaluate == "test" else "validation_accuracy"] = found["accuracy"]
     numbers = ("params", "macs", "training_flops", "training_flops_reduction", "early_bird_epoch", "search_epochs")
     line |= {name: found[name] for name in (*numbers, "pruned_epoch", "seconds", "prune_seconds")}
@@ -111,10 +110,9 @@ def run_grid(cells: list[grid.Cell], folder: str, jobs: int = 1) -> dict[str, st
     Raises:
         ValueError: a line that is there was made with other options.
     """
-    os.makedirs(folder, exist_ok=True)
-    done = results.Results(os.path.join(folder, "results.jsonl"))
+    done = results_in(folder)
     _check_options(cells, done)
-    waiting = [cell for cell in cells if cell.key not in done.lines]
+    waiting = [cell for cell in cells if not done.find(**cell.key._asdict())]
     covered = {key for cell in waiting for key in cell.keys[1:]}
     waiting = [cell for cell in waiting if cell.key not in covered]
     unfinished, failed = {key for cell in waiting for key in cell.keys}, {}
@@ -126,10 +124,11 @@ def run_grid(cells: list[grid.Cell], folder: str, jobs: int = 1) -> dict[str, st
             if ready and workers.free:
                 waiting.remove(ready)
                 lost = next((need.name for need in ready.needs if need.name in failed), None)
-                if ready.like and ready.like.key not in done.lines:
+                like = ready.like and done.find(**ready.like.key._asdict())
+                if ready.like and not like:
                     lost = ready.like.name
                 if lost is None:
-                    workers.start(ready, ready, folder, ready.like and done.lines[ready.like.key])
+                    workers.start(ready, ready, folder, like)
                     continue
                 cell, error = ready, f"needs {lost}, which is not done"
             else:
@@ -146,9 +145,14 @@ def run_grid(cells: list[grid.Cell], folder: str, jobs: int = 1) -> dict[str, st
     return failed
 
 
+def results_in(folder: str) -> Results:
+    """The lines in a folder."""
+    return Results(folder, *grid.Key._fields)
+
+
 def _check_options(cells, done):
     for cell in cells:
-        line, expected = done.lines.get(cell.key), options_of(cell.recipe)
+        line, expected = done.find(**cell.key._asdict()), options_of(cell.recipe)
         if line and line["options"] != expected:
             raise ValueError(
                 f"Expected the options that {cell.name} in {done.path!r} was made with: {line['options']}. Received: "
@@ -173,22 +177,21 @@ def chosen(given) -> list[grid.Cell]:
     cells = grid.cells(scale, methods, [int(seed) for seed in given.seeds or ()], **held_out)
     for flag, field in (("datasets", "dataset"), ("networks", "network"), ("methods", "method"), ("ratios", "ratio")):
         if given[flag].value is not None:
-            known = dict.fromkeys(str(getattr(cell, field)) for cell in cells)
+            known = dict.fromkeys(str(getattr(cell.key, field)) for cell in cells)
             if unknown := [name for name in given[flag].value if name not in known]:
                 raise app.UsageError(f"Expected {flag} out of: {', '.join(known)}. Received: {', '.join(unknown)}")
             of_all = ("None",) if flag == "ratios" else ()
-            cells = [cell for cell in cells if str(getattr(cell, field)) in (*given[flag].value, *of_all)]
+            cells = [cell for cell in cells if str(getattr(cell.key, field)) in (*given[flag].value, *of_all)]
     return cells
 
 
 def publish(folder: str, methods: list[str]) -> None:
     """Makes `table.md` and `accuracy_flops.png` of the lines in a folder."""
-    lines = list(results.Results(os.path.join(folder, "results.jsonl")).lines.values())
-    if lines:
-        text = results.table(lines, methods)
+    if lines := results_in(folder).rows:
+        text = grid_report.table(lines, methods)
         with replacing(os.path.join(folder, "table.md")) as file:
             file.write(text)
-        results.draw(lines, methods).savefig(os.path.join(folder, "accuracy_flops.png"), dpi=150)
+        grid_report.draw(lines, methods).savefig(os.path.join(folder, "accuracy_flops.png"), dpi=150)
         print(text)
 
 

@@ -20,11 +20,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is im
 
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import Results, compiled, markdown, setting, spread, train  # noqa: E402
+from common import Results, compiled, markdown, network, setting, spread, train  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import data, models, plots  # noqa: E402
+from tfspline import data, plots  # noqa: E402
 from tfspline._keras import keras_named  # noqa: E402
 from tfspline.recipe import Recipe  # noqa: E402
 
@@ -72,9 +72,7 @@ def watch(recipe, criteria):
     """Trains; how far the epochs' partitions are apart, and how much of the last tickets they have, as in a row."""
     keras = keras_named(recipe.keras)
     dataset = data.load(recipe.dataset, recipe.data_dir, seed=recipe.seed)
-    keras.utils.set_random_seed(recipe.seed)
-    shape, classes = dataset.input_shape, dataset.classes
-    model = compiled(models.build(recipe.network, shape, classes, recipe.width, recipe.keras), recipe)
+    model = compiled(network(recipe, dataset), recipe)
     probe = dataset.evaluation_batches(IMAGES, "train").take(1)
     ((inputs, _),) = probe
     codes, tickets = [], {criterion: [] for criterion in criteria}
@@ -155,7 +153,7 @@ def main(argv):
         if not results.find(**cell):
             start = time.perf_counter()
             found = watch(recipe_of(given, seed), given.criteria)
-            results.add(cell | found | {"seconds": time.perf_counter() - start})
+            print(results.add(cell | found | {"seconds": time.perf_counter() - start}), flush=True)
         rows.append(results.find(**cell))
     lot = 100 * statistics.mean(row["kept"] for row in rows)
     print(f"\n{len(rows)} seeds, share of the last ticket's units in %; {lot:.1f} are to be expected by lot")

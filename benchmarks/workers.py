@@ -1,13 +1,13 @@
 """Processes that work beside each other, of which one may fail or die without harm to the rest."""
 
+import functools
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Hashable
-from multiprocessing import connection
-
-_CONTEXT = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
 
 
 class Workers:
@@ -26,66 +26,45 @@ class Workers:
     """
 
     def __init__(self, count: int, function: Callable, setup: Callable[[], None] | None = None):
-        self.count, self.functions = count, (function, setup)
-        self.idle, self.busy = [], {}  # workers; connection -> task and worker
+        context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
+        # A pool for each process, since one that dies takes its pool with it.
+        self._pool = functools.partial(futures.ProcessPoolExecutor, 1, context, _begin, (setup,))
+        self._function = function
+        self._idle, self.busy = [self._pool() for _ in range(count)], {}  # pools; future -> task and pool
 
     @property
     def free(self) -> bool:
         """Whether another task can be started."""
-        return len(self.busy) < self.count
+        return bool(self._idle)
 
     def start(self, task: Hashable, *arguments) -> None:
         """Lets a process call the function; `wait` tells of `task` when it is done."""
-        worker = self.idle.pop() if self.idle else _Worker(*self.functions)
-        worker.connection.send(arguments)
-        self.busy[worker.connection] = task, worker
+        pool = self._idle.pop()
+        self.busy[pool.submit(self._function, *arguments)] = task, pool
 
     def wait(self) -> tuple:
         """Waits until a task is over; returns it, what the function returned, and what went wrong (a text) or None."""
-        done = connection.wait(list(self.busy))[0]
-        task, worker = self.busy.pop(done)
-        try:
-            result, error = done.recv()
-        except (EOFError, ConnectionResetError):
-            worker.process.join()
-            return task, None, f"its process died, with exit code {worker.process.exitcode}"
-        self.idle.append(worker)
-        return task, result, error
+        done = next(iter(futures.wait(self.busy, return_when=futures.FIRST_COMPLETED).done))
+        task, pool = self.busy.pop(done)
+        error = done.exception()
+        self._idle.append(self._pool() if isinstance(error, BrokenProcessPool) else pool)
+        return (task, None, f"{type(error).__name__}: {error}") if error else (task, done.result(), None)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *raised):
-        workers = [*self.idle, *(worker for _, worker in self.busy.values())]
-        for worker in workers:
-            worker.process.terminate()
-        for worker in workers:
-            worker.process.join()
+        for process in multiprocessing.active_children():
+            process.terminate()  # or the pools would wait until what is under way is done
+        for pool in (*self._idle, *(pool for _, pool in self.busy.values())):
+            pool.shutdown()
 
 
-class _Worker:
-    def __init__(self, function, setup):
-        self.connection, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_serve, args=(theirs, function, setup), daemon=True)
-        self.process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
-
-
-def _serve(pipe, function, setup):
+def _begin(setup):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if setup:
         setup()
-    while True:
-        try:
-            arguments = pipe.recv()
-        except EOFError:
-            return
-        try:
-            outcome = function(*arguments), None
-        except Exception as error:
-            outcome = None, f"{type(error).__name__}: {error}"
-        pipe.send(outcome)
 
 
 def _end_with_parent():

@@ -9,7 +9,7 @@ from tfspline.recipe import Recipe
 from tfspline.runner import run
 
 SLIMMING = {
-    **{"network": "resnet8", "width": 0.25, "ratio": 0.5, "criterion": "bn_scale", "scope": "global"},
+    **{"network": "vgg8", "width": 1 / 16, "ratio": 0.5, "criterion": "bn_scale", "scope": "global"},
     **{"epochs": 3, "search_epochs": 2, "eb_threshold": 1e-9, "batch_size": 64, "steps_per_epoch": 1},
     **{"momentum": 0.0, "weight_decay": 0.0, "lr_schedule": "step", "learning_rate": 0.5, "gamma_l1": 0.1},
 }

@@ -181,13 +181,20 @@ def test_file_that_is_no_image_is_named(tmp_path, rng, index, suffix, damaged):
     named = rf"(?s)Expected a JPEG, PNG, GIF or BMP image. Received:\] \[{paths[index]}\]"
     with pytest.raises(tf.errors.InvalidArgumentError, match=named):
         array[:]
+
+
+def test_file_that_is_no_image_is_named_by_batches(tmp_path, rng):
+    paths = [tmp_path / f"{name}.png" for name in "abcd"]
+    array = files([write(path, smooth(rng, 8, 8)) for path in paths], 8, 8, 3)
+    paths[2].write_bytes(b"no image")
+    named = rf"(?s)Received:\] \[{paths[2]}\]"
     split = data.Split(array, np.zeros(4, np.int32))
     dataset = data.Dataset("broken", ("a",), split, None, split)
     dataset.__dict__["_moments"] = np.zeros(3), np.ones(3)
     for batches in (
         dataset.evaluation_batches(1),
-        dataset.train_batches(2, augment="random_resized_crop").take(2),
-        dataset.train_batches(2, epoch=1).take(2),
+        dataset.train_batches(4, augment="random_resized_crop").take(1),
+        dataset.train_batches(4).take(1),
     ):
         with pytest.raises(tf.errors.InvalidArgumentError, match=named):
             take(batches)
@@ -238,7 +245,7 @@ def test_moments_are_those_of_the_first_files(streamed, monkeypatch):
     np.testing.assert_allclose(dataset.std, pixels.std(axis=0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+@pytest.mark.parametrize("name", ["crop_flip", "random_resized_crop"])  # of decoded images, and of the files
 def test_batches_of_an_epoch_are_the_same_wherever_a_training_starts(streamed, name):
     dataset = streamed()
     steps = dataset.steps_per_epoch(5)
@@ -248,7 +255,7 @@ def test_batches_of_an_epoch_are_the_same_wherever_a_training_starts(streamed, n
     assert all(x.shape == (5, 16, 12, 3) and x.dtype == np.float32 and y.dtype == np.int32 for x, y in whole)
 
 
-@pytest.mark.parametrize("name", augment.AUGMENTATIONS)
+@pytest.mark.parametrize("name", ["crop_flip", "random_resized_crop"])
 def test_batches_are_those_of_the_same_images_in_memory(tmp_path, rng, monkeypatch, name):
     images = np.stack([smooth(rng, 16, 24) for _ in range(8)])
     paths = [write(tmp_path / f"{index}.png", image) for index, image in enumerate(images)]
@@ -281,13 +288,13 @@ def test_run_on_streamed_images(folder, tmp_path, monkeypatch):
         image_size=(8, 8),
         augment="random_resized_crop",
         validation_split=1 / 3,
-        epochs=3,
+        epochs=2,
         search_epochs=1,
         batch_size=4,
         learning_rate=0.01,
         ratio=0.5,
     )
-    summary = run(recipe, tmp_path / "run", verbose=0)
+    summary = run(recipe, tmp_path / "run", verbose=0, publish=False)
     rows = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows if row["phase"] == "retrain"] == [2, 3]
+    assert [row["epoch"] for row in rows if row["phase"] == "retrain"] == [2]
     assert summary["masked_slim_difference"] < 1e-4

@@ -513,7 +513,7 @@ class TestRunDir:
         assert again.seconds("search", "prune") == 1.5
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # flags are defined once a process; xdist may come back to a module
 def train():
     spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
     module = importlib.util.module_from_spec(spec)

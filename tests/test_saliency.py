@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from zoo import FAMILIES, chain, inputs_for, residual, scramble
+from zoo import FAMILIES, chain, grouped, inputs_for, residual, scramble
 
 import tfspline
 from tfspline import criteria, gradients, graph
@@ -172,7 +172,11 @@ def test_taylor_and_snip_see_batch_norm_in_inference_and_in_training(keras, rng)
     assert not np.allclose(scores_of(model, "taylor", data)["stem"], before["taylor"]["stem"], rtol=0.05)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+# Gradients of grouped convolutions are compiled by XLA, which takes as long as all others together.
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one is grouped), id=one.__name__) for one in FAMILIES],
+)
 def test_every_family_is_scored_and_left_as_it_is(keras, rng, family):
     model = scramble(family(keras), rng)
     data, before = labelled(model, rng, 4), model.get_weights()

@@ -2,6 +2,7 @@
 
 import shutil
 
+import keras
 import numpy as np
 import pytest
 from test_recipe import SMALL, interrupt, rows_of
@@ -12,17 +13,28 @@ from tfspline.run_dir import RunDir
 from tfspline.runner import run
 from tfspline.training import Training
 
-SEARCH = SMALL | {"epochs": 4, "search_epochs": 2, "eb_lookback": 1, "baseline": False, "batch_size": 256}
+SEARCH = SMALL | {
+    **{"epochs": 3, "search_epochs": 2, "eb_lookback": 1, "baseline": False, "batch_size": 256},
+    **{"augment": "none", "validation_split": 0.0},
+}
 
 
 def trees(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_taken_search_ends_as_one_of_its_own(keras, tmp_path, monkeypatch):
-    run(Recipe(keras=keras.__name__, **SEARCH), tmp_path / "source", verbose=0, publish=False)
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A run that is over."""
+    folder = tmp_path_factory.mktemp("source") / "run"
+    run(Recipe(**SEARCH), folder, verbose=0, publish=False)
+    return folder
+
+
+def test_taken_search_ends_as_one_of_its_own(source, tmp_path, monkeypatch):
+    shutil.copytree(source, tmp_path / "source")
     before = trees(tmp_path / "source")
-    other = Recipe(keras=keras.__name__, **SEARCH | {"criterion": "l1", "ratio": 0.75, "baseline": True})
+    other = Recipe(**SEARCH | {"criterion": "l1", "ratio": 0.75, "baseline": True})
     expected = run(other, tmp_path / "alone", verbose=0, publish=False)
     phases, fit = [], Training.fit
     monkeypatch.setattr(Training, "fit", lambda *given: phases.append(given[1]) or fit(*given))
@@ -49,33 +61,26 @@ def test_taken_search_ends_as_one_of_its_own(keras, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("publish", [True, False])
-def test_what_a_run_leaves_for_people_and_for_others(tmp_path, monkeypatch, publish):
-    drawn = []
+def test_what_a_run_leaves_for_people_and_for_others(source, tmp_path, monkeypatch, publish):
+    drawn, folder = [], tmp_path / "run" if publish else source
     monkeypatch.setattr(pictures, "draw", lambda folder, *others: drawn.append(folder))
-    run(Recipe(**SEARCH | {"baseline": True}), tmp_path / "run", verbose=0, publish=publish)
-    there = trees(tmp_path / "run")
+    if publish:
+        run(Recipe(**SEARCH), folder, verbose=0)
+    there = trees(folder)
     assert ("serving/1/saved_model.pb" in there, "report.html" in there, len(drawn)) == (publish, publish, publish)
-    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert kept == ["codes-0001.npz", "codes-0002.npz"] * publish + ["search-0002.keras", "search-0002.npz"]
     other = RunDir(str(tmp_path / "other"), {})
     other.start()
-    other.take_search(RunDir.of(str(tmp_path / "run")))
+    other.take_search(RunDir.of(str(folder)))
     assert sorted(path.name for path in (tmp_path / "other" / "checkpoints").iterdir()) == kept
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """A run that is over."""
-    folder = tmp_path_factory.mktemp("source") / "run"
-    run(Recipe(**SEARCH), folder, verbose=0, publish=False)
-    return folder
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"seed": 1, "learning_rate": 0.05}, r"seed=0, learning_rate=0.02. Received: seed=1, learning_rate=0.05"),
-        ({"epochs": 5}, "epochs=4. Received: epochs=5"),
+        ({"epochs": 5}, "epochs=3. Received: epochs=5"),
         ({"search_epochs": 1, "width": 0.5}, "width=0.25, search_epochs=2. Received: width=0.5, search_epochs=1"),
         ({"eb_metric": "mask"}, "eb_metric='partition', ratio=None. Received: eb_metric='mask', ratio=0.5"),
     ],
