@@ -72,8 +72,8 @@ class Newest:
             raise LookupError(f"Expected a signature among {list(model.signatures)}. Received: {signature!r}")
         function = model.signatures[signature]
         specs = function.structured_input_signature[1]
-        if set(inputs) != set(specs):
-            raise ValueError(f"Expected the inputs {sorted(specs)}. Received: {sorted(inputs)}")
+        if not isinstance(inputs, dict) or set(inputs) != set(specs):
+            raise ValueError(f"Expected values of the inputs {sorted(specs)} by name. Received: {inputs!r:.100}")
         try:
             tensors = {name: tf.constant(inputs[name], spec.dtype) for name, spec in specs.items()}
             return version, {name: value.numpy() for name, value in function(**tensors).items()}
@@ -119,7 +119,7 @@ def rest_handler(model):
                 return self.answer(404, {"error": f"Expected /v1/models/{model.name}:predict. Received: {self.path}"})
             try:
                 request = json.loads(body, object_hook=_decoded)
-                _, outputs = model.predict(request.get("signature_name"), request["inputs"])
+                _, outputs = model.predict(request.get("signature_name"), request.get("inputs"))
             except (LookupError, ValueError) as error:
                 return self.answer(400, {"error": str(error)})
             outputs = {name: _listed(value) for name, value in outputs.items()}
