@@ -1,0 +1,58 @@
+// Runs a SavedModel on TensorFlow's C library alone, through the loader that TensorFlow Serving is built on.
+//
+//   saved_model <folder> <name of the input's op> <of the output's op> <index of the output> <file> <dimension> ...
+//
+// The file holds float32, of as many dimensions as are given; the output is printed a number a line.
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <vector>
+
+#include "tensorflow/c/c_api.h"
+
+static void check(TF_Status* status, const char* what) {
+  if (TF_GetCode(status) == TF_OK) return;
+  std::fprintf(stderr, "%s: %s\n", what, TF_Message(status));
+  std::exit(1);
+}
+
+static TF_Output output_of(TF_Graph* graph, const char* name, int index) {
+  TF_Operation* operation = TF_GraphOperationByName(graph, name);
+  if (operation) return {operation, index};
+  std::fprintf(stderr, "no operation %s in the graph\n", name);
+  std::exit(1);
+}
+
+int main(int argc, char** argv) {
+  if (argc < 7) return 2;
+  TF_Status* status = TF_NewStatus();
+  TF_SessionOptions* options = TF_NewSessionOptions();
+  TF_Graph* graph = TF_NewGraph();
+  const char* tag = "serve";
+  TF_Session* session = TF_LoadSessionFromSavedModel(options, nullptr, argv[1], &tag, 1, graph, nullptr, status);
+  check(status, "load");
+
+  std::vector<int64_t> shape;
+  size_t bytes = sizeof(float);
+  for (int i = 6; i < argc; i++) {
+    shape.push_back(std::atoll(argv[i]));
+    bytes *= shape.back();
+  }
+  TF_Tensor* input = TF_AllocateTensor(TF_FLOAT, shape.data(), shape.size(), bytes);
+  if (!std::ifstream(argv[5], std::ios::binary).read(static_cast<char*>(TF_TensorData(input)), bytes)) return 3;
+
+  TF_Output from = output_of(graph, argv[2], 0), to = output_of(graph, argv[3], std::atoi(argv[4]));
+  TF_Tensor* result = nullptr;
+  TF_SessionRun(session, nullptr, &from, &input, 1, &to, &result, 1, nullptr, 0, nullptr, status);
+  check(status, "run");
+  const float* values = static_cast<const float*>(TF_TensorData(result));
+  for (int64_t i = 0; i < TF_TensorElementCount(result); i++) std::printf("%.9g\n", values[i]);
+
+  TF_DeleteTensor(input);
+  TF_DeleteTensor(result);
+  TF_CloseSession(session, status);
+  TF_DeleteSession(session, status);
+  TF_DeleteGraph(graph);
+  TF_DeleteSessionOptions(options);
+  TF_DeleteStatus(status);
+}
