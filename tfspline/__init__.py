@@ -7,6 +7,8 @@ from tfspline.codes import Codes, region_codes
 from tfspline.comparison import PartitionReport, partition_report
 from tfspline.criteria import register_criterion
 from tfspline.flops import flops, training_flops
+from tfspline.latency import latency
+from tfspline.litert import export_litert
 from tfspline.masks import Masks
 from tfspline.partition import partition_distance, partition_distances, plane
 from tfspline.plan import Plan, plan, prune
@@ -27,7 +29,9 @@ __all__ = [
     "SplinePruning",
     "affine_map",
     "export",
+    "export_litert",
     "flops",
+    "latency",
     "layers",
     "partition_distance",
     "partition_distances",

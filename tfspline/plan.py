@@ -13,6 +13,7 @@ from tfspline.budget import Budget
 from tfspline.files import read_json, write_json
 from tfspline.flops import check_static
 from tfspline.inputs import Probe, probe, probe_inputs
+from tfspline.latency import Runtime, Stopwatch
 from tfspline.slim import check_same, cut
 from tfspline.units import units_of
 
@@ -194,6 +195,7 @@ def plan(
     *,
     flops: float | None = None,
     params: float | None = None,
+    latency: float | None = None,
     criterion: str = "spline",
     scope: str = "layer",
     min_units: int = 1,
@@ -202,15 +204,21 @@ def plan(
     allow_inexact: bool = False,
     seed: int = 0,
     data: Any = None,
+    runtime: str | Runtime = "tensorflow",
+    batch_size: int = 1,
 ) -> Plan:
     """Chooses the units of a model that can go.
 
     Args:
         model: a built functional or Sequential model of Keras 3 or tf_keras.
         ratio: the share of the units that goes, of those that may go, in (0, 1); or a mapping of layers to such
-            shares, where all other layers stay. Give exactly one of `ratio`, `flops` and `params`.
+            shares, where all other layers stay. Give exactly one of `ratio`, `flops`, `params` and
+            `latency`.
         flops: the share of the model's FLOPs that stays, in (0, 1); met from below.
         params: the share of the model's parameters that stays, in (0, 1); met from below.
+        latency: the share of the time of a prediction that stays, in (0, 1), measured on this device in turns with the
+            model itself; met within 5 %, of that share. Measuring takes a minute for a large network, several in
+            LiteRT, and wants a machine that does nothing else.
         criterion: "spline", "spline_data", "spline_affine", "bn_scale", "l1", "l2", "fpgm", "taylor", "snip",
             "synflow", "random", or one that `register_criterion` made known.
         scope: "layer" takes the same share of every group of units, "global" ranks all units together.
@@ -225,14 +233,17 @@ def plan(
             for the criteria that take the gradient of the loss that the model is compiled with ("taylor", "snip"); or
             a batched tf.data.Dataset of either, of which the first 1,024 samples are read. All of them go through the
             model at once, layer after layer, for a gradient in batches.
+        runtime: what a `latency` is measured in: "tensorflow", "litert", or a function, as for `tfspline.latency`.
+        batch_size: inputs in a prediction whose `latency` is measured.
 
     Returns:
         A `Plan`; nothing is cut yet.
 
     Raises:
         TypeError, ValueError: the model's graph cannot be read; an argument is out of its range; nothing in the
-            model can be pruned; the budget is smaller than what has to stay; the criterion needs `data`, labels or a
-            compiled loss without any.
+            model can be pruned; the budget is smaller than what has to stay; no widths have that `latency` within
+            5 %, or the clock is not steady enough to tell; the criterion needs `data`, labels or a compiled loss
+            without any.
 
     Example:
 
@@ -242,13 +253,24 @@ def plan(
     (10, 6)
     """
     criteria.named(criterion)
-    budget = Budget(ratio=ratio, flops=flops, params=params, scope=scope, min_units=min_units, round_to=round_to)
+    budget = Budget(
+        ratio=ratio,
+        flops=flops,
+        params=params,
+        latency=latency,
+        scope=scope,
+        min_units=min_units,
+        round_to=round_to,
+    )
     graph = graphs.read(model, tuple(protect), allow_inexact)
     if flops is not None:
         check_static(model)
+    stopwatch = None if latency is None else Stopwatch(model, graph, runtime, batch_size)
     seen = None if data is None else probe(model, data)
-    removed = choose(model, graph, budget, criterion, np.random.default_rng(seed), seen)
+    removed = choose(model, graph, budget, criterion, np.random.default_rng(seed), seen, stopwatch=stopwatch)
     options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
+    if latency is not None:
+        options |= {"runtime": getattr(runtime, "__name__", str(runtime)), "batch_size": batch_size}
     return Plan(graph, removed, options)
 
 
@@ -260,6 +282,7 @@ def choose(
     rng: np.random.Generator,
     seen: Probe | None = None,
     off: np.ndarray | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> np.ndarray:
     """The units that go, bool [graph.units]; those that are `off` already (bool [graph.units]) before all others,
     which are scored as if these were not there.
@@ -277,7 +300,7 @@ def choose(
     scores = np.full(graph.units, -np.inf)
     for group, units in zip(left, units_of(model, graph, left, rng, seen), strict=True):
         scores[group.units] = criteria.named(criterion)(units)
-    return budget.removed(graph, groups, [scores[group.units] for group in groups])
+    return budget.removed(graph, groups, [scores[group.units] for group in groups], stopwatch)
 
 
 def prune(
@@ -298,8 +321,8 @@ def prune(
             criteria "taylor" and "snip"; as for `plan`.
         compensate: as for `Plan.apply`: "refit", "merge" or "none"; by default "refit" with `data`, "none" without.
         recalibrate: as for `Plan.apply`: whether BatchNormalization gets new statistics; by default with `data`.
-        **options: the others of `plan`: `flops`, `params`, `criterion`, `scope`, `min_units`, `round_to`, `protect`,
-            `allow_inexact` and `seed`.
+        **options: the others of `plan`: `flops`, `params`, `latency`, `criterion`, `scope`, `min_units`, `round_to`,
+            `protect`, `allow_inexact`, `seed`, `runtime` and `batch_size`.
 
     Returns:
         An uncompiled model of the same Keras with the same layer names, fewer units, and no tfspline class in it.
