@@ -5,15 +5,17 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfspline import graph as graphs
 from tfspline._keras import check_model, keras_of
 from tfspline.files import write_json
-from tfspline.plan import Plan
 from tfspline.serving.signatures import traced
 from tfspline.serving.versions import next_version, publish
 from tfspline.serving.warmup import requests, write_requests
+
+if TYPE_CHECKING:  # a plan with a budget in latency exports models to measure them
+    from tfspline.plan import Plan
 
 _FORMAT = "tfspline.export.1"
 
@@ -28,7 +30,7 @@ def export(
     class_names: Sequence[str] | None = None,
     top_k: int = 5,
     warmup: Sequence[int] = (),
-    plan: Plan | None = None,
+    plan: "Plan | None" = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> str:
     """Writes `model` to `path/<version>/` as a SavedModel that runs without Keras and without tfspline.
