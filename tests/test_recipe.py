@@ -323,6 +323,9 @@ def test_whole_run_leaves_what_it_promises(keras, tmp_path):
         + [f"{name}.png" for name in ("accuracy", "distances", "layer_distances", "partition", "training", "units")]
     )
     assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<img") == 6
+    known = json.loads((tmp_path / "serving" / "1" / "assets.extra" / "tfspline.json").read_text())
+    assert known["params"] == summary["slim"]["params"] and known["dense"]["macs"] == summary["dense"]["macs"]
+    assert known["metadata"]["accuracy"] == {name: summary[name]["accuracy"] for name in ("dense", "slim")}
     with np.load(tmp_path / "distances.npz") as distances:
         assert {name: matrix.shape for name, matrix in distances.items()} == {
             "dense1_relu": (6, 6),

@@ -109,10 +109,26 @@ class _Run:
         trained = {"dense": self.baseline(), "slim": slim, **others}
         summary = summarize(training, bird, **trained)
         if training.publish:
+            self.export(trained["dense"], slim, summary)
             from tfspline import pictures  # matplotlib is slow to import, and only needed here
 
             pictures.draw(folder, training.data, bird, summary, trained)
         folder.finish(summary)
+
+    def export(self, dense, slim, summary):
+        """Writes the slim network for TensorFlow Serving, with what is known of it."""
+        folder = self.folder
+        if os.path.exists(folder.file("serving", "1")):
+            return
+        accuracy = {name: summary[name].get("accuracy") for name in ("dense", "slim")}
+        export(
+            slim,
+            folder.file("serving"),
+            version=1,
+            class_names=self.training.data.class_names,
+            plan=Plan.load(folder.file("plan.json"), dense),
+            metadata={"accuracy": accuracy, "evaluated_on": summary["evaluate"]},
+        )
 
     def search(self):
         """Trains the dense network until the partition has settled; returns the early bird."""
@@ -194,12 +210,9 @@ class _Run:
         self.record("rewind", None, time.perf_counter() - start, wrap(slim))
 
     def retrain(self):
-        """Trains the slim network to the end and publishes it; returns it."""
+        """Trains the slim network to the end; returns it."""
         before = "rewind" if self.recipe.restarts else "prune"
-        slim = self.leave("slim", self.training.train_on("retrain", before, self.recipe.epochs))
-        if self.training.publish and not os.path.exists(self.folder.file("serving", "1")):
-            export(slim, self.folder.file("serving"), version=1)
-        return slim
+        return self.leave("slim", self.training.train_on("retrain", before, self.recipe.epochs))
 
     def retrain_weights(self, slim):
         """Trains the searched network to the end with as many single weights at zero as the slim one has fewer;
