@@ -339,7 +339,7 @@ training.run(keras.callbacks.LambdaCallback(on_train_batch_end=kill))
 
 def test_killed_and_started_anew(keras, wholes, tmp_path):
     whole = wholes(keras, start="early_bird", regrow=True, given=False)
-    begin, step = whole[0][2], 2 * STEPS + 2
+    begin, step = whole[0][3], 2 * STEPS + 2
     assert 0 < begin < step  # units have gone already
     command = [sys.executable, "-c", KILLED, keras.__name__, os.path.dirname(__file__), str(tmp_path), str(step)]
     done = subprocess.run(command, capture_output=True, text=True)

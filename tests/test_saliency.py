@@ -130,11 +130,12 @@ def test_rounds_of_synflow_are_prunings_one_after_the_other(keras, rng):
 
 @pytest.mark.parametrize("family", [chain, residual])
 def test_taylor_is_the_square_of_a_finite_difference(keras, rng, family):
-    keras.backend.set_floatx("float64")  # in float32 a step small enough to stay off the kinks drowns in rounding
+    # In float32 a step small enough to stay off the kinks drowns in rounding.
+    keras.mixed_precision.set_global_policy("float64")
     try:
         model = scramble(family(keras), rng)
     finally:
-        keras.backend.set_floatx("float32")
+        keras.mixed_precision.set_global_policy("float32")
     x, y = labelled(model, rng)
     scores = scores_of(model, "taylor", (x, y))
     read, groups = groups_of(model)
