@@ -220,7 +220,7 @@ def test_failed_export_leaves_no_version_behind(keras, tmp_path, monkeypatch):
         os.makedirs(folder)
         raise OSError("disk full")
 
-    monkeypatch.setattr("tfspline.serving._write", lambda model, endpoints, folder: half(folder))
+    monkeypatch.setattr("tfspline.signatures.write", lambda model, endpoints, folder: half(folder))
     with pytest.raises(OSError, match="disk full"):
         export(mlp(keras), tmp_path)
     assert os.listdir(tmp_path) == []

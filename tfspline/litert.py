@@ -6,10 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfspline import signatures
 from tfspline._keras import check_model
 from tfspline.files import replacing
 from tfspline.inputs import probe_inputs
-from tfspline.serving import export
 
 QUANTIZATIONS = (None, "dynamic", "int8")
 
@@ -98,20 +98,21 @@ def convert(
     batch_size: int | None = None,
 ) -> bytes:
     """What `export_litert` writes; `samples` is a tensor for each of `model.inputs`."""
+    endpoints = signatures.traced(model)
     # The converter does not find the variables of a Keras 3 model, but does those of a SavedModel.
     with tempfile.TemporaryDirectory() as folder:
-        loaded = tf.saved_model.load(export(model, folder))
-    serve = loaded.signatures["serving_default"]
-    _, inputs = serve.structured_input_signature
-    shaped = {name: tf.TensorSpec((batch_size, *spec.shape[1:]), spec.dtype, name) for name, spec in inputs.items()}
+        signatures.write(model, endpoints, folder)
+        loaded = tf.saved_model.load(folder)
+    serve, inputs = loaded.signatures["serving_default"], endpoints["serving_default"].input_signature
+    shaped = {spec.name: tf.TensorSpec((batch_size, *spec.shape[1:]), spec.dtype, spec.name) for spec in inputs}
     function = tf.function(lambda **values: serve(**values)).get_concrete_function(**shaped)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], loaded)
     if quantize:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if samples is not None:
-        names, size = [tensor.name for tensor in model.inputs], batch_size or 1
+        size = batch_size or 1
         converter.representative_dataset = lambda: (
-            {name: value[i : i + size] for name, value in zip(names, samples, strict=True)}
+            {spec.name: value[i : i + size] for spec, value in zip(inputs, samples, strict=True)}
             for i in range(0, len(samples[0]) - size + 1, size)
         )
     return converter.convert()

@@ -1,21 +1,17 @@
 """A model as a SavedModel in a folder of versions, the way TensorFlow Serving wants it."""
 
-import contextlib
-import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tfspline import graph as graphs
-from tfspline._keras import check_model, keras_of
+from tfspline import signatures
+from tfspline._keras import check_model
 from tfspline.files import write_json
-from tfspline.serving.signatures import traced
+from tfspline.plan import Plan
 from tfspline.serving.versions import next_version, publish
 from tfspline.serving.warmup import requests, write_requests
-
-if TYPE_CHECKING:  # a plan with a budget in latency exports models to measure them
-    from tfspline.plan import Plan
 
 _FORMAT = "tfspline.export.1"
 
@@ -30,7 +26,7 @@ def export(
     class_names: Sequence[str] | None = None,
     top_k: int = 5,
     warmup: Sequence[int] = (),
-    plan: "Plan | None" = None,
+    plan: Plan | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> str:
     """Writes `model` to `path/<version>/` as a SavedModel that runs without Keras and without tfspline.
@@ -88,12 +84,12 @@ def export(
     check_model(model)
     path = os.fspath(path)
     next_version(path, version)
-    endpoints = traced(model, input, preprocessing, class_names, top_k)
+    endpoints = signatures.traced(model, input, preprocessing, class_names, top_k)
     logs = requests(os.path.basename(os.path.abspath(path)), endpoints, model, warmup) if warmup else None
     known = _known(model, plan) | {"metadata": _checked(metadata or {})}
 
     def write(folder):
-        _write(model, endpoints, folder)
+        signatures.write(model, endpoints, folder)
         extra = os.path.join(folder, "assets.extra")
         os.mkdir(extra)
         write_json(os.path.join(extra, "tfspline.json"), _FORMAT, **known)
@@ -103,16 +99,6 @@ def export(
             write_requests(os.path.join(extra, "tf_serving_warmup_requests"), logs)
 
     return publish(path, version, write)
-
-
-def _write(model, endpoints, folder):
-    archive = keras_of(model).export.ExportArchive()
-    archive.track(model)
-    for name, function in endpoints.items():
-        archive.add_endpoint(name, function)
-    # tf_keras has no way to say that write_out shall not print.
-    with contextlib.redirect_stdout(io.StringIO()):
-        archive.write_out(folder)
 
 
 def _known(model, plan):

@@ -1,11 +1,13 @@
-"""What a served model takes and gives: its signatures, as TensorFlow functions of named and typed tensors."""
+"""What a SavedModel takes and gives: its signatures, as TensorFlow functions of named and typed tensors."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import io
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tfspline._keras import nodes
+from tfspline._keras import keras_of, nodes
 
 INPUTS = (None, "image", "image_bytes")
 _PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
@@ -28,6 +30,17 @@ def traced(
     if class_names is not None:
         give["classify"] = _classifier(model, class_names, top_k)
     return {name: _trace(model, specs, prepare, outputs) for name, outputs in give.items()}
+
+
+def write(model: Any, endpoints: Mapping[str, Callable], folder: str) -> None:
+    """Writes the SavedModel with these signatures of a model."""
+    archive = keras_of(model).export.ExportArchive()
+    archive.track(model)
+    for name, function in endpoints.items():
+        archive.add_endpoint(name, function)
+    # tf_keras has no way to say that write_out shall not print.
+    with contextlib.redirect_stdout(io.StringIO()):
+        archive.write_out(folder)
 
 
 def _trace(model, specs, prepare, outputs):
