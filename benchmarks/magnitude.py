@@ -3,13 +3,13 @@
 import time
 
 import numpy as np
-import tensorflow as tf
 from common import accuracy, compiled, network, train
 
 import tfspline
 from tfspline import _keras
 from tfspline.data import Dataset
 from tfspline.recipe import Recipe
+from tfspline.training import strategy_of
 
 
 def run(recipe: Recipe, dataset: Dataset, params: int, begin_epoch: int) -> dict:
@@ -17,7 +17,7 @@ def run(recipe: Recipe, dataset: Dataset, params: int, begin_epoch: int) -> dict
     `begin_epoch` on, for as many epochs as the recipe's gradual schedule takes; returns what a line says of it."""
     pruning = _keras.tfmot().sparsity.keras
     steps = dataset.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
-    strategy = tf.distribute.MirroredStrategy() if recipe.strategy == "mirrored" else tf.distribute.get_strategy()
+    strategy = strategy_of(recipe)
     with strategy.scope():
         model = network(recipe, dataset)
     kernels = sum(weight.shape.num_elements() for weight in model.weights if "kernel" in weight.name)

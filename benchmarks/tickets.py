@@ -73,8 +73,7 @@ def watch(recipe, criteria):
     keras = keras_named(recipe.keras)
     dataset = data.load(recipe.dataset, recipe.data_dir, seed=recipe.seed)
     model = compiled(network(recipe, dataset), recipe)
-    probe = dataset.evaluation_batches(IMAGES, "train").take(1)
-    ((inputs, _),) = probe
+    inputs, _ = probe = dataset.sample(IMAGES)
     codes, tickets = [], {criterion: [] for criterion in criteria}
 
     def look(epoch, logs=None):

@@ -53,8 +53,9 @@ def load(
             `toy2d` take none.
         validation_split: share of each class's training images that is held out as `validation`, in [0, 1).
         seed: of what is held out or left out, and of the order and augmentation of the training batches.
-        image_size: `(height, width)` that images are resized to, each pixel the mean of the area that it covers;
-            by default they stay as they are, those of an `image_folder` get the size of the first one.
+        image_size: `(height, width)` that images are resized to, each pixel the mean of the area that it covers, those
+            of an `image_folder` bilinearly; by default they stay as they are, those of an `image_folder` get the size
+            of the first one.
         train_images: how many of those that are not held out are trained on, each class its share; by default all.
 
     Raises:

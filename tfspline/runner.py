@@ -107,26 +107,26 @@ class _Run:
         slim = self.retrain()
         others = {"weights_pruned": self.retrain_weights(slim)} if self.recipe.weight_pruning else {}
         trained = {"dense": self.baseline(), "slim": slim, **others}
-        summary = summarize(training, bird, **trained)
+        chosen = Plan.load(folder.file("plan.json"), trained["dense"])
+        summary = summarize(training, bird, chosen, **trained)
         if training.publish:
-            self.export(trained["dense"], slim, summary)
+            self.export(slim, chosen, summary)
             from tfspline import pictures  # matplotlib is slow to import, and only needed here
 
             pictures.draw(folder, training.data, bird, summary, trained)
         folder.finish(summary)
 
-    def export(self, dense, slim, summary):
+    def export(self, slim, chosen, summary):
         """Writes the slim network for TensorFlow Serving, with what is known of it."""
-        folder = self.folder
-        if os.path.exists(folder.file("serving", "1")):
+        if os.path.exists(self.folder.file("serving", "1")):
             return
         accuracy = {name: summary[name].get("accuracy") for name in ("dense", "slim")}
         export(
             slim,
-            folder.file("serving"),
+            self.folder.file("serving"),
             version=1,
             class_names=self.training.data.class_names,
-            plan=Plan.load(folder.file("plan.json"), dense),
+            plan=chosen,
             metadata={"accuracy": accuracy, "evaluated_on": summary["evaluate"]},
         )
 

@@ -12,12 +12,15 @@ from tfspline.run_dir import PHASES, SLIM_PHASES, WEIGHT_PHASES
 from tfspline.training import Training
 
 
-def summarize(training: Training, bird: EarlyBird, dense: Any, slim: Any, weights_pruned: Any = None) -> dict:
+def summarize(
+    training: Training, bird: EarlyBird, plan: Plan, dense: Any, slim: Any, weights_pruned: Any = None
+) -> dict:
     """What `summary.json` holds of a run whose networks are trained.
 
     Args:
-        training: what they were trained with; its folder has the history and the plan.
+        training: what they were trained with; its folder has the history.
         bird: the early bird of the search.
+        plan: what went.
         dense: the network at the end of the baseline if there is one, otherwise before any unit went.
         slim: the one without the units.
         weights_pruned: the one without single weights, if there is one.
@@ -44,7 +47,7 @@ def summarize(training: Training, bird: EarlyBird, dense: Any, slim: Any, weight
         "masked_slim_difference": pruned["difference"],
         "training_flops_reduction": networks["dense"]["training_flops"] / networks["slim"]["training_flops"],
         **networks,
-        "layers": Plan.load(folder.file("plan.json"), dense).rows(),
+        "layers": plan.rows(),
         "seconds": {phase: folder.seconds(phase) for phase in PHASES},
         "versions": _versions(),
     }

@@ -44,7 +44,7 @@ class Training:
     ):
         self.recipe, self.folder, self.verbose, self.publish = recipe, folder, verbose, publish
         self.keras = _keras.keras_named(recipe.keras)
-        self.strategy = _strategy(recipe.strategy)
+        self.strategy = strategy_of(recipe)
         self.data = recipe.load_dataset() if dataset is None else dataset
         self.steps = self.data.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
 
@@ -212,8 +212,9 @@ class _Record(_keras.Callback):
             self.callback.save(path(".npz"))
 
 
-def _strategy(name):
-    if name == "none":
+def strategy_of(recipe: Recipe) -> tf.distribute.Strategy:
+    """What a recipe is trained under: a new strategy for all devices, or the one that is active."""
+    if recipe.strategy == "none":
         return tf.distribute.get_strategy()
     # By itself it would take one CPU, even where that is several logical devices.
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
