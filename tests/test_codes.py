@@ -369,9 +369,22 @@ def test_a_damaged_file_is_refused(codes, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="Expected a file that tfspline has written, whole. Received"):
             Codes.load(path)
-    np.savez(path, something=np.zeros(3))
-    with pytest.raises(ValueError, match="tfspline has written"):
-        Codes.load(path)
+    arrays = codes.to_arrays()
+    for other in (
+        {"something": np.zeros(3)},
+        arrays | {"layers": np.array(["file", "file"]), "1": arrays["0"], "bits": np.array([13, 13])},
+        arrays | {"layers": np.array([0, 1])},
+        arrays | {"layers": arrays["layers"][:1]},
+        arrays | {"layers": np.array("file"), "bits": np.array(13)},
+        arrays | {"bits": np.array([13.0, np.nan])},
+        arrays | {"bits": np.array([13, -8])},
+        arrays | {"bits": np.array([13, 2**62])},
+        arrays | {"1": arrays["1"].astype("uint16")},
+        arrays | {"layers": np.array(["file", None])},
+    ):
+        np.savez(path, **other)
+        with pytest.raises(ValueError, match="tfspline has written"):
+            Codes.load(path)
     with pytest.raises(FileNotFoundError):
         Codes.load(tmp_path / "nowhere.npz")
 

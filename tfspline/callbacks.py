@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from tfspline import _keras
 from tfspline.backup import Backup
@@ -17,6 +18,7 @@ from tfspline.looks import Looks
 from tfspline.partition import partition_distance
 from tfspline.pruning_mask import pruning_mask
 from tfspline.recorder import Recorder
+from tfspline.trouble import not_finite
 
 # metric -> threshold, lookback and how the distance compares with the threshold, as in the authors' released
 # code. The mask test keeps a queue of five masks, so the newest is compared with four.
@@ -43,8 +45,15 @@ class EarlyBird(_keras.StepCallback):
 
     The distance stands in the logs of every epoch as "partition_distance" ("mask_distance" with that metric):
     the max above, over as many earlier epochs as there are yet, NaN where there are none; with `every`, that of the
-    last look. Put callbacks that read it (`CSVLogger`, `TensorBoard`) behind this one in the list. An epoch (a look)
-    whose loss is not finite gives NaN, and the comparison starts anew after it.
+    last look. Put callbacks that read it (`CSVLogger`, `TensorBoard`) behind this one in the list.
+
+    A partition that has settled and a training that has failed can look alike. An epoch (a look) at which the loss, a
+    weight or a statistic of batch normalization is not finite gives NaN, and the comparison starts anew after it;
+    `keras.callbacks.TerminateOnNaN` ends such a training at the step. A dead layer, of which no input of the probe
+    switches any unit on, moves no longer: its distance of 0 counts. Of both it warns once (in absl's log), by name.
+
+    Where the partition does not settle, `fit` trains all its epochs: then `found` is False, `epoch` None, and the last
+    of `distances` says how far it was from it. Prune all the same, or train on with a higher `threshold`.
 
     With `every=n` the test is made every n training steps, so that the bird can be found, and the training ends,
     inside an epoch. The codes are compared with those of 1, 2, ... lookback epochs before, in steps: the looks nearest
@@ -144,6 +153,7 @@ class EarlyBird(_keras.StepCallback):
         self._epoch_began = 0  # and when the present one began
         self._recorded = None  # the probe, if it was recorded
         self._encoder = None
+        self._told = set()  # the troubles that were warned of
         self._recorder = None
         self._begun = False
         self._idle = None  # the model's train function, while nothing is to be trained
@@ -248,18 +258,19 @@ class EarlyBird(_keras.StepCallback):
 
     def _look(self, epoch, logs):
         """Takes the codes, compares them with those before, and stops the training if they have settled."""
-        distances = []
-        if np.all(np.isfinite((logs or {}).get("loss", 0.0))):
-            distances = self._looks.add(self._code(), self._trained, *self._period)
-        else:
+        distances, when = [], f"Epoch {epoch + 1}" + (f", step {self._trained}" if self.every else "")
+        finite = np.all(np.isfinite((logs or {}).get("loss", 0.0)))
+        if broken := not_finite(self.model) if finite else "the loss":
             self._looks.clear()  # the units of a network of NaNs are all off: its partition would look settled
+            self._tell(f"{when}: not finite any more", [broken])
+        else:
+            distances = self._looks.add(self._code(), self._trained, *self._period)
         self.distances.append(max(distances, default=math.nan))
         settled = len(distances) == self.lookback and self._below(self.distances[-1], self.threshold)
         if settled and not self.found:
             self.epoch, self.step = epoch + 1, self.every and self._trained
             self.model.stop_training = self.model.stop_training or self.stop_training
             if self.verbose:
-                when = f"Epoch {self.epoch}" + (f", step {self.step}" if self.every else "")
                 print(f"\n{when}: early bird found, {self.metric} distance {self.distances[-1]:.4f}", flush=True)
 
     def _put(self, epoch):
@@ -319,7 +330,17 @@ class EarlyBird(_keras.StepCallback):
         return self.metric == "mask" or self.probe is not None or self._recorded is not None
 
     def _code(self):
-        return pruning_mask(self.model, self.ratio) if self.metric == "mask" else self._encoder(self._inputs())
+        if self.metric == "mask":
+            return pruning_mask(self.model, self.ratio)
+        codes = self._encoder(self._inputs())
+        self._tell("dead layers, of which no input of the probe switches any unit on", self._encoder.dead(codes))
+        return codes
+
+    def _tell(self, trouble, names):
+        """Warns of what was not warned of before."""
+        if new := [name for name in names if name not in self._told]:
+            self._told.update(new)
+            logging.warning("EarlyBird: %s: %s", trouble, ", ".join(new))
 
     def _inputs(self):
         if self.probe is not None:

@@ -108,9 +108,11 @@ class Codes:
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "Codes":
         """The codes that `to_arrays` gave."""
-        names = arrays["layers"].tolist()
-        packed = {name: arrays[str(index)] for index, name in enumerate(names)}
-        return cls(packed, dict(zip(names, arrays["bits"].tolist(), strict=True)))
+        names, bits = arrays["layers"], arrays["bits"]
+        if names.dtype.kind != "U" or bits.dtype.kind != "i" or len({*names.tolist()}) != names.size:
+            raise ValueError(f"Expected names that differ, and integers. Received: {names!r} and {bits!r}")
+        packed = {name: arrays[str(index)] for index, name in enumerate(names.tolist())}
+        return cls(packed, dict(zip(packed, bits.tolist(), strict=True)))
 
 
 def region_codes(
@@ -173,8 +175,9 @@ class RegionEncoder:
         self.model = _keras.check_model(model)
         calls = list(bits_of_calls(model, approximate, max_pooling))
         self._bits = [bits for _, bits in calls]
-        self._names = unique(name for name, bits in calls if bits)
-        if not self._names:
+        coded = [bend for bend, bits in calls if bits]
+        self._bends = dict(zip(unique(bend.path for bend in coded), coded, strict=True))  # by the names in the codes
+        if not coded:
             raise ValueError(
                 "Expected a model with at least one piecewise-affine unit (ReLU, LeakyReLU, PReLU, ReLU6 "
                 f"...). Received: {model.name!r}, which has none"
@@ -195,10 +198,18 @@ class RegionEncoder:
             ]
             packed, bits = self._encode(batch)
             if not arrays:
-                arrays = {name: np.empty((samples, packed[name].shape[1]), np.uint8) for name in self._names}
+                arrays = {name: np.empty((samples, packed[name].shape[1]), np.uint8) for name in self._bends}
             for name, array in arrays.items():
                 array[start : start + batch_size] = packed[name]
-        return Codes(arrays, {name: int(bits[name]) for name in self._names})
+        return Codes(arrays, {name: int(bits[name]) for name in self._bends})
+
+    def dead(self, codes: Codes) -> list[str]:
+        """The layers that are dead by their `codes`: no input switches any of their units on.
+
+        Their outputs are constants, through which no gradient gets to what comes before. A layer whose units are
+        something while they are off, as those of LeakyReLU, cannot be dead.
+        """
+        return [name for name, bend in self._bends.items() if bend.silent and not codes[name].any()]
 
     def _encode_batch(self, inputs):
         remaining = iter(self._bits)  # in the order of the graph, in which the calls are visited here too
@@ -212,7 +223,7 @@ class RegionEncoder:
             return outputs
 
         _keras.run(self.model, inputs, visit, nested=True)
-        bits = dict(zip(self._names, bits, strict=True))
+        bits = dict(zip(self._bends, bits, strict=True))
         return tf.nest.map_structure(pack_bits, bits), {name: tf.shape(array)[1] for name, array in bits.items()}
 
 
