@@ -305,7 +305,7 @@ def test_save_and_load(keras, rng, tmp_path):
     masks = half(model, rng)
     masks.save(tmp_path / "masks.json")
     assert tfspline.Masks.load(tmp_path / "masks.json", model) == masks
-    with pytest.raises(ValueError, match="Expected masks for .* with channels"):
+    with pytest.raises(ValueError, match="Expected masks .* with the channels"):
         tfspline.Masks.load(tmp_path / "masks.json", chain(keras))
 
 

@@ -2,12 +2,17 @@
 
 import json
 
+import keras as keras3
 import numpy as np
 import pytest
 from zoo import chain, difference, inputs_for, residual, scramble
 
 import tfspline
 from tfspline import models
+
+
+def rewrite(path, document):
+    path.write_text(json.dumps(document))
 
 
 def kept(plan):
@@ -101,11 +106,26 @@ def test_a_saved_plan_is_the_same_plan(keras, rng, tmp_path):
     loaded = tfspline.Plan.load(path, model)
     assert np.array_equal(loaded.removed, plan.removed) and loaded.options == plan.options
     assert str(loaded) == str(plan)
-    with pytest.raises(ValueError, match="Expected a plan for"):
+    with pytest.raises(ValueError, match="Expected a plan .* with the channels"):
         tfspline.Plan.load(path, chain(keras))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no plan", "protected", "all"])
+BAD_PLACES = [[12], [-1], [1, 1], [3, 1], [0.0], ["0"], [True, False], [[0]], [None], [10**30], 0, {"0": 1}, None]
+
+
+@pytest.mark.parametrize("places", BAD_PLACES, ids=str)
+def test_places_out_of_a_file_that_are_none_are_refused(tmp_path, places):
+    model, path = chain(keras3), tmp_path / "file.json"
+    for kind, entry in ((tfspline.plan(model, 0.5), "removed"), (tfspline.Masks.of(model, {}), "off")):
+        kind.save(path)
+        document = json.loads(path.read_text())
+        document[entry]["a"] = places
+        rewrite(path, document)
+        with pytest.raises(ValueError, match=f"saved by tfspline in '{path}'. Received: .*channels of 'a' in 0..11"):
+            type(kind).load(path, model)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no plan", "protected", "all", "options", "inexact", "layer", "huge"])
 def test_a_damaged_plan_is_refused(keras, tmp_path, damage):
     model, path = chain(keras), tmp_path / "plan.json"
     tfspline.plan(model, 0.5).save(str(path))
@@ -115,11 +135,18 @@ def test_a_damaged_plan_is_refused(keras, tmp_path, damage):
     elif damage == "no plan":
         path.write_text('{"format": "something"}')
     else:
-        document["removed"][model.layers[-1].name if damage == "protected" else "a"] = list(
-            range(3 if damage == "protected" else 12)
-        )
-        path.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="Expected"):
+        changes = {
+            "protected": ("removed", model.layers[-1].name, [0, 1, 2]),
+            "all": ("removed", "a", [*range(12)]),
+            "options": ("options", None, [1]),
+            "inexact": ("options", "allow_inexact", "no"),
+            "layer": ("removed", "c", [0]),
+            "huge": ("channels", "a", 10**15),
+        }
+        part, name, value = changes[damage]
+        document[part] = value if name is None else document[part] | {name: value}
+        rewrite(path, document)
+    with pytest.raises(ValueError, match=f"Expected a plan saved by tfspline in '{path}'. Received"):
         tfspline.Plan.load(str(path), model)
 
 

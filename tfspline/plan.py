@@ -9,6 +9,7 @@ import numpy as np
 from tfspline import compensate as compensation
 from tfspline import criteria, masks
 from tfspline import graph as graphs
+from tfspline._keras import check_model
 from tfspline.budget import Budget
 from tfspline.files import read_json, write_json
 from tfspline.flops import check_static
@@ -171,18 +172,22 @@ class Plan:
         """Reads a plan that `save` wrote, for the model that it was made for.
 
         Raises:
-            ValueError: the file is no plan, or one for another model.
+            ValueError: the file is no plan, damaged, or one for another model.
         """
-        parts = ("channels", "removed", "options")
-        channels, removed, options = read_json(path, _FORMAT, "a plan", lambda found: [found[part] for part in parts])
-        graph = graphs.read(model, allow_inexact=options.get("allow_inexact", False))
-        expected = {layer: len(site.units) for layer, site in graph.makers.items()}
-        if channels != expected or set(removed) != set(expected):
-            raise ValueError(f"Expected a plan for {model.name!r}, with channels {expected}. Received: {channels}")
-        plan = cls(graph, np.zeros(graph.units, bool), options)
-        for layer, places in removed.items():
-            plan.remove(layer, places)
-        return plan
+        check_model(model)
+
+        def build(document):
+            options = document["options"]
+            inexact = options.get("allow_inexact", False)
+            if not isinstance(inexact, bool):
+                raise ValueError(f"Expected allow_inexact to be true or false. Received: {inexact!r}")
+            graph = graphs.read(model, allow_inexact=inexact)
+            plan = cls(graph, np.zeros(graph.units, bool), options)
+            for layer, on in masks.listed(graph, document["channels"], document["removed"]).items():
+                plan.remove(layer, np.flatnonzero(~on))
+            return plan
+
+        return read_json(path, _FORMAT, "a plan", build)
 
 
 def _from_to(row, what):
