@@ -394,6 +394,13 @@ def test_damaged_idx_file_is_refused(idx_dir, damage):
         data.load("fashion_mnist", data_dir=idx_dir)
 
 
+def test_idx_file_that_swells_is_refused(idx_dir, monkeypatch):
+    monkeypatch.setattr(_readers, "MEMORY_LIMIT", 99)
+    path = idx_dir / "train-images-idx3-ubyte.gz"
+    with pytest.raises(ValueError, match=rf"Received: '{path}' \(more than 99 bytes in it\)"):
+        data.load("fashion_mnist", data_dir=idx_dir)
+
+
 def test_images_without_labels_are_refused(idx_dir):
     write_idx(idx_dir / "train-labels-idx1-ubyte.gz", np.zeros(5, np.uint8))
     with pytest.raises(ValueError, match="a label for each"):
@@ -405,7 +412,8 @@ def test_images_without_labels_are_refused(idx_dir):
 
 def write_cifar(path, images, key, labels, numpy_1=False):
     rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-    pickled = pickle.dumps({b"data": rows, key: labels, b"batch_label": b"a batch"}, protocol=3)
+    data_key = "data" if isinstance(key, str) else b"data"
+    pickled = pickle.dumps({data_key: rows, key: labels, b"batch_label": b"a batch"}, protocol=3)
     if numpy_1:
         pickled = pickled.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
         assert b"numpy.core.multiarray" in pickled
@@ -413,12 +421,13 @@ def write_cifar(path, images, key, labels, numpy_1=False):
 
 
 @pytest.mark.parametrize("numpy_1", [True, False])
-def test_cifar10_from_python_batches(tmp_path, rng, numpy_1):
+@pytest.mark.parametrize("key", [b"labels", "labels"])
+def test_cifar10_from_python_batches(tmp_path, rng, numpy_1, key):
     images = rng.integers(0, 256, (12, 32, 32, 3)).astype(np.uint8)
     names = [f"data_batch_{index}" for index in range(1, 6)] + ["test_batch"]
     for index, name in enumerate(names):
         here = slice(2 * index, 2 * index + 2)
-        write_cifar(tmp_path / name, images[here], b"labels", [index, index + 1], numpy_1)
+        write_cifar(tmp_path / name, images[here], key, [index, index + 1], numpy_1)
     cifar = data.load("cifar10", data_dir=tmp_path)
     np.testing.assert_array_equal(cifar.train.images, images[:10])
     np.testing.assert_array_equal(cifar.train.labels, [0, 1, 1, 2, 2, 3, 3, 4, 4, 5])
@@ -462,17 +471,25 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path):
     assert target.exists(), "the pickle of this test is harmless"
 
 
+def batch(data=None, labels=(0,)):
+    data = np.zeros((1, 3072), np.uint8) if data is None else data
+    return pickle.dumps({b"data": data, b"fine_labels": labels}, protocol=3)
+
+
+# Pickles of an array that is as large as the address space, of other code than find_class sees, of a huge frame.
+HUGE = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(L72057594037927936L\ntS'b'\ntR."
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"no pickle",
-        pickle.dumps([1]),
-        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8)}, protocol=3),
-        pickle.dumps({b"data": np.zeros((1, 10), np.uint8), b"fine_labels": [0]}, protocol=3),
-        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"fine_labels": [0]}, protocol=3)[:-9],
+        *(b"", b"no pickle", pickle.dumps([1]), pickle.dumps({b"data": np.zeros((1, 3072), np.uint8)}, protocol=3)),
+        *(batch(np.zeros((1, 10), np.uint8)), batch(np.zeros((1, 3072))), batch(np.zeros((0, 3072), np.uint8), [])),
+        *(batch(labels=[0, 1]), batch(labels=[100]), batch(labels=[-1]), batch(labels=[2**40]), batch(labels=[0.5])),
+        *(batch(labels=["0"]), batch(labels=[None]), batch(labels=[[0], [1, 2]]), batch()[:-9]),
+        *(HUGE, b"P0\n.", b"\x82\x01.", b"\x80\x04\x95" + b"\xff" * 8, b"c__builtin__\neval\n."),
     ],
-    ids=["empty", "text", "list", "no labels", "wrong size", "cut"],
+    ids=lambda content: repr(content[-20:]),
 )
 def test_damaged_cifar_batch_is_refused(tmp_path, content):
     (tmp_path / "train").write_bytes(content)

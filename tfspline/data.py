@@ -39,8 +39,12 @@ def load(
     An image folder of more than 2 GiB, decoded, is not read but listed, its training images in a fixed random order.
     They are decoded in parallel while they are needed: for evaluation the central window in the shape of `image_size`,
     224/256 of the largest (of smaller folders, the whole image is resized, whatever its shape); mean and standard
-    deviation are those of the first 2,048 for training. A file that is no image is then found only when it is needed:
-    the training ends with a `tf.errors.InvalidArgumentError` that names it.
+    deviation are those of the first 2,048 for training.
+
+    Of every image file the header is read beforehand, so that what is no image, or too large a one, is refused at once.
+    To find one that is damaged behind its header takes decoding it: of listed files, that happens when they are needed,
+    with a `tf.errors.InvalidArgumentError` that names the file. Files of other endings than .jpg, .jpeg, .png, .gif and
+    .bmp are left aside. Of an animation the first frame is taken; an orientation in EXIF data is not applied.
 
     Args:
         name: `"digits"` (scikit-learn's 1,797 images of 8x8, a fifth of each class for testing),

@@ -6,6 +6,7 @@ import time
 from tfspline import report
 from tfspline.data import Dataset
 from tfspline.flops import flops
+from tfspline.image_files import naming_files
 from tfspline.inputs import probe_inputs
 from tfspline.magnitude import prune_weights
 from tfspline.masks import Masks
@@ -64,7 +65,8 @@ def run(
     folder = RunDir(os.fspath(run_dir), recipe.as_flags())
     if folder.summary() is None:
         taken = None if search_dir is None or folder.last_epoch("search") else _search(os.fspath(search_dir), recipe)
-        _Run(Training(recipe, folder, verbose, publish, dataset)).run(taken)
+        with naming_files():
+            _Run(Training(recipe, folder, verbose, publish, dataset)).run(taken)
     if publish and not os.path.exists(folder.file("report.html")):
         report.write(run_dir)
     return folder.summary()
