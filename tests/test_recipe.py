@@ -1,13 +1,18 @@
 """The recipe: its checks, a whole run, and a run that is interrupted wherever it can be."""
 
+import html
 import importlib.util
+import itertools
 import json
 import pathlib
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 
@@ -478,9 +483,60 @@ def test_weight_decay_is_that_of_papers_and_spares_what_is_no_kernel(keras, tmp_
     np.testing.assert_array_equal(bias, before[1])
 
 
-def test_loss_that_is_no_number_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="loss that stays finite. Received: nan in epoch 1 of the search"):
-        run(Recipe(**SMALL | {"learning_rate": 1e20}), tmp_path, verbose=0)
+def test_loss_that_is_no_number_is_refused_at_its_step(keras, tmp_path):
+    # The first step makes weights of 1e20 or so, of which the second one makes a loss; ten steps are an epoch.
+    message = (
+        "a loss that stays finite. Received: (nan|inf) after step 2, in epoch 1 of the search; try a smaller learn"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(Recipe(keras=keras.__name__, **SMALL | {"learning_rate": 1e20}), tmp_path, verbose=0)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_network_that_breaks_leaves_the_checkpoint_before_and_a_dead_one_is_told(keras, tmp_path, monkeypatch):
+    recipe, broken = Recipe(keras=keras.__name__, **SMALL | {"baseline": False}), {5: np.nan, 6: -1e9}
+    record = tfspline.training._Record
+    on_epoch_end = record.on_epoch_end
+
+    def breaking(self, epoch, logs=None):
+        if self.phase == "retrain" and epoch + 1 in broken:
+            self.model.get_layer("dense1").bias.assign([broken.pop(epoch + 1)] * 16)
+        on_epoch_end(self, epoch, logs)
+
+    monkeypatch.setattr(record, "on_epoch_end", breaking)
+    message = (
+        "weights that stay finite. Received: others in layer 'dense1' after step 50, in epoch 5 of the retrain; try"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(recipe, tmp_path, verbose=0, publish=False)
+    assert (rows_of(tmp_path)[-1]["phase"], rows_of(tmp_path)[-1]["epoch"]) == ("retrain", 4)
+    summary = run(recipe, tmp_path, verbose=0, publish=False)
+    assert [row["epoch"] for row in rows_of(tmp_path) if row["phase"] == "retrain"] == [4, 5, 6]
+    assert (summary["dense"]["dead_layers"], summary["slim"]["dead_layers"]) == ([], ["dense1_relu"])
+    assert "dead layers of the slim network, where no unit is on for any image: dense1_relu" in table(summary)
+
+
+def test_checkpoint_with_code_in_it_is_not_loaded(keras, tmp_path):
+    target, path = tmp_path / "executed", tmp_path / "model.keras"
+    code = eval(f"lambda x: open({str(target)!r}, 'w').close() or x")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(code, (2,))])
+    target.unlink(missing_ok=True)
+    left = SimpleNamespace(last_epoch=lambda phase: 1, checkpoint=lambda phase: str(path))
+    training = Training(Recipe(keras=keras.__name__, **SMALL), left)
+
+    def refused(reason):
+        with pytest.raises(ValueError, match=f"no code in it. Received: '{path}' .*{reason}"):
+            training.load("search")
+        assert not target.exists()
+
+    model.save(path)
+    refused("Lambda")
+    path.write_bytes(path.read_bytes()[:-30])
+    refused("it is no zip archive")
+    model.save(tmp_path / "model.h5")  # of which tf_keras would run the code, whatever the ending
+    (tmp_path / "model.h5").rename(path)
+    refused("it is no zip archive")
 
 
 class TestRunDir:
@@ -583,6 +639,48 @@ class TestTrain:
         assert len(lines) == 1
         assert "Received: 1.5" in lines[0]
         assert "Traceback" not in ended.stderr
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_spaces_and_all_kinds_of_letters_in_every_path(self, train, monkeypatch, tmp_path, keras, rng):
+        folder = tmp_path / "a b ünï 猫 100% #it's {x}"
+        images = folder / "im ages [1]*"
+        for part, class_name, index in itertools.product(("train", "test"), ("ä cat", "猫 [2]"), range(8)):
+            path = images / part / class_name / f"é {index} [3]?.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(tf.io.encode_png(rng.integers(0, 256, (8, 8, 3)).astype("uint8")).numpy())
+        flagfile = folder / "fl ägs [4].cfg"
+        fields = {"dataset": "image_folder", "data_dir": str(images), "batch_size": 4, "baseline": False, "epochs": 3}
+        recipe = Recipe(keras=keras.__name__, **SMALL | fields | {"search_epochs": 1, "validation_split": 0.25})
+        flagfile.write_text("".join(f"--{name}={value}\n" for name, value in recipe.as_flags().items()), "utf-8")
+        run_dir = folder / "ru n"
+        start(train, monkeypatch, f"--flagfile={flagfile}", f"--run_dir={run_dir}", "--verbose=0")
+        start(train, monkeypatch, f"--flagfile={run_dir / 'flags.cfg'}", f"--run_dir={run_dir}", "--verbose=0")
+        assert (run_dir / "report.html").exists()
+        assert str(images) in html.unescape((run_dir / "report.html").read_text(encoding="utf-8"))
+        classify = tf.saved_model.load(run_dir / "serving" / "1").signatures["classify"]
+        best = next(value for value in classify(tf.zeros([1, 8, 8, 3])).values() if value.dtype == tf.string)
+        assert {name.decode() for name in best.numpy()[0]} == {"ä cat", "猫 [2]"}
+
+        # It is decoded when it is needed, and damaged.
+        monkeypatch.setattr(tfspline._readers, "MEMORY_LIMIT", 0)
+        damaged = images / "train" / "ä cat" / "é 0 [3]?.png"
+        damaged.write_bytes(damaged.read_bytes()[:60])
+        named = re.escape(str(damaged)).replace("'", r"\\'")  # as TensorFlow writes it
+        with pytest.raises(SystemExit, match=f"BMP image. Received: '{named}', which cannot be"):
+            start(train, monkeypatch, f"--flagfile={flagfile}", f"--run_dir={folder / 'other'}", "--verbose=0")
+
+        model = keras.models.load_model(run_dir / "slim.keras")
+        masks = tfspline.Masks.of(model, {"dense1": np.arange(16) < 8})
+        masks.save(folder / "mäsks.json")
+        assert tfspline.Masks.load(folder / "mäsks.json", model) == masks
+        dense = keras.models.load_model(run_dir / "dense.keras")
+        assert tfspline.Plan.load(run_dir / "plan.json", dense).ratio > 0.4
+        bird = tfspline.EarlyBird(backup_dir=folder / "bäckup")
+        bird.save(folder / "bïrd.npz")
+        bird.load(folder / "bïrd.npz")
+        codes = tfspline.region_codes(model, np.zeros((2, 8, 8, 3)))
+        codes.save(folder / "cödes.npz")
+        assert tfspline.Codes.load(folder / "cödes.npz") == codes
 
     @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.stem)
     def test_configs_are_recipes(self, train, monkeypatch, config):

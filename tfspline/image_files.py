@@ -129,7 +129,7 @@ def naming_files() -> Iterator[None]:
         found = re.search(rf"\[{re.escape(_EXPECTED)}\] \[(.*)\]", error.message)
         if found is None:
             raise
-        raise ValueError(f"{_EXPECTED} {found[1]!r}, which cannot be decoded") from error
+        raise ValueError(f"{_EXPECTED} '{found[1]}', which cannot be decoded") from error
 
 
 def check_headers(paths: np.ndarray, channels: int) -> None:

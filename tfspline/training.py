@@ -12,6 +12,7 @@ from tfspline.data import Dataset
 from tfspline.magnitude import hold_zeros
 from tfspline.recipe import Recipe
 from tfspline.run_dir import WEIGHT_PHASES, RunDir
+from tfspline.trouble import not_finite
 from tfspline.wrapping import unwrap, wrap
 
 _SAMPLE_SIZE = 512  # training images
@@ -80,7 +81,7 @@ class Training:
         """The network that a phase left, a fresh one before the first, and its optimizer, ready to be trained on."""
         left = self.folder.last_epoch(phase) is not None
         with self.strategy.scope():
-            model = self.keras.models.load_model(self.folder.checkpoint(phase)) if left else self.fresh()
+            model = _keras.load_model(self.keras, self.folder.checkpoint(phase)) if left else self.fresh()
             if phase in WEIGHT_PHASES:
                 hold_zeros(model)
             self.compile(model)
@@ -140,7 +141,8 @@ class Training:
             callback: the EarlyBird of the search, or a SplinePruning; its state is saved with each checkpoint.
 
         Raises:
-            ValueError: a loss that is no number any more.
+            ValueError: a loss, at any step, or a weight, at the end of an epoch, that is not finite any more; nothing
+                of that epoch is recorded.
         """
         recipe, callbacks = self.recipe, self.keras.callbacks
         first_epoch, first_step = divmod(done, self.steps)
@@ -176,26 +178,27 @@ class Training:
         return lambda epoch: encode(images).save(self.folder.codes(epoch))
 
 
-class _Record(_keras.Callback):
+class _Record(_keras.StepCallback):
     """Records each epoch of a phase: a row of the history, with a checkpoint of the network and of `callback`."""
 
     def __init__(self, training, phase, done, callback, watch):
         super().__init__()
-        self.recipe, self.folder, self.phase = training.recipe, training.folder, phase
+        self.recipe, self.folder, self.phase, self.steps = training.recipe, training.folder, phase, training.steps
         self.done, self.callback, self.watch = done, callback, watch
 
     def on_train_begin(self, logs=None):
         self.uncounted = self.done - _keras.iterations(self.model)  # the optimizer of a slim network begins anew
         self.start = time.perf_counter()
 
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            self.refuse("a loss that stays", float(logs["loss"]))
+
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.perf_counter() - self.start
-        if not math.isfinite(logs["loss"]):
-            raise ValueError(
-                f"Expected a loss that stays finite. Received: {logs['loss']} in epoch {epoch + 1} of "
-                f"the {self.phase}; try a smaller learning_rate."
-            )
-        row = {"phase": self.phase, "epoch": epoch + 1, "steps": self.uncounted + _keras.iterations(self.model)}
+        if broken := not_finite(self.model):
+            self.refuse("weights that stay", f"others in layer {broken!r}")
+        row = {"phase": self.phase, "epoch": epoch + 1, "steps": self.trained}
         row |= {name: float(value) for name, value in logs.items()}
         row.pop("lr", None)  # tf_keras' name for the learning rate
         row |= {"learning_rate": self.recipe.learning_rate_at(epoch), "seconds": seconds}
@@ -205,6 +208,17 @@ class _Record(_keras.Callback):
         if self.phase == "search" and self.callback.found:
             self.model.stop_training = True  # with a gradual schedule the bird itself leaves the epoch whole
         self.start = time.perf_counter()
+
+    @property
+    def trained(self):
+        """How many steps were trained, from the beginning of the run."""
+        return self.uncounted + _keras.iterations(self.model)
+
+    def refuse(self, what, received):
+        raise ValueError(
+            f"Expected {what} finite. Received: {received} after step {self.trained}, in epoch "
+            f"{math.ceil(self.trained / self.steps)} of the {self.phase}; try a smaller learning_rate in a new run_dir"
+        )
 
     def save(self, path):
         self.model.save(path(".keras"))

@@ -25,3 +25,4 @@ from tfspline._keras.layers import (
     weight,
 )
 from tfspline._keras.modules import is_model, keras_named, keras_of, kerases, of_class, tfmot
+from tfspline._keras.saving import load_model

@@ -38,7 +38,8 @@ def export(
     Args:
         model: a functional or built Sequential model, of Keras 3 or tf_keras; with or without `SplineUnit`s, which are
             written as TensorFlow's fused operation.
-        path: the folder of versions; made if it is not there.
+        path: the folder of versions; made if it is not there. TensorFlow takes `*`, `?` and `[` in a path for a
+            pattern, and cannot load the version before it is somewhere else.
         version: a positive integer, higher than all in `path`; default: one more than the highest one there.
         input: what is served takes; None for what the model takes. "image" for uint8 images `[batch, height, width,
             channels]` of any one size, as input `image`; "image_bytes" for files, string `[batch]`, each a JPEG, PNG,
