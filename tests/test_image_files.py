@@ -372,11 +372,15 @@ def test_evaluation_batches_hold_all_files_in_their_order(streamed):
     np.testing.assert_array_equal(x, dataset.normalize(dataset.test.images[:]))
 
 
-@pytest.mark.parametrize("limit", [2**31, 0])
-def test_file_that_is_damaged_behind_its_header_ends_a_run_with_its_name(folder, tmp_path, monkeypatch, limit):
+@pytest.mark.parametrize(
+    ("limit", "name", "kept"), [(2**31, "dog/0.png", 60), (0, "dog/0.png", 60), (2**31, "cat/8.jpg", -40)]
+)
+def test_file_that_is_damaged_behind_its_header_ends_a_run_with_its_name(
+    folder, tmp_path, monkeypatch, limit, name, kept
+):
     monkeypatch.setattr(_readers, "MEMORY_LIMIT", limit)
-    path = folder / "train" / "dog" / "0.png"
-    path.write_bytes(path.read_bytes()[:60])
+    path = folder / "train" / name
+    path.write_bytes(path.read_bytes()[:kept])
     recipe = Recipe(network="mlp", width=1 / 8, dataset="image_folder", data_dir=str(folder), batch_size=4, ratio=0.5)
     with pytest.raises(
         ValueError, match=f"^Expected a JPEG, PNG, GIF or BMP image. Received: '{path}', which cannot be"

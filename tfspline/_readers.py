@@ -16,7 +16,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from tfspline.image_files import ImageFiles, check_headers, naming_files, shape_in_header
+from tfspline.image_files import ImageFiles, check_decodes, check_headers, shape_in_header
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -203,9 +203,8 @@ def _decode(source, shape: tuple[int, int, int]):
             done = here.stop
     except tf.errors.InvalidArgumentError:
         # TensorFlow does not say which file it was.
-        paths = np.array(source.file_paths[done : done + _DECODED_AT_ONCE], object)
-        with naming_files():
-            ImageFiles(paths, shape)[:]
+        for path in source.file_paths[done : done + _DECODED_AT_ONCE]:
+            check_decodes(path, shape[-1])
         raise
     return images, labels
 

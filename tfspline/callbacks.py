@@ -50,7 +50,8 @@ class EarlyBird(_keras.StepCallback):
     A partition that has settled and a training that has failed can look alike. An epoch (a look) at which the loss, a
     weight or a statistic of batch normalization is not finite gives NaN, and the comparison starts anew after it;
     `keras.callbacks.TerminateOnNaN` ends such a training at the step. A dead layer, of which no input of the probe
-    switches any unit on, moves no longer: its distance of 0 counts. Of both it warns once (in absl's log), by name.
+    switches any unit on, moves no longer: its distance of 0 counts. Of both it warns once, by name, in absl's log;
+    with `metric="mask"`, which sees no inputs, of the first only.
 
     Where the partition does not settle, `fit` trains all its epochs: then `found` is False, `epoch` None, and the last
     of `distances` says how far it was from it. Prune all the same, or train on with a higher `threshold`.

@@ -143,6 +143,14 @@ def check_headers(paths: np.ndarray, channels: int) -> None:
         list(readers.map(lambda part: [shape_in_header(path, channels) for path in part], parts))
 
 
+def check_decodes(path: str, channels: int) -> None:
+    """Raises the ValueError for a file that cannot be decoded to so many channels."""
+    try:
+        tf.io.decode_image(tf.io.read_file(path), channels, expand_animations=False)
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(f"{_EXPECTED} {path!r}, which cannot be decoded") from error
+
+
 def shape_in_header(path: str, channels: int | None = None) -> tuple[int, int, int]:
     """Height, width and channels (1, 3 or 4) of an image, by its header: nothing is decoded.
 

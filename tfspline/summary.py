@@ -68,11 +68,11 @@ def _networks(training, pruned, dense, slim, weights_pruned):
     steps = recipe.epochs * training.steps
     of_dense = cost(dense, steps)
     of_slim = cost(dense, pruned) + cost(slim, steps - recipe.retrained_from(pruned))
-    networks = {"slim": figures(slim, of_slim, *SLIM_PHASES)}
     if recipe.baseline:
-        networks["dense"] = figures(dense, of_dense, "search", "baseline")
+        networks = {"dense": figures(dense, of_dense, "search", "baseline")}
     else:
-        networks["dense"] = {**_described(dense, images), "training_flops": of_dense}
+        networks = {"dense": {**_described(dense, images), "training_flops": of_dense}}
+    networks["slim"] = figures(slim, of_slim, *SLIM_PHASES)
     if weights_pruned is not None:
         # Zeros among the weights are multiplied with like any others.
         networks["weights_pruned"] = figures(weights_pruned, of_dense, "search", *WEIGHT_PHASES)

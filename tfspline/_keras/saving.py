@@ -15,7 +15,7 @@ def load_model(keras: ModuleType, path: str | os.PathLike) -> Any:
     with open(path, "rb") as file:
         zipped = zipfile.is_zipfile(file)
     try:
-        if not zipped:  # tf_keras would read it as HDF5, where its safe mode knows nothing of
+        if not zipped:  # tf_keras would take it for HDF5, of which it loads all code, safe mode or not
             raise ValueError("it is no zip archive")
         return keras.models.load_model(path, safe_mode=True)
     except Exception as error:  # a damaged file fails in a dozen ways
