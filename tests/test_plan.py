@@ -9,10 +9,13 @@ from zoo import chain, difference, inputs_for, residual, scramble
 
 import tfspline
 from tfspline import models
+from tfspline.files import write_json
 
 
 def rewrite(path, document):
-    path.write_text(json.dumps(document))
+    """Writes what no `save` would have, as a file that is whole."""
+    entries = {name: value for name, value in document.items() if name not in ("format", "checksum")}
+    write_json(path, document["format"], **entries)
 
 
 def kept(plan):
