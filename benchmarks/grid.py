@@ -57,6 +57,7 @@ ABLATION = {
     "spline_affine_refit_global": REFITTED | {"scope": "global"},
     **{f"threshold_{threshold:g}": {"eb_threshold": threshold} for threshold in (0.08, 0.12, 0.2, 0.3)},
     **{f"lookback_{lookback}": {"eb_lookback": lookback} for lookback in (1, 2, 3, 4)},
+    "looks_inside_epochs": {"eb_every": 12},
 }
 GRIDS = {"methods": METHODS, "ablation": ABLATION}
 
