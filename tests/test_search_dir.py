@@ -63,9 +63,12 @@ def test_taken_search_ends_as_one_of_its_own(source, tmp_path, monkeypatch):
 
 
 def test_taken_search_is_loaded_by_a_process_that_has_wrapped_nothing_yet(tmp_path):
-    run(Recipe(**SEARCH | {"keras": "tf_keras"}), tmp_path / "source", verbose=0, publish=False)
+    normalised = {"network": "vgg8", "keras": "tf_keras", "steps_per_epoch": 1, "baseline": False}
+    run(Recipe(**SEARCH | normalised), tmp_path / "source", verbose=0, publish=False)
     program = (
-        "from tfspline.recipe import Recipe; from tfspline.run_dir import RunDir; from tfspline.training import Training\n"
+        "from tfspline.recipe import Recipe\n"
+        "from tfspline.run_dir import RunDir\n"
+        "from tfspline.training import Training\n"
         f"folder = RunDir.of({str(tmp_path / 'source')!r})\n"
         "Training(Recipe.from_flags(folder.flags), folder).load('search')\n"
     )
