@@ -57,6 +57,7 @@ ABLATION = {
     "spline_affine_refit_global": REFITTED | {"scope": "global"},
     **{f"threshold_{threshold:g}": {"eb_threshold": threshold} for threshold in (0.08, 0.12, 0.2, 0.3)},
     **{f"lookback_{lookback}": {"eb_lookback": lookback} for lookback in (1, 2, 3, 4)},
+    "looks_inside_epochs": {"eb_every": 12},
 }
 GRIDS = {"methods": METHODS, "ablation": ABLATION}
 
@@ -75,17 +76,26 @@ class Scale:
 def cpu_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -> Scale:
     """What two cores can do: a share of the images, shrunk to half of their size, and many epochs of them."""
     del imagenet_dir
+    return _shrunk(cifar_dir, (0.3, 0.5, 0.7), width=0.75, epochs=20)
+
+
+def cpu_long_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -> Scale:
+    """The same images with the whole network and three times as many epochs, as one would train to convergence."""
+    del imagenet_dir
+    return _shrunk(cifar_dir, (0.7,), width=1.0, epochs=60)
+
+
+def _shrunk(cifar_dir, ratios, **lengths):
     common = {
         "network": "vgg8",
-        "width": 0.75,
         "keras": "tf_keras",  # tfmot knows no other
         "train_images": 4000,
-        "epochs": 20,
         "batch_size": 64,
         "learning_rate": 0.05,
         "weight_decay": 5e-4,
-        "eb_lookback": 1,  # of 20 epochs; the authors look back 3 of 160
+        "eb_lookback": 1,  # of 20 epochs or 60; the authors look back 3 of 160
         "ratio": 0.5,
+        **lengths,
     }
     recipes = [
         ("fashion_mnist", Recipe(dataset="fashion_mnist", image_size=(14, 14), augment="crop", **common)),
@@ -94,6 +104,7 @@ def cpu_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -> 
     inside_epochs = {"search_epochs": 2, "eb_every": 12}
     return Scale(
         {(dataset, recipe.network): recipe for dataset, recipe in recipes},
+        ratios,
         methods={"spline_3.5x": inside_epochs, "spline_5x": inside_epochs},
     )
 
@@ -110,8 +121,8 @@ def paper_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -
     return Scale(recipes, methods={"spline_5x": {"search_epochs": 9, "eb_every": 100}})
 
 
-SCALES = {"cpu": cpu_scale, "paper": paper_scale}
-JOBS = {"cpu": 2, "paper": 1}  # at once
+SCALES = {"cpu": cpu_scale, "cpu_long": cpu_long_scale, "paper": paper_scale}
+JOBS = {"cpu": 2, "cpu_long": 2, "paper": 1}  # at once
 
 
 def _cifar(dataset, folder):

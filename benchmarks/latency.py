@@ -1,23 +1,28 @@
 """What slimming buys when a model is served: dense against slim, runtime by runtime, and next to the MACs saved.
 
 python benchmarks/latency.py [--keras=keras] [--networks=resnet56,resnet50,vgg16,mobilenetv2] [--batch_sizes=1,8]
-    [--round_to=1,8,16] [--runtimes=predict,saved_model,litert] [--rounds=25] [--layers]
+    [--round_to=1,8,16] [--runtimes=predict,saved_model,c_api,litert] [--rounds=25] [--layers]
 """
 
+import functools
 import gc
 import os
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
+import c_api  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 from common import setting  # noqa: E402
+from networks import NETWORKS  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import _keras, graph, models  # noqa: E402
+from tfspline import _keras, graph  # noqa: E402
 from tfspline.latency import ROUNDS, Stopwatch, clock, in_turns, sample_of  # noqa: E402
+
+_C_RUNS = 3  # a measurement
 
 
 def predict(model, batch_size):
@@ -35,13 +40,21 @@ def saved_model(model, batch_size):
     return clock(lambda: (loaded, [output.numpy() for output in serve(**x).values()]))  # alive as long as the clock
 
 
-NETWORKS = {
-    "resnet56": lambda keras: models.build("resnet56", (32, 32, 3), 10, keras=keras.__name__),
-    "resnet50": lambda keras: keras.applications.ResNet50(weights=None),
-    "vgg16": lambda keras: keras.applications.VGG16(weights=None),
-    "mobilenetv2": lambda keras: keras.applications.MobileNetV2(weights=None),
-}
-RUNTIMES = {"predict": predict, "saved_model": saved_model, "litert": "litert"}
+def c_api_session(model, batch_size):
+    """The same through TensorFlow's C library, the loader of TensorFlow Serving, from C++."""
+    (x,) = (np.random.default_rng(0).random((batch_size, *tensor.shape[1:]), "float32") for tensor in model.inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        served = c_api.CModel(c_program(), tfspline.export(model, folder), x)
+    return lambda: served.seconds(_C_RUNS)
+
+
+@functools.cache
+def c_program():
+    """saved_model.cc, compiled."""
+    return c_api.build(tempfile.mkdtemp())
+
+
+RUNTIMES = {"predict": predict, "saved_model": saved_model, "c_api": c_api_session, "litert": "litert"}
 
 flags.DEFINE_string("keras", "keras", "keras or tf_keras.")
 flags.DEFINE_list("networks", list(NETWORKS), "Networks.")

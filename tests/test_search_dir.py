@@ -1,6 +1,8 @@
 """Runs that take the dense search of another one over."""
 
 import shutil
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -58,6 +60,19 @@ def test_taken_search_ends_as_one_of_its_own(source, tmp_path, monkeypatch):
         for weights, alone in zip(*(model.get_weights() for model in models), strict=True):
             np.testing.assert_allclose(weights, alone, rtol=1e-6, atol=1e-6)
     assert run(other, tmp_path / "run", verbose=0, search_dir="nowhere", publish=False) == summary
+
+
+def test_taken_search_is_loaded_by_a_process_that_has_wrapped_nothing_yet(tmp_path):
+    normalised = {"network": "vgg8", "keras": "tf_keras", "steps_per_epoch": 1, "baseline": False}
+    run(Recipe(**SEARCH | normalised), tmp_path / "source", verbose=0, publish=False)
+    program = (
+        "from tfspline.recipe import Recipe\n"
+        "from tfspline.run_dir import RunDir\n"
+        "from tfspline.training import Training\n"
+        f"folder = RunDir.of({str(tmp_path / 'source')!r})\n"
+        "Training(Recipe.from_flags(folder.flags), folder).load('search')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("publish", [True, False])

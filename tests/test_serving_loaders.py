@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +22,10 @@ from zoo import scramble
 import tfspline
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import c_api  # noqa: E402
+
 SERVING = ROOT / "serving"
 
 
@@ -80,32 +83,20 @@ def test_saved_model_cli(tmp_path, rng):
 
 @pytest.fixture(scope="module")
 def c_program(tmp_path_factory):
-    """saved_model.cc, compiled against the C library in TensorFlow's wheel."""
-    compiler, folder = shutil.which("g++"), pathlib.Path(tf.sysconfig.get_lib())
-    libraries = [folder / f"libtensorflow_{part}.so.2" for part in ("cc", "framework")]
-    if not compiler or not all(library.exists() for library in libraries):
-        pytest.skip(f"needs g++ (here: {compiler}) and {' and '.join(map(str, libraries))}")
-    program = tmp_path_factory.mktemp("c") / "saved_model"
-    source = pathlib.Path(__file__).with_name("saved_model.cc")
-    options = ["-std=c++17", "-Wall", "-Werror", f"-I{tf.sysconfig.get_include()}", f"-Wl,-rpath,{folder}"]
-    subprocess.run([compiler, *options, str(source), *map(str, libraries), "-o", str(program)], check=True)
-    return program
+    try:
+        return c_api.build(tmp_path_factory.mktemp("c"))
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
 
 
 def test_c_program_on_the_loader_of_tensorflow_serving(keras, slim, c_program, tmp_path, rng):
-    from tensorflow.core.protobuf import saved_model_pb2
-
     folder = tfspline.export(slim, tmp_path / "serving", preprocessing=lambda x: x / 2)
     x = rng.normal(size=(3, 8, 8, 3)).astype("float32")
-    x.tofile(tmp_path / "x.bin")
-    saved = saved_model_pb2.SavedModel.FromString(pathlib.Path(folder, "saved_model.pb").read_bytes())
-    signature = saved.meta_graphs[0].signature_def["serving_default"]
-    source, _ = signature.inputs["pixels"].name.split(":")
-    target, index = signature.outputs["logits"].name.split(":")
-    arguments = [folder, source, target, index, str(tmp_path / "x.bin"), *map(str, x.shape)]
-    done = subprocess.run([c_program, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    close(np.array(done.stdout.split(), "float32").reshape(3, 3), slim(x / 2))
+    with c_api.CModel(c_program, folder, x) as served:
+        close(served.output, slim(x / 2))
+        assert served.seconds(2) > 0
+    with pytest.raises(ValueError, match="(?s)Expected an answer of .* Received: .*run: "):
+        c_api.CModel(c_program, folder, x[..., :1])
 
 
 @pytest.fixture

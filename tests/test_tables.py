@@ -34,7 +34,7 @@ def tiny(*methods, **options):
 
 class TestGrid:
     # The networks of the paper take long to build.
-    @pytest.mark.parametrize("scale", ["cpu", pytest.param("paper", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("scale", ["cpu", "cpu_long", pytest.param("paper", marks=pytest.mark.slow)])
     @pytest.mark.parametrize("of", grid.GRIDS)
     def test_every_recipe_is_valid(self, scale, of):
         scale, methods = grid.SCALES[scale](), grid.GRIDS[of]

@@ -1,5 +1,6 @@
 """Trains one network in the folder of a run: from a checkpoint to the next, each epoch recorded."""
 
+import importlib
 import math
 import time
 from typing import Any
@@ -45,6 +46,7 @@ class Training:
     ):
         self.recipe, self.folder, self.verbose, self.publish = recipe, folder, verbose, publish
         self.keras = _keras.keras_named(recipe.keras)
+        importlib.import_module(f"tfspline.layers.{recipe.keras}")  # which checkpoints hold
         self.strategy = strategy_of(recipe)
         self.data = recipe.load_dataset() if dataset is None else dataset
         self.steps = self.data.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)

@@ -2,7 +2,9 @@
 //
 //   saved_model <folder> <name of the input's op> <of the output's op> <index of the output> <file> <dimension> ...
 //
-// The file holds float32, of as many dimensions as are given; the output is printed a number a line.
+// The file holds float32, of as many dimensions as are given; the output is printed a number a line. Then every line of
+// standard input is a number of runs to do again, and the mean of the seconds that each of them takes is printed.
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -42,14 +44,27 @@ int main(int argc, char** argv) {
   if (!std::ifstream(argv[5], std::ios::binary).read(static_cast<char*>(TF_TensorData(input)), bytes)) return 3;
 
   TF_Output from = output_of(graph, argv[2], 0), to = output_of(graph, argv[3], std::atoi(argv[4]));
-  TF_Tensor* result = nullptr;
-  TF_SessionRun(session, nullptr, &from, &input, 1, &to, &result, 1, nullptr, 0, nullptr, status);
-  check(status, "run");
+  auto run = [&] {
+    TF_Tensor* result = nullptr;
+    TF_SessionRun(session, nullptr, &from, &input, 1, &to, &result, 1, nullptr, 0, nullptr, status);
+    check(status, "run");
+    return result;
+  };
+  TF_Tensor* result = run();
   const float* values = static_cast<const float*>(TF_TensorData(result));
   for (int64_t i = 0; i < TF_TensorElementCount(result); i++) std::printf("%.9g\n", values[i]);
+  TF_DeleteTensor(result);
+  std::fflush(stdout);
+
+  for (int runs; std::scanf("%d", &runs) == 1;) {
+    auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < runs; i++) TF_DeleteTensor(run());
+    std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    std::printf("%.9g\n", taken.count() / runs);
+    std::fflush(stdout);
+  }
 
   TF_DeleteTensor(input);
-  TF_DeleteTensor(result);
   TF_CloseSession(session, status);
   TF_DeleteSession(session, status);
   TF_DeleteGraph(graph);

@@ -1,0 +1,60 @@
+"""Budgets of measured latency: what `tfspline.prune(model, latency=...)` was asked for, and what is measured then.
+
+python benchmarks/latency_budget.py [--keras=keras] [--networks=resnet56,mobilenetv2] [--runtimes=tensorflow,litert]
+    [--budgets=0.75,0.5] [--batch_size=1]
+
+Beside each: what a budget of as large a share of the FLOPs comes to, which is what one would try without a clock.
+"""
+
+import os
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
+
+import numpy as np  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
+from common import setting  # noqa: E402
+from networks import NETWORKS  # noqa: E402
+
+import tfspline  # noqa: E402
+from tfspline import _keras  # noqa: E402
+from tfspline.latency import in_turns, sample_of  # noqa: E402
+
+flags.DEFINE_string("keras", "keras", "keras or tf_keras.")
+flags.DEFINE_list("networks", ["resnet56", "mobilenetv2"], f"Out of: {', '.join(NETWORKS)}.")
+flags.DEFINE_list("runtimes", ["tensorflow", "litert"], "tensorflow, litert.")
+flags.DEFINE_list("budgets", ["0.75", "0.5"], "Shares of the latency that may stay.")
+flags.DEFINE_integer("batch_size", 1, "Inputs in a prediction.")
+
+
+def row(*cells):
+    """Prints a line of the table."""
+    print("{:12} {:11} {:>6} {:>9} {:>14} {:>18} {:>7}".format(*cells), flush=True)
+
+
+def main(argv):
+    """Measures all."""
+    del argv
+    logging.set_verbosity(logging.WARNING)  # TensorFlow names every file that it writes
+    given = flags.FLAGS
+    keras = _keras.keras_named(given.keras)
+    print(setting(given.keras))
+    row("network", "runtime", "asked", "measured", "MACs that stay", "by FLOPs: measured", "search")
+    for name in given.networks:
+        model = NETWORKS[name](keras)
+        macs = tfspline.flops(model).macs
+        for runtime in given.runtimes:
+            where = {"runtime": runtime, "batch_size": given.batch_size}
+            for share in map(float, given.budgets):
+                start = time.perf_counter()
+                asked = tfspline.prune(model, latency=share, criterion="l1", **where)
+                search = time.perf_counter() - start
+                by_flops = tfspline.prune(model, flops=share, criterion="l1")
+                seconds = in_turns([sample_of(one, **where) for one in (asked, by_flops, model)])
+                met, instead = np.median(seconds[:, :2] / seconds[:, 2:], axis=0)
+                stays = tfspline.flops(asked).macs / macs
+                row(name, runtime, share, f"{met:.3f}", f"{stays:.3f}", f"{instead:.3f}", f"{search:.0f} s")
+
+
+if __name__ == "__main__":
+    app.run(main)
