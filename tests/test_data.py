@@ -158,9 +158,9 @@ def test_evaluation_batches_hold_all_images_in_their_order(small):
     assert [len(y) for _, y in take(small.evaluation_batches(10), -1)] == [5]
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 24])
-def test_bad_training_batch_size_is_refused(small, batch_size):
-    with pytest.raises(ValueError, match=f"from 1 to 23. Received: {batch_size}"):
+@pytest.mark.parametrize(("batch_size", "expected"), [(0, "at least 1"), (-1, "at least 1"), (24, "from 1 to 23")])
+def test_bad_training_batch_size_is_refused(small, batch_size, expected):
+    with pytest.raises(ValueError, match=f"{expected}. Received: {batch_size}"):
         small.train_batches(batch_size)
 
 
@@ -170,13 +170,13 @@ def test_bad_evaluation_batch_size_is_refused(small):
 
 
 def test_negative_epoch_is_refused(small):
-    with pytest.raises(ValueError, match="not negative. Received: -1"):
+    with pytest.raises(ValueError, match="`epoch` to be an integer of at least 0. Received: -1"):
         small.train_batches(5, epoch=-1)
 
 
-@pytest.mark.parametrize("step", [-1, 4])
-def test_step_outside_of_the_epoch_is_refused(small, step):
-    with pytest.raises(ValueError, match=f"step from 0 to 3. Received: {step}"):
+@pytest.mark.parametrize(("step", "expected"), [(-1, "at least 0"), (4, "from 0 to 3")])
+def test_step_outside_of_the_epoch_is_refused(small, step, expected):
+    with pytest.raises(ValueError, match=f"{expected}. Received: {step}"):
         small.train_batches(5, step=step)
 
 

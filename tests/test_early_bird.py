@@ -494,16 +494,16 @@ def test_a_state_of_another_bird_or_none_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"threshold": 0}, "Expected a threshold between 0 and 1, both excluded. Received: 0"),
+        ({"threshold": 0}, r"Expected `threshold` in \(0, 1\). Received: 0"),
         ({"threshold": 1.0}, "threshold"),
         ({"threshold": "low"}, "Received: 'low'"),
         ({"threshold": math.nan}, "threshold"),
-        ({"lookback": 0}, "Expected an integer of at least 1 for lookback. Received: 0"),
+        ({"lookback": 0}, "Expected `lookback` to be an integer of at least 1. Received: 0"),
         ({"lookback": 2.0}, "lookback"),
-        ({"every": 0}, "Expected an integer of at least 1 for every. Received: 0"),
+        ({"every": 0}, "Expected `every` to be an integer of at least 1. Received: 0"),
         ({"metric": "weights"}, "Expected a metric of .*'partition', 'mask'.* Received: 'weights'"),
-        ({"probe_size": 0}, "Expected an integer of at least 1 for probe_size. Received: 0"),
-        ({"ratio": 1}, "Expected a ratio between 0 and 1"),
+        ({"probe_size": 0}, "Expected `probe_size` to be an integer of at least 1. Received: 0"),
+        ({"ratio": 1}, r"Expected `ratio` in \(0, 1\)"),
         ({"metric": "mask", "probe": np.zeros((2, 4))}, "Expected no probe with metric='mask'"),
     ],
 )

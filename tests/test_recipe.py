@@ -1,6 +1,5 @@
 """The recipe: its checks, a whole run, and a run that is interrupted wherever it can be."""
 
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -9,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import flagsaver
+from command import start
 
 import tfspline.runner
 import tfspline.training
@@ -133,9 +132,9 @@ class TestSchedule:
         ("scope", "block", "scope to be one of layer, global"),
         ("compensate", "auto", "compensate to be one of none, merge, refit"),
         ("eb_metric", "loss", "metric of"),
-        ("eb_threshold", 1.5, "threshold between 0 and 1"),
+        ("eb_threshold", 1.5, r"`threshold` in \(0, 1\)"),
         ("eb_lookback", 0, "lookback"),
-        ("eb_every", 0, "Expected an integer of at least 1 for every"),
+        ("eb_every", 0, "Expected `every` to be an integer of at least 1"),
         ("epochs", 1, "epochs to be at least 2"),
         ("search_epochs", -1, "search_epochs to be from 0 to 29, which leaves"),
         ("search_epochs", 30, "search_epochs to be from 0 to 29, which leaves"),
@@ -516,20 +515,6 @@ class TestRunDir:
         assert again.seconds("search", "prune") == 1.5
 
 
-@pytest.fixture(scope="session")  # flags are defined once a process; xdist may come back to a module
-def train():
-    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def start(train, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    with flagsaver.flagsaver():
-        train.main(flags.FLAGS(sys.argv))
-
-
 def small_flagfile(folder):
     lines = [f"--{name}={value}" for name, value in Recipe(**SMALL | {"baseline": False}).as_flags().items()]
     (folder / "small.cfg").write_text("\n".join(lines))
@@ -565,7 +550,7 @@ class TestTrain:
             ("--ratio=1.5", "ratio"),
             ("--batch_size=99999", "batch_size from 1 to"),
             ("--data_dir=/nowhere", "data_dir"),
-            ("--image_size=a,b", "image_size to be integers. Received: a,b"),
+            ("--image_size=a,b", "image_size to be integers. Received: 'a,b'"),
         ],
     )
     def test_mistake_writes_nothing(self, train, monkeypatch, tmp_path, argument, message):

@@ -15,10 +15,15 @@ class Backup:
         folder: where the files are, made if need be. Callbacks of different classes may share one.
         callback: has `save(path)` and `load(path)`.
         unit: in what places are counted, for messages.
+
+    Raises:
+        NotADirectoryError: `folder` is a file.
     """
 
     def __init__(self, folder: str | os.PathLike, callback: Any, unit: str):
         self._folder, self._callback, self._unit = os.fspath(folder), callback, unit
+        if os.path.exists(self._folder) and not os.path.isdir(self._folder):
+            raise NotADirectoryError(f"Expected backup_dir to be a folder. Received: {self._folder!r}, which is a file")
         self._prefix = f"{type(callback).__name__}-"
 
     def put(self, place: int, oldest: int = 0) -> None:

@@ -1,7 +1,6 @@
 """EarlyBird: the callback that stops a training once the partition has settled."""
 
 import math
-import numbers
 import operator
 import os
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from tfspline import _keras
 from tfspline.backup import Backup
+from tfspline.checks import count, share
 from tfspline.codes import Codes, RegionEncoder
 from tfspline.files import read_npz, with_prefix, write_npz
 from tfspline.inputs import check_inputs
@@ -57,8 +57,8 @@ class EarlyBird(_keras.StepCallback):
     several steps are executed at a time (`steps_per_execution`), a look waits for the end of an execution. Where Keras
     does not know how long an epoch is, the first one tells.
 
-    One object watches one training: a further `fit` goes on where the one before ended. A bird is found only
-    once.
+    One object watches one training of one model: a further `fit` goes on where the one before ended. A bird is found
+    only once.
 
     With a `backup_dir` the distances and the codes that the next epochs need survive a training that is cut: the same
     call of `fit`, made again, brings them back to the epoch that Keras begins at, by `BackupAndRestore` (put it behind
@@ -88,7 +88,8 @@ class EarlyBird(_keras.StepCallback):
         every: how many training steps lie between two looks, at most an epoch's; None looks at the end of each epoch.
 
     Raises:
-        ValueError: an argument out of range, at once; when `fit` begins: looks more than an epoch apart, a probe that
+        ValueError: an argument out of range, at once; when `fit` begins: another model than in the `fit` before (for
+            the same one out of a file, `save` and `load` the callback), looks more than an epoch apart, a probe that
             does not fit the model, a model whose codes cannot be taken (see `tfspline.region_codes`) or without units
             to mask; a backup that is damaged, of another model or of other arguments, or that holds no state for the
             epoch.
@@ -120,21 +121,21 @@ class EarlyBird(_keras.StepCallback):
         every: int | None = None,
     ):
         super().__init__()
-        if metric not in _METRICS:
+        if metric not in list(_METRICS):
             raise ValueError(f"Expected a metric of {list(_METRICS)}. Received: {metric!r}")
         default_threshold, default_lookback, self._below = _METRICS[metric]
         self.metric = metric
-        self.threshold = _share("threshold", default_threshold if threshold is None else threshold)
-        self.lookback = _count("lookback", default_lookback if lookback is None else lookback)
+        self.threshold = share("threshold", default_threshold if threshold is None else threshold)
+        self.lookback = count("lookback", default_lookback if lookback is None else lookback)
         if metric == "mask" and probe is not None:
             raise ValueError("Expected no probe with metric='mask', which looks at weights only. Received: a probe")
         self.probe = probe
-        self.probe_size = _count("probe_size", probe_size)
-        self.ratio = _share("ratio", ratio)
+        self.probe_size = count("probe_size", probe_size)
+        self.ratio = share("ratio", ratio)
         self.stop_training = stop_training
         self.verbose = verbose
         self.backup_dir = backup_dir
-        self.every = None if every is None else _count("every", every)
+        self.every = None if every is None else count("every", every)
         self.async_safe = every is None  # Keras 3 need not wait for a step that is not looked at
         self.epoch = self.step = None
         self.distances = []
@@ -176,6 +177,7 @@ class EarlyBird(_keras.StepCallback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """In the first epoch, goes on where a training was cut, and begins to record the probe if there is none yet."""
+        super().on_epoch_begin(epoch)
         if not self._begun:
             self._begun = True
             # Not when `fit` begins: BackupAndRestore may stand behind this callback.
@@ -307,6 +309,7 @@ class EarlyBird(_keras.StepCallback):
         self.distances = distances
         self._recorded = recorded or None
         self._looks = Looks(self.lookback, codes, times)
+        self._trained_model = None
 
     def _settings(self):
         probe = f"the first {self.probe_size} inputs" if self.probe is None else "given"
@@ -338,15 +341,3 @@ def _state(arrays: dict) -> tuple:
         history.append(Codes.from_arrays(kept))
     numbers_of = [arrays[name].tolist() for name in ("found", "steps", "distances")]
     return str(arrays["settings"]), *numbers_of, recorded, history
-
-
-def _share(name: str, value: float) -> float:
-    if not isinstance(value, numbers.Real) or not 0 < value < 1:
-        raise ValueError(f"Expected a {name} between 0 and 1, both excluded. Received: {value!r}")
-    return value
-
-
-def _count(name: str, value: int) -> int:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"Expected an integer of at least 1 for {name}. Received: {value!r}")
-    return int(value)

@@ -2,13 +2,14 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
+from tfspline.checks import count, instance
 from tfspline.cuts import bits_of_calls
 from tfspline.files import read_npz, write_npz
 from tfspline.inputs import check_inputs
@@ -41,21 +42,24 @@ class Codes:
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], bits: dict[str, int]):
-        if not arrays or list(arrays) != list(bits):
+        instance("arrays", arrays, Mapping)
+        if not arrays or list(arrays) != list(instance("bits", bits, Mapping)):
             raise ValueError(
                 f"Expected the packed bits and the number of bits of the same layers, at least one. "
                 f"Received: {list(arrays)} and {list(bits)}"
             )
-        samples = len(next(iter(arrays.values())))
-        for name, array in arrays.items():
+        self._arrays = {name: np.asarray(array) for name, array in arrays.items()}
+        self.bits = {name: count(f"bits[{name!r}]", number) for name, number in bits.items()}
+        samples = max(1, *next(iter(self._arrays.values())).shape[:1])
+        for name, array in self._arrays.items():
             shape = (samples, -(-bits[name] // 8))
             if array.dtype != np.uint8 or array.shape != shape:
                 raise ValueError(
                     f"Expected uint8 codes of shape {shape} for the {bits[name]} bits of layer {name!r}. "
                     f"Received: {array.dtype} of shape {array.shape}"
                 )
-        self._arrays = dict(arrays)
-        self.bits = dict(bits)
+            if bits[name] % 8 and (array[:, -1] >> bits[name] % 8).any():
+                raise ValueError(f"Expected zeros behind the {bits[name]} bits of layer {name!r}. Received: others")
 
     @property
     def layers(self) -> list[str]:
@@ -66,6 +70,8 @@ class Codes:
         return len(next(iter(self._arrays.values())))
 
     def __getitem__(self, layer):
+        if layer not in self.layers:
+            raise KeyError(f"Expected one of the layers {self.layers}. Received: {layer!r}")
         return self._arrays[layer]
 
     def __iter__(self):
@@ -183,8 +189,7 @@ class RegionEncoder:
 
     def __call__(self, x: Any, batch_size: int = 128) -> Codes:
         """The `Codes` of all samples of `x`."""
-        if batch_size < 1:
-            raise ValueError(f"Expected a batch_size of at least 1. Received: {batch_size}")
+        count("batch_size", batch_size)
         values = check_inputs(self.model, x)
         samples = len(values[0])
         arrays = {}

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline.augment import AUGMENTATIONS, random_resized_crop
+from tfspline.checks import count
 from tfspline.image_files import ImageFiles
 
 _MOMENTS_OF = 2048  # image files, of which mean and standard deviation are taken
@@ -24,6 +25,9 @@ class Split:
 
     def __post_init__(self):
         images, labels = self.images, self.labels
+        for array in (images, labels):
+            if not hasattr(array, "dtype"):
+                raise TypeError(f"Expected arrays of images and of labels. Received: {type(array).__name__}")
         known = (images.dtype, images.ndim) in ((np.uint8, 4), (np.float32, 2))
         if not known or 0 in images.shape or labels.shape != images.shape[:1]:
             raise ValueError(
@@ -122,10 +126,10 @@ class Dataset:
             ValueError: a batch size that is not between 1 and the number of training images, or more `steps`
                 than there are.
         """
-        if not 1 <= batch_size <= len(self.train):
+        if count("batch_size", batch_size) > len(self.train):
             raise ValueError(f"Expected a batch_size from 1 to {len(self.train)}. Received: {batch_size!r}")
         most = len(self.train) // batch_size
-        if steps is not None and not 1 <= steps <= most:
+        if steps is not None and count("steps", steps) > most:
             raise ValueError(f"Expected from 1 to {most} steps, all batches of an epoch. Received: {steps!r}")
         return steps or most
 
@@ -144,7 +148,8 @@ class Dataset:
             ((512, 8, 8, 1), (512,))
         """
         # Image folders come class by class: the first ones would all be alike.
-        drawn = np.random.default_rng(self.seed).choice(len(self.train), min(size, len(self.train)), replace=False)
+        size = min(count("size", size), len(self.train))
+        drawn = np.random.default_rng(self.seed).choice(len(self.train), size, replace=False)
         return self.normalize(self.train.images[drawn]).numpy(), self.train.labels[drawn]
 
     def train_batches(
@@ -179,9 +184,8 @@ class Dataset:
                 than there are, or a `step` that is not one of them.
         """
         steps = self.steps_per_epoch(batch_size, steps)
-        if epoch < 0:
-            raise ValueError(f"Expected an epoch that is not negative. Received: {epoch!r}")
-        if not 0 <= step < steps:
+        count("epoch", epoch, least=0)
+        if count("step", step, least=0) >= steps:
             raise ValueError(f"Expected a step from 0 to {steps - 1}. Received: {step!r}")
         changes = self.augmentation(augment)
         images, labels = _on_host(self.train)
@@ -214,7 +218,7 @@ class Dataset:
         Raises:
             ValueError: an unknown `augment`, or one for points.
         """
-        known = AUGMENTATIONS if self.of_images else ["none"]
+        known = list(AUGMENTATIONS) if self.of_images else ["none"]
         if augment not in known:
             raise ValueError(f"Expected augment out of: {', '.join(known)}. Received: {augment!r}")
         return AUGMENTATIONS[augment]
@@ -233,11 +237,10 @@ class Dataset:
             ValueError: a batch size below 1, an unknown split, or `"validation"` where nothing was held out.
         """
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        if splits.get(split) is None:
-            there = ", ".join(name for name in splits if splits[name] is not None)
-            raise ValueError(f"Expected a split out of: {there}. Received: {split!r}")
-        if batch_size < 1:
-            raise ValueError(f"Expected a batch_size of at least 1. Received: {batch_size!r}")
+        there = [name for name in splits if splits[name] is not None]
+        if split not in there:
+            raise ValueError(f"Expected a split out of: {', '.join(there)}. Received: {split!r}")
+        count("batch_size", batch_size)
         images, labels = _on_host(splits[split])
 
         def one_batch(indices):

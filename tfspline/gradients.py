@@ -89,7 +89,7 @@ def of_loss(
 def _loss(model, labels, outputs):
     try:
         loss = _keras.loss(model, labels, outputs)
-    except (TypeError, tf.errors.InvalidArgumentError, ValueError) as error:
+    except (TypeError, ValueError, tf.errors.OpError) as error:
         raise ValueError(
             f"Expected labels that fit the loss and the outputs {[tuple(y.shape) for y in outputs]} of {model.name!r}. "
             f"Received: {tf.nest.map_structure(lambda y: tuple(y.shape), labels)} ({error})"

@@ -8,6 +8,7 @@ import numpy as np
 
 from tfspline import _keras, wrappers
 from tfspline import graph as graphs
+from tfspline.checks import instance
 from tfspline.constraints import hold, is_held, let_go, weights
 from tfspline.files import read_json, write_json
 from tfspline.recorder import retrace
@@ -73,6 +74,7 @@ class Masks(Mapping):
 
     def __init__(self, graph: graphs.Graph, off: np.ndarray):
         off = np.asarray(off, bool)
+        instance("graph", graph, graphs.Graph)
         if off.shape != (graph.units,):
             raise ValueError(f"Expected one bool for each of {graph.units} units. Received: shape {off.shape}")
         for group in graph.groups:
@@ -95,7 +97,7 @@ class Masks(Mapping):
     def of_layers(cls, graph: graphs.Graph, on: Mapping[str, Any]) -> "Masks":
         """The same for a model whose graph has been read."""
         off = np.zeros(graph.units, bool)
-        for layer, mask in on.items():
+        for layer, mask in instance("on", on, Mapping).items():
             units, mask = graph.channels(layer), np.asarray(mask)
             if mask.dtype != bool or mask.shape != units.shape:
                 raise ValueError(
@@ -232,7 +234,7 @@ class Masks(Mapping):
         """Takes off the constraints that `apply` has hung on a model's weights, and puts the user's own back; tfmot's
         wrappers keep the masks, until their own schedule chooses others. The zeros are made once more and stay, until
         the model is trained on."""
-        released = wrappers.thaw(model)
+        released = wrappers.thaw(_keras.check_model(model))
         with model.distribute_strategy.scope():
             for _, weight in weights(model):
                 released |= let_go(weight)

@@ -10,6 +10,7 @@ from tfspline import compensate as compensation
 from tfspline import criteria, masks
 from tfspline import graph as graphs
 from tfspline.budget import Budget
+from tfspline.checks import count, several
 from tfspline.files import read_json, write_json
 from tfspline.flops import check_static
 from tfspline.inputs import Probe, probe, probe_inputs
@@ -70,10 +71,11 @@ class Plan:
         return self
 
     def _units(self, layer, channels):
-        units, channels = self.graph.channels(layer), np.asarray(channels, int)
-        if channels.size and not (channels.min() >= 0 and channels.max() < len(units)):
-            raise ValueError(f"Expected channels of {layer!r} in 0..{len(units) - 1}. Received: {channels.tolist()}")
-        return units[channels]
+        units, places = self.graph.channels(layer), np.asarray(channels)
+        # A mask of all channels would be taken for the channels 0 and 1.
+        if places.size and (places.dtype.kind not in "iu" or places.min() < 0 or places.max() >= len(units)):
+            raise ValueError(f"Expected channels of {layer!r} in 0..{len(units) - 1}. Received: {channels}")
+        return units[places.astype(int)]
 
     def rows(self) -> list[dict]:
         """One dict a group of units: `layer`, `tied` (the other layers that make them), `units_before`,
@@ -253,6 +255,7 @@ def plan(
     (10, 6)
     """
     criteria.named(criterion)
+    count("seed", seed, least=0)
     budget = Budget(
         ratio=ratio,
         flops=flops,
@@ -262,7 +265,7 @@ def plan(
         min_units=min_units,
         round_to=round_to,
     )
-    graph = graphs.read(model, tuple(protect), allow_inexact)
+    graph = graphs.read(model, several("protect", protect), allow_inexact)
     if flops is not None:
         check_static(model)
     stopwatch = None if latency is None else Stopwatch(model, graph, runtime, batch_size)
@@ -299,7 +302,7 @@ def choose(
     left = [group for group in left if group.units.size]
     scores = np.full(graph.units, -np.inf)
     for group, units in zip(left, units_of(model, graph, left, rng, seen), strict=True):
-        scores[group.units] = criteria.named(criterion)(units)
+        scores[group.units] = criteria.scores(criterion, units)
     return budget.removed(graph, groups, [scores[group.units] for group in groups], stopwatch)
 
 

@@ -1,7 +1,11 @@
 """Which recipes there can be: the range of each field, and which fields contradict each other."""
 
+import dataclasses
 import functools
 import math
+import numbers
+import types
+import typing
 from typing import Any
 
 from tfspline import _keras, criteria, models
@@ -18,6 +22,10 @@ _IMAGES = {"input_shape": (32, 32, 3), "classes": 2}  # any; those of the datase
 
 def check(recipe: Any) -> None:
     """Raises the ValueError for a `tfspline.recipe.Recipe` that cannot be."""
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        plain = typing.get_origin(field.type) is None
+        _expect(field.name, value, _is_of(value, field.type), field.type.__name__ if plain else field.type)
     # These three refuse what they do not know.
     models.check(recipe.network, **_IMAGES, width=recipe.width, keras=recipe.keras)
     criteria.named(recipe.criterion)
@@ -46,6 +54,19 @@ def check(recipe: Any) -> None:
     _check_restart(recipe)
     _check_penalty(recipe)
     _check_budget(recipe)
+
+
+def _is_of(value, kind):
+    """Whether a value is of the kind that a field is annotated with."""
+    if isinstance(kind, types.UnionType):
+        return any(_is_of(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_of(one, int) for one in value)
+    if kind in (bool, str, types.NoneType):
+        return isinstance(value, kind)
+    if isinstance(value, numbers.Integral):
+        return not isinstance(value, bool) and abs(value) < 2**63  # as TensorFlow has them
+    return kind is float and isinstance(value, numbers.Real)
 
 
 def _check_drops(recipe):

@@ -82,6 +82,20 @@ class StepCallback(Callback):
 
     # tf_keras fetches the logs of each batch for a callback that acts between batches, unless it says this.
     _supports_tf_logs = True
+    _trained_model = None  # whose training what it remembers is of
+
+    def set_model(self, model):
+        """Takes the model of the fit; refuses one that is not the model of the fit before."""
+        if self._trained_model not in (None, model):
+            raise ValueError(
+                f"Expected the model that this {type(self).__name__} was trained with, {self._trained_model.name!r}; "
+                f"another one takes a new callback. Received: {model.name!r}"
+            )
+        super().set_model(model)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Notes that it is this model that is trained."""
+        self._trained_model = self.model
 
     def _implements_train_batch_hooks(self):
         return True

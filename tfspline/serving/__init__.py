@@ -8,6 +8,7 @@ from typing import Any
 from tfspline import graph as graphs
 from tfspline import signatures
 from tfspline._keras import check_model
+from tfspline.checks import instance
 from tfspline.files import write_json
 from tfspline.plan import Plan
 from tfspline.serving.versions import next_version, publish
@@ -111,7 +112,7 @@ def _known(model, plan):
     }
     if plan is None:
         return known
-    cost = plan.cost()
+    cost = instance("plan", plan, Plan).cost()
     if cost["params"][1] != known["params"]:
         raise ValueError(
             f"Expected the plan that {model.name!r}, with {known['params']:,} parameters, was cut by. "
