@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -31,24 +32,38 @@ def replacing(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
 
 
 def write_json(path: str | os.PathLike, form: str, **entries: Any) -> None:
-    """Writes a file that `read_json` reads: `entries`, and `form` as its "format"."""
+    """Writes a file that `read_json` reads: `entries`, `form` as its "format", and a checksum of both."""
+    document = {"format": form} | entries
     with replacing(path) as file:
-        json.dump({"format": form} | entries, file, indent=1)
+        json.dump(document | {"checksum": _checksum(document)}, file, indent=1, default=_number)
+
+
+def _checksum(document):
+    """Of what a JSON file says, however it is laid out."""
+    return zlib.crc32(json.dumps(document, default=_number).encode())
+
+
+def _number(scalar):
+    """A scalar of numpy, as users compute ratios and seeds, as JSON takes it."""
+    return scalar.item()
 
 
 def read_json(path: str | os.PathLike, form: str, what: str, build: Callable[[dict], Any]) -> Any:
     """What `build` makes of a file that `write_json` wrote.
 
     Raises:
-        ValueError: it has another format, or nothing can be built of it; the message calls it `what`.
+        ValueError: it has another format, something in it is not what was written, or nothing can be built of it; the
+            message calls it `what`.
     """
     try:
         with open(path, encoding="utf-8") as file:
             document = json.load(file)
         if document["format"] != form:
             raise ValueError(f"format {document['format']!r}")
+        if document.pop("checksum") != _checksum(document):
+            raise ValueError("its checksum is that of another content")
         return build(document)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         message = f"Expected {what} saved by tfspline in {os.fspath(path)!r}. Received: {error!r}"
         raise ValueError(message) from error
 
@@ -63,8 +78,10 @@ def read_npz(path: str | os.PathLike, build: Callable[[dict[str, np.ndarray]], A
     """What `build` makes of the arrays in an .npz file; ValueError where it cannot."""
     with open(path, "rb") as file:
         try:
-            if not zipfile.is_zipfile(file):
-                raise ValueError("it is no .npz file")
+            # numpy reads as far as the header of an array says, and no checksum where that is too short.
+            with zipfile.ZipFile(file) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"the checksum of {damaged!r} is that of another content")
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
                 return build(dict(arrays))
