@@ -154,7 +154,7 @@ def _integers(name, texts):
     try:
         return None if texts is None else tuple(int(text) for text in texts)
     except ValueError:
-        raise ValueError(f"Expected {name} to be integers. Received: {','.join(texts)!r}") from None
+        raise ValueError(f"Expected {name} to be integers. Received: {','.join(texts)}") from None
 
 
 def _config(recipe):

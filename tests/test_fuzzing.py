@@ -30,8 +30,9 @@ FLAGS = [field.name for field in dataclasses.fields(Recipe)]
 
 
 @given(values=st.dictionaries(st.sampled_from([*FLAGS, "run_dir", "search_dir"]), VALUES, min_size=1, max_size=4))
-@example(values={"epochs": "1" + 300 * "0"})
+@example(values={"epochs": "1" + 400 * "0"})
 @example(values={"image_size": "a\nb"})
+@example(values={"validation_split": "nan"})
 @example(values={"schedule": "polynomial", "pruning_epochs": str(2**62), "epochs": str(2**63 - 1)})
 @example(values={"training_flops_reduction": "1e308", "epochs": "2"})
 @example(values={"search_epochs": "0", "eb_metric": "mask", "ratio": "1e-320"})
@@ -159,14 +160,3 @@ def test_a_file_with_other_bytes_is_what_was_saved_or_is_refused(tmp_path, saved
             assert after == before
 
     check()
-
-
-def test_a_header_that_asks_for_less_than_there_is_is_refused(tmp_path):
-    # What is behind would not be read, nor the checksum, which stands at the end.
-    path = tmp_path / "file"
-    trained()[tfspline.EarlyBird].save(path)
-    whole = path.read_bytes()
-    assert b"'shape': (3, 4)" in whole
-    path.write_bytes(whole.replace(b"'shape': (3, 4)", b"'shape': (2, 4)"))
-    with pytest.raises(ValueError, match="whole. Received: '.*file' .the checksum of 'probe/0.npy'"):
-        bird_in(path)

@@ -1,13 +1,16 @@
 """Ratios, budgets, vetoes, and what a plan prints and saves."""
 
 import json
+import logging
 
+import keras as keras3
 import numpy as np
 import pytest
 from zoo import chain, difference, inputs_for, residual, scramble
 
 import tfspline
 from tfspline import models
+from tfspline.files import write_json
 
 
 def kept(plan):
@@ -118,9 +121,23 @@ def test_a_damaged_plan_is_refused(keras, tmp_path, damage):
         document["removed"][model.layers[-1].name if damage == "protected" else "a"] = list(
             range(3 if damage == "protected" else 12)
         )
-        path.write_text(json.dumps(document))
+        del document["checksum"]
+        write_json(path, **document)
     with pytest.raises(ValueError, match="Expected"):
         tfspline.Plan.load(str(path), model)
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.1}, {"ratio": 0.5, "min_units": 99}, {"ratio": 0.5, "round_to": 64}])
+def test_a_plan_of_nothing_says_so(caplog, options):
+    model = keras3.Sequential(
+        [keras3.Input((4,)), keras3.layers.Dense(8, "relu"), keras3.layers.Dense(2)], name="small"
+    )
+    with caplog.at_level(logging.WARNING, "absl"):
+        plan = tfspline.plan(model, **options)
+        assert not plan.removed.any() and "Pruning small: no unit goes" in caplog.text
+        caplog.clear()
+        tfspline.plan(model, 0.5)
+        assert not caplog.text
 
 
 def test_equal_seeds_draw_equal_plans(keras):

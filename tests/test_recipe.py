@@ -550,7 +550,7 @@ class TestTrain:
             ("--ratio=1.5", "ratio"),
             ("--batch_size=99999", "batch_size from 1 to"),
             ("--data_dir=/nowhere", "data_dir"),
-            ("--image_size=a,b", "image_size to be integers. Received: 'a,b'"),
+            ("--image_size=a,b", "image_size to be integers. Received: a,b"),
         ],
     )
     def test_mistake_writes_nothing(self, train, monkeypatch, tmp_path, argument, message):

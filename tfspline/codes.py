@@ -32,6 +32,7 @@ class Codes:
         bits: a dict, layer name -> number of bits.
 
     Raises:
+        TypeError: no dicts.
         ValueError: the arrays do not fit together or do not fit their bits.
 
     Example:

@@ -31,9 +31,9 @@ def replacing(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
             os.remove(beside)
 
 
-def write_json(path: str | os.PathLike, form: str, **entries: Any) -> None:
-    """Writes a file that `read_json` reads: `entries`, `form` as its "format", and a checksum of both."""
-    document = {"format": form} | entries
+def write_json(path: str | os.PathLike, format: str, **entries: Any) -> None:
+    """Writes a file that `read_json` reads: `format`, `entries`, and a checksum of both."""
+    document = {"format": format} | entries
     with replacing(path) as file:
         json.dump(document | {"checksum": _checksum(document)}, file, indent=1, default=_number)
 
@@ -63,28 +63,39 @@ def read_json(path: str | os.PathLike, form: str, what: str, build: Callable[[di
         if document.pop("checksum") != _checksum(document):
             raise ValueError("its checksum is that of another content")
         return build(document)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         message = f"Expected {what} saved by tfspline in {os.fspath(path)!r}. Received: {error!r}"
         raise ValueError(message) from error
 
 
 def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays to an .npz file, under exactly this name."""
+    """Writes arrays, and a checksum of all of them, to an .npz file, under exactly this name."""
     with replacing(path, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays, checksum=_checksum_of_arrays(arrays))
+
+
+def _checksum_of_arrays(arrays):
+    """Of all that there is. Those inside a zip do not tell that one of its files is missing, and numpy reads only as
+    much of a file as its header says."""
+    checksum = 0
+    for name, array in arrays.items():
+        checksum = zlib.crc32(f"{name} {np.shape(array)}".encode(), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), checksum)
+    return checksum
 
 
 def read_npz(path: str | os.PathLike, build: Callable[[dict[str, np.ndarray]], Any]) -> Any:
     """What `build` makes of the arrays in an .npz file; ValueError where it cannot."""
     with open(path, "rb") as file:
         try:
-            # numpy reads as far as the header of an array says, and no checksum where that is too short.
-            with zipfile.ZipFile(file) as archive:
-                if damaged := archive.testzip():
-                    raise ValueError(f"the checksum of {damaged!r} is that of another content")
+            if not zipfile.is_zipfile(file):
+                raise ValueError("it is no .npz file")
             file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return build(dict(arrays))
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            if arrays.pop("checksum") != _checksum_of_arrays(arrays):
+                raise ValueError("its checksum is that of another content")
+            return build(arrays)
         except Exception as error:  # a damaged zip fails in a dozen ways
             raise ValueError(
                 f"Expected a file that tfspline has written, whole. Received: {os.fspath(path)!r} ({error})"

@@ -133,5 +133,5 @@ def _check_numbers(value, tensor):
     if numbers.dtype.kind not in "biuf" and numbers.dtype.name != "bfloat16":
         raise ValueError(f"Expected numbers for {tensor.name!r}. Received: {numbers.dtype.name}")
     # NaN passes through both, and no mask of all inputs has to be made.
-    if not np.isfinite([float(numbers.min()), float(numbers.max())]).all():
+    if numbers.size and not np.isfinite([float(numbers.min()), float(numbers.max())]).all():
         raise ValueError(f"Expected finite numbers for {tensor.name!r}. Received: NaN or infinity among them")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from tfspline import compensate as compensation
 from tfspline import criteria, masks
@@ -239,7 +240,7 @@ def plan(
         batch_size: inputs in a prediction whose `latency` is measured.
 
     Returns:
-        A `Plan`; nothing is cut yet.
+        A `Plan`; nothing is cut yet. Where no unit goes, a ratio being less than one of every group, a warning says so.
 
     Raises:
         TypeError, ValueError: the model's graph cannot be read; an argument is out of its range; nothing in the
@@ -271,6 +272,8 @@ def plan(
     stopwatch = None if latency is None else Stopwatch(model, graph, runtime, batch_size)
     seen = None if data is None else probe(model, data)
     removed = choose(model, graph, budget, criterion, np.random.default_rng(seed), seen, stopwatch=stopwatch)
+    if not removed.any():
+        logging.warning("Pruning %s: no unit goes; its groups are too small for %s", model.name, budget)
     options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
     if latency is not None:
         options |= {"runtime": getattr(runtime, "__name__", str(runtime)), "batch_size": batch_size}

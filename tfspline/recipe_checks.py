@@ -31,6 +31,7 @@ def check(recipe: Any) -> None:
     criteria.named(recipe.criterion)
     recipe.early_bird()
     _one_of("augment", recipe.augment, AUGMENTATIONS)
+    _expect("validation_split", recipe.validation_split, 0 <= recipe.validation_split < 1, "in [0, 1)")
     _one_of("evaluate", recipe.evaluate, ("test", "validation") if recipe.validation_split else ("test",))
     _one_of("lr_schedule", recipe.lr_schedule, ("cosine", "step"))
     _one_of("scope", recipe.scope, SCOPES)
