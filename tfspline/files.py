@@ -1,33 +1,101 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
+import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 import numpy as np
 
 
 @contextlib.contextmanager
+def placing(path: str | os.PathLike) -> Iterator[str]:
+    """A path beside `path`, of the same ending; what the block writes there takes the place of `path` once the block
+    has ended well, on the disk and not only in memory. A process that is killed may leave it: see `is_leftover`.
+
+    Raises:
+        OSError: it could not be written; names `path`, which is as it was before.
+    """
+    path = os.fspath(path)
+    root, ending = os.path.splitext(path)
+    beside = f"{root}.{os.getpid()}.tmp{ending}"
+    try:
+        yield beside
+        to_disk(beside)
+        os.replace(beside, path)
+        to_disk(os.path.dirname(path) or ".")
+    except OSError as error:  # who writes into an open file does not know its name
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), path) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(beside)
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
-    """Opens a file that takes the place of `path` once the block has ended well, on the disk and not only in memory.
+    """Opens a file that takes the place of `path` as by `placing`.
 
     Args:
         path: the file to write; one that is there stays as it is until then, and if the block raises.
         mode: "w" for text in UTF-8, "wb" for bytes.
     """
-    beside = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    with placing(path) as beside, open(beside, mode, encoding=None if "b" in mode else "utf-8") as file:
+        yield file
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file as by `placing`."""
+    with replacing(path) as file:
+        file.write(text)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name is what `placing` has left in a process that was killed."""
+    return re.search(r"\.\d+\.tmp(\.\w+)?$", name) is not None
+
+
+def to_disk(path: str) -> None:
+    """Waits until a file, or the names in a folder, are on the disk: a rename may get there before what was written."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with open(beside, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.fsync(descriptor)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(beside)
+        os.close(descriptor)
+
+
+def seal(path: str, names: Iterable[str]) -> None:
+    """Writes the checksums of files, whose names are relative to the folder of `path`, as `sha256sum --check` reads
+    them."""
+    folder = os.path.dirname(path)
+    with replacing(path) as file:
+        file.writelines(f"{_sha256(os.path.join(folder, name))}  {name}\n" for name in names)
+
+
+def broken(path: str) -> list[str]:
+    """The files that are not there, or not as they were, when `seal` wrote `path`; `path` itself where it is damaged.
+
+    Raises:
+        FileNotFoundError: there is no `path`.
+    """
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = [line.rstrip("\n").split("  ", 1) for line in file]
+    if not lines or any(len(line) != 2 for line in lines):
+        return [path]
+    files = [(os.path.join(os.path.dirname(path), name), checksum) for checksum, name in lines]
+    return [name for name, checksum in files if not os.path.isfile(name) or _sha256(name) != checksum]
+
+
+def _sha256(path):
+    checksum = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            checksum.update(chunk)
+    return checksum.hexdigest()
 
 
 def write_json(path: str | os.PathLike, form: str, **entries: Any) -> None:
