@@ -48,6 +48,7 @@ class Recipe:
     keras: str = "keras"
     strategy: str = "none"
     seed: int = 0
+    deterministic: bool = False
     epochs: int = 30
     batch_size: int = 128
     steps_per_epoch: int | None = None

@@ -5,10 +5,10 @@ import platform
 from typing import Any
 
 from tfspline.callbacks import EarlyBird
+from tfspline.checkpoints import PHASES, SLIM_PHASES, WEIGHT_PHASES
 from tfspline.flops import flops, training_flops
 from tfspline.magnitude import zeros
 from tfspline.plan import Plan
-from tfspline.run_dir import PHASES, SLIM_PHASES, WEIGHT_PHASES
 from tfspline.training import Training
 
 

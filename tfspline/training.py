@@ -7,15 +7,20 @@ from typing import Any
 import tensorflow as tf
 
 from tfspline import _keras, models
+from tfspline.callbacks import EarlyBird
+from tfspline.checkpoints import WEIGHT_PHASES
 from tfspline.codes import RegionEncoder
 from tfspline.data import Dataset
+from tfspline.files import read_npz, write_npz
 from tfspline.magnitude import hold_zeros
 from tfspline.recipe import Recipe
-from tfspline.run_dir import WEIGHT_PHASES, RunDir
+from tfspline.run_dir import RunDir
+from tfspline.stopping import Stopper
 from tfspline.wrapping import unwrap, wrap
 
 _SAMPLE_SIZE = 512  # training images
 _CODES_SIZE = 2**20  # bytes of region codes that are kept of an epoch
+_METRICS = ".metrics.npz"  # ending of what the metrics of an epoch that is not over have counted
 
 
 class Training:
@@ -27,6 +32,7 @@ class Training:
         strategy: the `tf.distribute` strategy that networks are made and trained under.
         data: the `Dataset`.
         steps: how many training steps an epoch has.
+        stopper: what may ask to stop inside an epoch.
 
     Args:
         recipe: see `tfspline.runner.run`, as for all others.
@@ -34,16 +40,27 @@ class Training:
         verbose: as in Keras' `fit`.
         publish: whether the region codes of the dense epochs are kept, for pictures.
         dataset: what `recipe.load_dataset()` returns, if it is there already.
+        stopper: entered by who wants to be able to stop; by default nothing stops.
 
     Raises:
         ValueError, OSError: data, or a batch size, that does not fit the recipe.
     """
 
     def __init__(
-        self, recipe: Recipe, folder: RunDir, verbose: int = 1, publish: bool = True, dataset: Dataset | None = None
+        self,
+        recipe: Recipe,
+        folder: RunDir,
+        verbose: int = 1,
+        publish: bool = True,
+        dataset: Dataset | None = None,
+        stopper: Stopper | None = None,
     ):
         self.recipe, self.folder, self.verbose, self.publish = recipe, folder, verbose, publish
+        self.stopper = stopper or Stopper()
         self.keras = _keras.keras_named(recipe.keras)
+        if recipe.deterministic:
+            self.keras.utils.set_random_seed(recipe.seed)  # ops without a seed are refused then
+            tf.config.experimental.enable_op_determinism()
         self.strategy = strategy_of(recipe)
         self.data = recipe.load_dataset() if dataset is None else dataset
         self.steps = self.data.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
@@ -69,6 +86,17 @@ class Training:
     def sample(self) -> tuple:
         """The training images on which the partition is watched and units are looked at, and their labels."""
         return self.data.sample(_SAMPLE_SIZE)
+
+    def early_bird(self) -> EarlyBird:
+        """The early bird of the search, as far as that has come."""
+        recipe = self.recipe
+        # A probe that is given is the same again after an interruption. Gradual schedules begin with an epoch; `fit`
+        # ends the search then.
+        probe = self.sample()[0] if recipe.eb_metric == "partition" else None
+        bird = recipe.early_bird(probe=probe, verbose=self.verbose, stop_training=not recipe.gradual)
+        if self.folder.last_step("search"):
+            bird.load(self.folder.checkpoint("search", ".npz"))
+        return bird
 
     def fresh(self) -> Any:
         """The network as its seed makes it, wrapped to train faster, not compiled."""
@@ -141,6 +169,7 @@ class Training:
 
         Raises:
             ValueError: a loss that is no number any more.
+            Stopped: a signal has come; the step under way is trained and recorded.
         """
         recipe, callbacks = self.recipe, self.keras.callbacks
         first_epoch, first_step = divmod(done, self.steps)
@@ -148,21 +177,30 @@ class Training:
         if self.data.validation is not None:
             held_out = self.data.evaluation_batches(recipe.batch_size, "validation")
         watch = self._watch(model) if self.publish and phase in ("search", "baseline") else None
-        model.fit(
-            self.data.train_batches(recipe.batch_size, first_epoch, recipe.augment, self.steps, first_step),
-            steps_per_epoch=self.steps - first_step,
-            initial_epoch=first_epoch,
-            epochs=first_epoch + 1 if first_step else epochs,
-            validation_data=held_out,
-            shuffle=False,  # the batches are; Keras 3 warns otherwise
-            verbose=self.verbose,
-            callbacks=[
-                callbacks.LearningRateScheduler(recipe.learning_rate_at),
-                *([] if callback is None else [callback]),
-                callbacks.TensorBoard(self.folder.file("logs", phase), write_graph=False),
-                _Record(self, phase, done, callback, watch),
-            ],
-        )
+        with self.stopper.steps():
+            model.fit(
+                self.data.train_batches(recipe.batch_size, first_epoch, recipe.augment, self.steps, first_step),
+                steps_per_epoch=self.steps - first_step,
+                initial_epoch=first_epoch,
+                epochs=first_epoch + 1 if first_step else epochs,
+                validation_data=held_out,
+                shuffle=False,  # the batches are; Keras 3 warns otherwise
+                verbose=self.verbose,
+                callbacks=[
+                    callbacks.LearningRateScheduler(recipe.learning_rate_at),
+                    *([] if callback is None else [callback]),
+                    callbacks.TensorBoard(self.folder.file("logs", phase), write_graph=False),
+                    _Record(self, phase, done, epochs, callback, watch, *self._begun(phase, model, done)),
+                ],
+            )
+
+    def _begun(self, phase, model, done):
+        """What the metrics had counted of an epoch that a signal has stopped, and how many seconds that took."""
+        if not done % self.steps or self.folder.last_step(phase) != done:
+            return [], 0.0
+        model.evaluate(self.data.evaluation_batches(self.recipe.batch_size).take(1), verbose=0)  # makes the metrics
+        counted = read_npz(self.folder.checkpoint(phase, _METRICS), lambda arrays: list(arrays.values()))
+        return counted, self.folder.history[-1]["seconds"]
 
     def _watch(self, model):
         """What keeps the region codes of an epoch of the dense training, for the distances between all epochs.
@@ -176,40 +214,68 @@ class Training:
         return lambda epoch: encode(images).save(self.folder.codes(epoch))
 
 
-class _Record(_keras.Callback):
-    """Records each epoch of a phase: a row of the history, with a checkpoint of the network and of `callback`."""
+class _Record(_keras.StepCallback):
+    """Records each epoch of a phase: a row of the history, with a checkpoint of the network and of `callback`. Of an
+    epoch that a signal stops it records what was trained, and what the metrics had counted."""
 
-    def __init__(self, training, phase, done, callback, watch):
+    def __init__(self, training, phase, done, epochs, callback, watch, counted, seconds):
         super().__init__()
-        self.recipe, self.folder, self.phase = training.recipe, training.folder, phase
-        self.done, self.callback, self.watch = done, callback, watch
+        self.training, self.phase, self.done, self.epochs = training, phase, done, epochs
+        self.callback, self.watch, self.counted, self.seconds = callback, watch, counted, seconds
+
+    def set_params(self, params):
+        super().set_params(params)
+        # Where it begins inside an epoch, Keras knows of the rest of that only. All callbacks share what they are told.
+        params |= {"steps": self.training.steps, "epochs": self.epochs}
 
     def on_train_begin(self, logs=None):
         self.uncounted = self.done - _keras.iterations(self.model)  # the optimizer of a slim network begins anew
-        self.start = time.perf_counter()
+        self.start = time.perf_counter() - self.seconds
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        if self.counted:
+            for variable, value in zip(self.metrics(), self.counted, strict=True):
+                variable.assign(value)
+            self.counted = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        stopper = self.training.stopper
+        if stopper.received is None or self.model.stop_training or not self.steps() % self.training.steps:
+            return  # what is the end of an epoch is recorded as such
+        counted = {str(i): variable.numpy() for i, variable in enumerate(self.metrics())}
+        self.record({}, {_METRICS: lambda path: write_npz(path, counted)})
+        stopper.check()
 
     def on_epoch_end(self, epoch, logs=None):
-        seconds = time.perf_counter() - self.start
         if not math.isfinite(logs["loss"]):
             raise ValueError(
                 f"Expected a loss that stays finite. Received: {logs['loss']} in epoch {epoch + 1} of "
                 f"the {self.phase}; try a smaller learning_rate."
             )
-        row = {"phase": self.phase, "epoch": epoch + 1, "steps": self.uncounted + _keras.iterations(self.model)}
-        row |= {name: float(value) for name, value in logs.items()}
-        row.pop("lr", None)  # tf_keras' name for the learning rate
-        row |= {"learning_rate": self.recipe.learning_rate_at(epoch), "seconds": seconds}
+        facts = {name: float(value) for name, value in logs.items()}
+        facts.pop("lr", None)  # tf_keras' name for the learning rate
+        facts["learning_rate"] = self.training.recipe.learning_rate_at(epoch)
         if self.watch:
             self.watch(epoch + 1)
-        self.folder.record(row, self.save)
+        self.record(facts, {})
         if self.phase == "search" and self.callback.found:
             self.model.stop_training = True  # with a gradual schedule the bird itself leaves the epoch whole
         self.start = time.perf_counter()
+        self.training.stopper.check()
 
-    def save(self, path):
-        self.model.save(path(".keras"))
+    def record(self, facts, files):
+        row = {"phase": self.phase, "epoch": self.epoch + 1, "steps": self.steps(), **facts}
+        files = {".keras": self.model.save, **files}
         if self.callback is not None:
-            self.callback.save(path(".npz"))
+            files[".npz"] = self.callback.save
+        self.training.folder.record(row | {"seconds": time.perf_counter() - self.start}, files)
+
+    def steps(self):
+        return self.uncounted + _keras.iterations(self.model)
+
+    def metrics(self):
+        return [variable for metric in self.model.metrics for variable in metric.variables]
 
 
 def strategy_of(recipe: Recipe) -> tf.distribute.Strategy:
