@@ -30,7 +30,9 @@ flags.DEFINE_enum(
     "strategy",
     Recipe.strategy,
     STRATEGIES,
-    "mirrored: train on all GPUs, or on all logical CPUs where there is none; each takes a share of --batch_size.",
+    "mirrored: train on all GPUs, or on all logical CPUs where there is none; each takes a share of --batch_size."
+    " multi_worker: train on the GPUs, or CPUs, of all workers that the environment variable TF_CONFIG names, with"
+    " --keras=tf_keras.",
 )
 flags.DEFINE_integer("seed", Recipe.seed, "Seed of weights, order and augmentation.")
 

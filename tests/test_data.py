@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import gzip
 import pickle
 import struct
@@ -78,6 +79,15 @@ def test_resumed_batches_are_those_of_the_uninterrupted_run(small, augment):
     assert_same(whole[7:], take(small.train_batches(5, epoch=1, step=3, augment=augment), 5))
 
 
+@pytest.mark.parametrize("augment", augment.AUGMENTATIONS)
+def test_shares_make_the_whole_batch(small, augment):
+    whole = take(small.train_batches(6, augment=augment), 4)
+    shares = [take(small.train_batches(6, augment=augment, share=(number, 3)), 4) for number in range(3)]
+    assert shares[0][0][0].shape == (2, 8, 8, 3)
+    joined = [[np.concatenate(parts) for parts in zip(*batch, strict=True)] for batch in zip(*shares, strict=True)]
+    assert_same(whole, joined)
+
+
 def test_epochs_cut_short_hold_other_images_each(small):
     steps = small.steps_per_epoch(4, 2)
     assert steps == 2
@@ -135,13 +145,15 @@ def test_crop_shifts_by_up_to_an_eighth_and_fills_with_black(small):
     image = np.arange(1, 16 * 24 + 1).reshape(1, 16, 24, 1).clip(0, 255).astype(np.uint8)
     padded = np.pad(image[0], [(2, 2), (3, 3), (0, 0)])
     windows = {padded[i : i + 16, j : j + 24].tobytes() for i in range(5) for j in range(7)}
-    crops = augment.crop(tf.constant(np.repeat(image, 1000, axis=0)), tf.constant([1, 2], tf.int64)).numpy()
+    crops = augment.crop(
+        tf.constant(np.repeat(image, 1000, axis=0)), tf.constant([1, 2], tf.int64), 1000, slice(None)
+    ).numpy()
     assert {crop.tobytes() for crop in crops} == windows
 
 
 def test_flip_mirrors_half_of_the_images(rng):
     images = rng.integers(0, 256, (400, 4, 6, 3)).astype(np.uint8)
-    result = augment.flip(tf.constant(images), tf.constant([1, 2], tf.int64)).numpy()
+    result = augment.flip(tf.constant(images), tf.constant([1, 2], tf.int64), len(images), slice(None)).numpy()
     mirrored = np.array([np.array_equal(new, old[:, ::-1]) for new, old in zip(result, images, strict=True)])
     kept = np.array([np.array_equal(new, old) for new, old in zip(result, images, strict=True)])
     assert np.all(mirrored ^ kept)
@@ -178,6 +190,12 @@ def test_negative_epoch_is_refused(small):
 def test_step_outside_of_the_epoch_is_refused(small, step):
     with pytest.raises(ValueError, match=f"step from 0 to 3. Received: {step}"):
         small.train_batches(5, step=step)
+
+
+@pytest.mark.parametrize("share", [(0, 2), (5, 5), (-1, 5)])
+def test_shares_that_are_not_there_are_refused(small, share):
+    with pytest.raises(ValueError, match=re.escape(f"equal parts of 5 images. Received: {share}")):
+        small.train_batches(5, share=share)
 
 
 def test_unknown_augmentation_is_refused(small):

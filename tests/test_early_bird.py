@@ -17,7 +17,6 @@ from tfspline import _keras
 from tfspline.callbacks import EarlyBird
 from tfspline.codes import Codes
 from tfspline.pruning_mask import pruning_mask
-from tfspline.recorder import Recorder
 
 
 @pytest.fixture
@@ -135,7 +134,7 @@ def test_verbose_prints_one_line(keras, data, capsys):
 def watch(walk, steps, **options):
     """The bird of a training of `steps` an epoch, whose codes are a row of bits a step."""
     bird = EarlyBird(probe=np.zeros(1), stop_training=False, **options)
-    bird.set_model(types.SimpleNamespace(stop_training=False))
+    bird.set_model(types.SimpleNamespace(stop_training=False, distribute_strategy=tf.distribute.get_strategy()))
     bird.set_params({"steps": steps, "epochs": len(walk) // steps})
     bird._code = lambda: Codes({"relu": np.packbits([walk[now]], axis=1, bitorder="little")}, {"relu": walk.shape[1]})
     for epoch in range(len(walk) // steps):
@@ -399,12 +398,6 @@ def test_loggers_behind_the_bird_see_the_distance(keras, data, tmp_path):
         if value.tag.endswith("partition_distance")
     ]
     np.testing.assert_allclose([tf.make_ndarray(value.tensor) for value in events], bird.distances, rtol=1e-6)
-
-
-def test_recording_on_several_replicas_is_refused():
-    strategy = types.SimpleNamespace(num_replicas_in_sync=2)
-    with pytest.raises(ValueError, match="Expected a training on one device.* Received: 2 replicas; .* probe="):
-        Recorder(types.SimpleNamespace(distribute_strategy=strategy), 10)
 
 
 def masked_model(keras, gammas):

@@ -115,7 +115,7 @@ def test_random_windows_have_areas_and_ratios_of_inception():
 def test_random_resized_crop_by_hand():
     """A window of a ramp is a ramp with a part of its range, and no two are alike."""
     ramp = np.broadcast_to(np.arange(0, 256, 4, np.uint8)[:, np.newaxis, np.newaxis], (64, 64, 1))
-    crops = augment.random_resized_crop(tf.constant(np.stack([ramp] * 50)), SEED).numpy().astype(int)
+    crops = augment.random_resized_crop(tf.constant(np.stack([ramp] * 50)), SEED, 50, slice(None)).numpy().astype(int)
     assert (
         crops.shape == (50, 64, 64, 1) and (np.diff(crops, axis=1) >= 0).all() and (np.diff(crops, axis=2) == 0).all()
     )
@@ -252,6 +252,8 @@ def test_batches_of_an_epoch_are_the_same_wherever_a_training_starts(streamed, n
     whole = take(dataset.train_batches(5, augment=name), 3 * steps)
     assert_same(whole[2 * steps :], take(streamed().train_batches(5, epoch=2, augment=name), steps))
     assert not np.array_equal(whole[0][0], whole[steps][0])
+    shares = [take(dataset.train_batches(5, augment=name, share=(number, 5)), 1)[0] for number in range(5)]
+    assert_same(whole[:1], [[np.concatenate(parts) for parts in zip(*shares, strict=True)]])
     assert all(x.shape == (5, 16, 12, 3) and x.dtype == np.float32 and y.dtype == np.int32 for x, y in whole)
 
 

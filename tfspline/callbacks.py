@@ -17,6 +17,7 @@ from tfspline.looks import Looks
 from tfspline.partition import partition_distance
 from tfspline.pruning_mask import pruning_mask
 from tfspline.recorder import Recorder
+from tfspline.workers import from_chief
 
 # metric -> threshold, lookback and how the distance compares with the threshold, as in the authors' released
 # code. The mask test keeps a queue of five masks, so the newest is compared with four.
@@ -253,7 +254,8 @@ class EarlyBird(_keras.StepCallback):
             distances = self._looks.add(self._code(), self._trained, *self._period)
         else:
             self._looks.clear()  # the units of a network of NaNs are all off: its partition would look settled
-        self.distances.append(max(distances, default=math.nan))
+        strategy = self.model.distribute_strategy  # whose workers may round differently, and have to stop together
+        self.distances.append(float(from_chief(strategy, max(distances, default=math.nan))))
         settled = len(distances) == self.lookback and self._below(self.distances[-1], self.threshold)
         if settled and not self.found:
             self.epoch, self.step = epoch + 1, self.every and self._trained

@@ -148,7 +148,13 @@ class Dataset:
         return self.normalize(self.train.images[drawn]).numpy(), self.train.labels[drawn]
 
     def train_batches(
-        self, batch_size: int, epoch: int = 0, augment: str = "none", steps: int | None = None, step: int = 0
+        self,
+        batch_size: int,
+        epoch: int = 0,
+        augment: str = "none",
+        steps: int | None = None,
+        step: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
         """Training batches without end: the epochs `epoch`, `epoch + 1`, ... one after the other.
 
@@ -169,20 +175,27 @@ class Dataset:
                 the images (as usual on ImageNet; Szegedy et al., 2014, section 6).
             steps: batches an epoch, of other images in each; by default `steps_per_epoch(batch_size)`.
             step: number of the first batch within the first epoch, counted from 0.
+            share: (number, count): gives the part of each batch with that number, out of as many equal ones, and
+                decodes no image of the others; what a worker trains on.
 
         Returns:
-            Pairs of normalised images, float32 `[batch_size, *input_shape]`, and labels, int32
-            `[batch_size]`.
+            Pairs of normalised images, float32 `[batch_size / count, *input_shape]`, and labels, int32
+            `[batch_size / count]`.
 
         Raises:
             ValueError: a bad batch size, a negative epoch, an unknown `augment` or one for points, more `steps`
-                than there are, or a `step` that is not one of them.
+                than there are, a `step` that is not one of them, or a batch size that cannot be shared equally.
         """
         steps = self.steps_per_epoch(batch_size, steps)
         if epoch < 0:
             raise ValueError(f"Expected an epoch that is not negative. Received: {epoch!r}")
         if not 0 <= step < steps:
             raise ValueError(f"Expected a step from 0 to {steps - 1}. Received: {step!r}")
+        number, count = share
+        if batch_size % count or number not in range(count):
+            raise ValueError(f"Expected a share out of equal parts of {batch_size} images. Received: {share!r}")
+        part = batch_size // count
+        rows = slice(number * part, (number + 1) * part)
         changes = self.augmentation(augment)
         images, labels = _on_host(self.train)
         # Out of files, windows are cut before they are resized, when there are more pixels.
@@ -192,14 +205,14 @@ class Dataset:
             seeds = tf.random.split(tf.stack([tf.constant(self.seed, tf.int64), number]), steps + 1)
             order = tf.random.experimental.stateless_shuffle(tf.range(len(self.train)), seeds[0])
             indices = tf.reshape(order[: steps * batch_size], [steps, batch_size])
-            return tf.data.Dataset.from_tensor_slices((indices, seeds[1:]))
+            return tf.data.Dataset.from_tensor_slices((indices[:, rows], seeds[1:]))
 
         def one_batch(indices, seed):
             seeds = tf.unstack(tf.random.split(seed, len(changes)))
-            windows = [tf.random.split(seeds[0], batch_size)] if cut else []
+            windows = [tf.random.split(seeds[0], batch_size)[rows]] if cut else []
             batch = _gather(images, indices, *windows)
             for change, change_seed in list(zip(changes, seeds, strict=True))[cut:]:
-                batch = change(batch, change_seed)
+                batch = change(batch, change_seed, batch_size, rows)
             return self.normalize(batch), tf.gather(labels, indices)
 
         epochs = tf.data.Dataset.counter(epoch).flat_map(one_epoch).skip(step)

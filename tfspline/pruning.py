@@ -19,6 +19,7 @@ from tfspline.files import read_npz, with_prefix, write_npz
 from tfspline.inputs import probe
 from tfspline.masks import Masks, entries
 from tfspline.plan import choose
+from tfspline.workers import from_chief
 
 
 class SplinePruning(_keras.StepCallback):
@@ -249,7 +250,8 @@ class SplinePruning(_keras.StepCallback):
     def _choice(self, graph, sparsity, off=None):
         budget = dataclasses.replace(self._budget, ratio=sparsity)
         rng = np.random.default_rng([self.seed, self.step])
-        return choose(self.model, graph, budget, self.criterion, rng, self._probe, off)
+        off = choose(self.model, graph, budget, self.criterion, rng, self._probe, off)
+        return np.array(from_chief(self.model.distribute_strategy, off), bool)
 
     def _resume(self) -> bool:
         """Goes on where a training was cut, if it was."""

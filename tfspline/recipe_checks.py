@@ -10,7 +10,7 @@ from tfspline.budget import SCOPES
 from tfspline.compensate import COMPENSATIONS
 
 SCHEDULES = ("one_shot", "polynomial", "early_bird")
-STRATEGIES = ("none", "mirrored")
+STRATEGIES = ("none", "mirrored", "multi_worker")
 RETRAIN_FROM = ("trained", "initial", "random")
 BUDGETS = ("ratio", "flops", "training_flops_reduction")
 _IMAGES = {"input_shape": (32, 32, 3), "classes": 2}  # any; those of the dataset are not known before it is read
@@ -40,12 +40,27 @@ def check(recipe: Any) -> None:
     _expect("gamma_l1", recipe.gamma_l1, 0 <= recipe.gamma_l1 < math.inf, "0 or more")
     _expect("lr_drop_factor", recipe.lr_drop_factor, 0 < recipe.lr_drop_factor < 1, "in (0, 1)")
     _expect("min_units", recipe.min_units, recipe.min_units >= 1, "at least 1")
+    _check_strategy(recipe)
     _check_drops(recipe)
     _check_schedule(recipe)
     _check_search(recipe)
     _check_restart(recipe)
     _check_penalty(recipe)
     _check_budget(recipe)
+
+
+def _check_strategy(recipe):
+    if recipe.strategy == "multi_worker" and recipe.keras != "tf_keras":
+        raise ValueError(
+            "Expected keras='tf_keras' with strategy='multi_worker': the fit of Keras 3 trains on one machine only. "
+            f"Received: keras={recipe.keras!r}"
+        )
+    gradient = recipe.gradual and recipe.criterion in ("taylor", "snip")
+    if gradient and recipe.strategy != "none" and recipe.keras == "tf_keras":
+        raise ValueError(
+            f"Expected another criterion with schedule={recipe.schedule!r}, strategy={recipe.strategy!r} and "
+            f"keras='tf_keras', where the gradient of the loss cannot be taken. Received: {recipe.criterion!r}"
+        )
 
 
 def _check_drops(recipe):

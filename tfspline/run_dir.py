@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -167,6 +168,32 @@ class RunDir:
                 f"Expected the flags that {self.path!r} was made with: {expected}. Received: {received}. "
                 "Take another run_dir, or the old flags to go on with that run."
             )
+
+
+class ReadOnlyRunDir(RunDir):
+    """The folder of a run for a worker that goes along with the one that writes it, the chief."""
+
+    def start(self) -> None:
+        """Reads what the chief has begun with.
+
+        Raises:
+            FileNotFoundError: the chief's folder is not to be seen here.
+        """
+        self.of(self.path)
+        super().__init__(self.path, self.flags)
+
+    def write(self, name: str, text: str) -> None:
+        """Nothing."""
+
+    def put(self, name: str, write: Callable[[str], None]) -> None:
+        """Nothing."""
+
+    def record(self, row: Mapping[str, Any], save: Callable[[Callable[[str], str]], None]) -> None:
+        """Adds a row to the history in memory. The checkpoint is thrown away, but has to be made: TensorFlow collects
+        what is in it from all workers."""
+        with tempfile.TemporaryDirectory() as folder:
+            save(lambda suffix: os.path.join(folder, f"checkpoint{suffix}"))
+        self.history.append(dict(row))
 
 
 def _read_flags(path):

@@ -3,6 +3,8 @@
 import os
 import time
 
+import tensorflow as tf
+
 from tfspline import report
 from tfspline.data import Dataset
 from tfspline.flops import flops
@@ -11,11 +13,12 @@ from tfspline.magnitude import prune_weights
 from tfspline.masks import Masks
 from tfspline.plan import Plan, plan
 from tfspline.recipe import Recipe
-from tfspline.run_dir import RunDir
+from tfspline.run_dir import ReadOnlyRunDir, RunDir
 from tfspline.serving import export
 from tfspline.slim import difference
 from tfspline.summary import summarize
-from tfspline.training import Training
+from tfspline.training import Training, strategy_of
+from tfspline.workers import is_chief
 from tfspline.wrapping import unwrap, wrap
 
 _TOLERANCE = 1e-4  # of the largest output; float32 rounds in another order where there are fewer units
@@ -30,6 +33,9 @@ def run(
     dataset: Dataset | None = None,
 ) -> dict:
     """Carries a recipe out, or goes on with it where it was interrupted.
+
+    With `strategy="multi_worker"` each worker runs it, with its own TF_CONFIG in the environment and a `run_dir` that
+    all of them see; the chief alone writes.
 
     Args:
         recipe: what to do.
@@ -53,6 +59,7 @@ def run(
         ValueError, OSError: data, a `run_dir` or a `search_dir` that does not fit the recipe; nothing has been
             written then.
         ValueError: a training whose loss is no number any more, or a budget that pruning cannot meet.
+        ConnectionError: another worker has ended.
 
     Example:
         >>> import tempfile
@@ -61,11 +68,20 @@ def run(
         >>> summary["training_flops_reduction"] > 1
         True
     """
-    folder = RunDir(os.fspath(run_dir), recipe.as_flags())
+    strategy = strategy_of(recipe)
+    chief = is_chief(strategy)
+    folder = (RunDir if chief else ReadOnlyRunDir)(os.fspath(run_dir), recipe.as_flags())
     if folder.summary() is None:
         taken = None if search_dir is None or folder.last_epoch("search") else _search(os.fspath(search_dir), recipe)
-        _Run(Training(recipe, folder, verbose, publish, dataset)).run(taken)
-    if publish and not os.path.exists(folder.file("report.html")):
+        training = Training(recipe, folder, verbose, publish, dataset, strategy)
+        try:
+            _Run(training).run(taken)
+        except tf.errors.UnavailableError as error:
+            raise ConnectionError(
+                "Expected all workers to train on. Received: one that has ended, see what it has printed; start all of "
+                "them again with the same flags to go on after the last epoch that was recorded"
+            ) from error
+    if chief and publish and not os.path.exists(folder.file("report.html")):
         report.write(run_dir)
     return folder.summary()
 
@@ -97,9 +113,13 @@ class _Run:
         """Goes through all phases; the search of the run `taken`, unless that is None, is taken over."""
         training, folder = self.training, self.folder
         training.check()  # before anything is written
-        folder.start()
-        if taken:
-            folder.take_search(taken)
+        if training.chief:
+            folder.start()
+            if taken:
+                folder.take_search(taken)
+        training.wait()
+        if not training.chief:
+            folder.start()
         bird = self.search()
         self.sparsify()
         self.prune()
@@ -107,10 +127,17 @@ class _Run:
         slim = self.retrain()
         others = {"weights_pruned": self.retrain_weights(slim)} if self.recipe.weight_pruning else {}
         trained = {"dense": self.baseline(), "slim": slim, **others}
+        if training.chief:
+            self.finish(bird, trained)
+        training.wait()
+
+    def finish(self, bird, trained):
+        """Writes what is to be told of the networks that were trained; the run is over."""
+        training, folder = self.training, self.folder
         chosen = Plan.load(folder.file("plan.json"), trained["dense"])
         summary = summarize(training, bird, chosen, **trained)
         if training.publish:
-            self.export(slim, chosen, summary)
+            self.export(trained["slim"], chosen, summary)
             from tfspline import pictures  # matplotlib is slow to import, and only needed here
 
             pictures.draw(folder, training.data, bird, summary, trained)
@@ -239,6 +266,7 @@ class _Run:
         epoch, steps = (0, 0) if after is None else (folder.last_epoch(after) or 0, folder.last_step(after))
         row = {"phase": phase, "epoch": epoch, "steps": steps, **facts, "seconds": seconds}
         folder.record(row, lambda path: model.save(path(".keras")))
+        self.training.wait()
 
     def leave(self, name, model):
         """Leaves a trained network in the folder as others are to see it; returns it."""

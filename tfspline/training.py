@@ -12,10 +12,13 @@ from tfspline.data import Dataset
 from tfspline.magnitude import hold_zeros
 from tfspline.recipe import Recipe
 from tfspline.run_dir import WEIGHT_PHASES, RunDir
+from tfspline.workers import is_chief, join, wait
 from tfspline.wrapping import unwrap, wrap
 
 _SAMPLE_SIZE = 512  # training images
 _CODES_SIZE = 2**20  # bytes of region codes that are kept of an epoch
+_EACH_BATCH_SHARED = tf.data.Options()  # among workers
+_EACH_BATCH_SHARED.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
 
 
 class Training:
@@ -25,6 +28,7 @@ class Training:
         recipe, folder, verbose, publish: as they were given.
         keras: the module of the recipe's Keras.
         strategy: the `tf.distribute` strategy that networks are made and trained under.
+        chief: whether this process is the one of all workers that writes; True where there is only one.
         data: the `Dataset`.
         steps: how many training steps an epoch has.
 
@@ -34,17 +38,26 @@ class Training:
         verbose: as in Keras' `fit`.
         publish: whether the region codes of the dense epochs are kept, for pictures.
         dataset: what `recipe.load_dataset()` returns, if it is there already.
+        strategy: what `strategy_of(recipe)` returns, if it is there already.
 
     Raises:
         ValueError, OSError: data, or a batch size, that does not fit the recipe.
     """
 
     def __init__(
-        self, recipe: Recipe, folder: RunDir, verbose: int = 1, publish: bool = True, dataset: Dataset | None = None
+        self,
+        recipe: Recipe,
+        folder: RunDir,
+        verbose: int = 1,
+        publish: bool = True,
+        dataset: Dataset | None = None,
+        strategy: tf.distribute.Strategy | None = None,
     ):
-        self.recipe, self.folder, self.verbose, self.publish = recipe, folder, verbose, publish
+        self.recipe, self.folder, self.publish = recipe, folder, publish
         self.keras = _keras.keras_named(recipe.keras)
-        self.strategy = strategy_of(recipe)
+        self.strategy = strategy_of(recipe) if strategy is None else strategy
+        self.chief = is_chief(self.strategy)
+        self.verbose = verbose if self.chief else 0
         self.data = recipe.load_dataset() if dataset is None else dataset
         self.steps = self.data.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
 
@@ -84,7 +97,12 @@ class Training:
             if phase in WEIGHT_PHASES:
                 hold_zeros(model)
             self.compile(model)
+        self.wait()  # until all workers have read what the chief may replace
         return model
+
+    def wait(self) -> None:
+        """Waits until all workers have come to this place, and see the files that the chief has written before."""
+        wait(self.strategy)
 
     def penalize(self, model: Any) -> None:
         """Adds the L1 norm of a network's gammas to its loss, as the recipe has it in the search: network slimming
@@ -146,10 +164,10 @@ class Training:
         first_epoch, first_step = divmod(done, self.steps)
         held_out = None
         if self.data.validation is not None:
-            held_out = self.data.evaluation_batches(recipe.batch_size, "validation")
+            held_out = self.data.evaluation_batches(recipe.batch_size, "validation").with_options(_EACH_BATCH_SHARED)
         watch = self._watch(model) if self.publish and phase in ("search", "baseline") else None
         model.fit(
-            self.data.train_batches(recipe.batch_size, first_epoch, recipe.augment, self.steps, first_step),
+            self._train_batches(first_epoch, first_step),
             steps_per_epoch=self.steps - first_step,
             initial_epoch=first_epoch,
             epochs=first_epoch + 1 if first_step else epochs,
@@ -159,10 +177,23 @@ class Training:
             callbacks=[
                 callbacks.LearningRateScheduler(recipe.learning_rate_at),
                 *([] if callback is None else [callback]),
-                callbacks.TensorBoard(self.folder.file("logs", phase), write_graph=False),
+                *([callbacks.TensorBoard(self.folder.file("logs", phase), write_graph=False)] if self.chief else []),
                 _Record(self, phase, done, callback, watch),
             ],
         )
+
+    def _train_batches(self, epoch, step):
+        """The batches of `Dataset.train_batches`; where there are several workers, the shares of this one."""
+        recipe, data = self.recipe, self.data
+
+        def batches(context):
+            share = context.input_pipeline_id, context.num_input_pipelines
+            return data.train_batches(recipe.batch_size, epoch, recipe.augment, self.steps, step, share)
+
+        if recipe.strategy != "multi_worker":
+            return batches(tf.distribute.InputContext())
+        size = recipe.batch_size // self.strategy.num_replicas_in_sync
+        return self.strategy.distribute_datasets_from_function(lambda context: batches(context).rebatch(size))
 
     def _watch(self, model):
         """What keeps the region codes of an epoch of the dense training, for the distances between all epochs.
@@ -173,7 +204,13 @@ class Training:
         encode, (images, _) = RegionEncoder(model), self.sample()
         size = sum(-(-bits // 8) for bits in encode(images[:1]).bits.values())
         images = images[: max(1, _CODES_SIZE // size)]
-        return lambda epoch: encode(images).save(self.folder.codes(epoch))
+
+        def watch(epoch):
+            codes = encode(images)  # all workers' statistics of BatchNormalization go into it
+            if self.chief:
+                codes.save(self.folder.codes(epoch))
+
+        return watch
 
 
 class _Record(_keras.Callback):
@@ -181,7 +218,7 @@ class _Record(_keras.Callback):
 
     def __init__(self, training, phase, done, callback, watch):
         super().__init__()
-        self.recipe, self.folder, self.phase = training.recipe, training.folder, phase
+        self.training, self.recipe, self.folder, self.phase = training, training.recipe, training.folder, phase
         self.done, self.callback, self.watch = done, callback, watch
 
     def on_train_begin(self, logs=None):
@@ -202,6 +239,7 @@ class _Record(_keras.Callback):
         if self.watch:
             self.watch(epoch + 1)
         self.folder.record(row, self.save)
+        self.training.wait()
         if self.phase == "search" and self.callback.found:
             self.model.stop_training = True  # with a gradual schedule the bird itself leaves the epoch whole
         self.start = time.perf_counter()
@@ -213,9 +251,11 @@ class _Record(_keras.Callback):
 
 
 def strategy_of(recipe: Recipe) -> tf.distribute.Strategy:
-    """What a recipe is trained under: a new strategy for all devices, or the one that is active."""
+    """What a recipe is trained under: a new strategy for all devices or all workers, or the one that is active."""
     if recipe.strategy == "none":
         return tf.distribute.get_strategy()
+    if recipe.strategy == "multi_worker":
+        return join()
     # By itself it would take one CPU, even where that is several logical devices.
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([device.name for device in devices])

@@ -3,7 +3,16 @@
 Nothing else in the package asks whether a model is a Keras 3 or a tf_keras (Keras 2) model.
 """
 
-from tfspline._keras.fit import Callback, StepCallback, add_penalty, iterations, loss, set_constraint, tf_variable
+from tfspline._keras.fit import (
+    Callback,
+    StepCallback,
+    add_penalty,
+    check_loss,
+    iterations,
+    loss,
+    set_constraint,
+    tf_variable,
+)
 from tfspline._keras.graph import (
     Node,
     call,
