@@ -1,7 +1,7 @@
 import dataclasses
-import re
 import gzip
 import pickle
+import re
 import struct
 
 import keras as keras3

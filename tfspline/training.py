@@ -134,6 +134,7 @@ class Training:
         if model.losses:  # that are added to the cross entropy, which is to be seen as well
             metrics.append(self.keras.metrics.SparseCategoricalCrossentropy("cross_entropy", from_logits=True))
         model.compile(optimizer, loss, metrics=metrics)
+        model.distribute_reduction_method = "first"  # or tf_keras shows the sum over all replicas within an epoch
 
     def train_on(self, phase: str, after: str, epochs: int, callback: Any = None) -> Any:
         """Trains the network that the phase `after` left until `epochs` are done, or goes on with `phase` where it was

@@ -6,7 +6,6 @@ One of them, the chief, decides where rounding could make a difference, and is t
 import json
 import os
 import signal
-import threading
 from typing import Any
 
 import tensorflow as tf
@@ -15,7 +14,8 @@ _EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type
 
 
 def join() -> tf.distribute.MultiWorkerMirroredStrategy:
-    """A strategy for all workers that the environment variable TF_CONFIG names; returns once all are there.
+    """A strategy for all workers that the environment variable TF_CONFIG names, once all are there. To be called in the
+    main thread, before TensorFlow has computed anything.
 
     Raises:
         ValueError: there is no TF_CONFIG, or one that does not say which workers there are and which of them this is.
@@ -28,29 +28,13 @@ def join() -> tf.distribute.MultiWorkerMirroredStrategy:
         )
     tf.get_logger().setLevel("WARNING")  # or it tells of every exchange
     print("Waiting for all workers of TF_CONFIG", flush=True)
-    return _interruptible(tf.distribute.MultiWorkerMirroredStrategy)
-
-
-def _interruptible(work):
-    """What `work()` returns, in the main thread, which signals reach: TensorFlow waits for other workers without an
-    end, and keeps SIGTERM to itself."""
-    outcome = []
-
-    def run():
-        try:
-            outcome.append((work(), None))
-        except BaseException as error:
-            outcome.append((None, error))
-
-    thread, terminate = threading.Thread(target=run, daemon=True), signal.getsignal(signal.SIGTERM)
-    thread.start()
-    while thread.is_alive():
-        thread.join(timeout=0.1)
+    terminate, interrupt = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        # It waits without an end, and gives Python no turn to act on Ctrl-C; afterwards it keeps SIGTERM to itself.
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, terminate)
-    ((result, error),) = outcome
-    if error:
-        raise error
-    return result
 
 
 def _is_cluster(text):
