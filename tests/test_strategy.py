@@ -44,6 +44,13 @@ watch = keras.callbacks.LambdaCallback(on_batch_end=check)
 data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
 model.fit(data, epochs=4, verbose=0, callbacks=[bird, pruning, watch])
 assert all(same) and len(same) == 16 * 5
+if replicas > 1 and sys.argv[1] == "tf_keras":
+    try:
+        tfspline.plan(model, 0.5, criterion="taylor", data=(x, y))
+    except ValueError as error:
+        assert "Expected a tf_keras model on one device" in str(error) and "on 2 replicas" in str(error)
+    else:
+        raise AssertionError("taylor on two replicas of tf_keras")
 slim = tfspline.slim(model)
 np.testing.assert_allclose(slim(x), model(x), rtol=1e-5, atol=1e-5)
 assert [type(weight.constraint).__name__ for weight in model.weights if weight.constraint] == ["MaxNorm"]

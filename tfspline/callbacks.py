@@ -58,6 +58,10 @@ class EarlyBird(_keras.StepCallback):
     several steps are executed at a time (`steps_per_execution`), a look waits for the end of an execution. Where Keras
     does not know how long an epoch is, the first one tells.
 
+    Under a `tf.distribute` strategy each replica records its share of the probe, and all look at the whole of it. Where
+    several workers train (`MultiWorkerMirroredStrategy`, with tf_keras), the chief's distances count for all, and only
+    it writes to `backup_dir`, which all have to see.
+
     One object watches one training: a further `fit` goes on where the one before ended. A bird is found only
     once.
 

@@ -40,6 +40,9 @@ class SplinePruning(_keras.StepCallback):
     In a model that tfmot has wrapped, the wrappers have the masks as well, and tfmot chooses none of its own meanwhile;
     put its `UpdatePruningStep` in the same list.
 
+    Where several workers train (`MultiWorkerMirroredStrategy`, with tf_keras), all switch off what the chief chooses,
+    and only the chief writes to `backup_dir`, which all have to see.
+
     If the training fails or is interrupted, Keras tells no callback: `Masks.release(model)` takes the constraints off.
 
     With a `backup_dir` a training that is cut goes on as if it had not been: the same call of `fit`, made again, brings

@@ -178,8 +178,12 @@ class ReadOnlyRunDir(RunDir):
 
         Raises:
             FileNotFoundError: the chief's folder is not to be seen here.
+            ValueError: the chief has other flags.
         """
-        self.of(self.path)
+        if not os.path.exists(self.file("flags.cfg")):
+            raise FileNotFoundError(
+                f"Expected a run_dir that all workers share. Received: {self.path!r}, where this one sees no run"
+            )
         super().__init__(self.path, self.flags)
 
     def write(self, name: str, text: str) -> None:
