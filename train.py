@@ -6,10 +6,12 @@ python train.py --flagfile=configs/quickstart.cfg
 import dataclasses
 import os
 import pathlib
+import shlex
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
+import tensorflow as tf  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 
 from tfspline.augment import AUGMENTATIONS  # noqa: E402
@@ -17,6 +19,7 @@ from tfspline.recipe import Recipe  # noqa: E402
 from tfspline.recipe_checks import RETRAIN_FROM, SCHEDULES, STRATEGIES  # noqa: E402
 from tfspline.report import table  # noqa: E402
 from tfspline.runner import run  # noqa: E402
+from tfspline.stopping import Stopped  # noqa: E402
 
 flags.DEFINE_string(
     "network",
@@ -30,9 +33,16 @@ flags.DEFINE_enum(
     "strategy",
     Recipe.strategy,
     STRATEGIES,
-    "mirrored: train on all GPUs, or on all logical CPUs where there is none; each takes a share of --batch_size.",
+    "mirrored: train on all GPUs, or on all logical CPUs where there is none; each takes a share of --batch_size."
+    " multi_worker: train on the GPUs, or CPUs, of all workers that the environment variable TF_CONFIG names, with"
+    " --keras=tf_keras.",
 )
 flags.DEFINE_integer("seed", Recipe.seed, "Seed of weights, order and augmentation.")
+flags.DEFINE_bool(
+    "deterministic",
+    Recipe.deterministic,
+    "The same weights bit for bit whenever it is run on this machine, interrupted or not; slower on a GPU.",
+)
 
 flags.DEFINE_string("dataset", Recipe.dataset, "digits, fashion_mnist, cifar10, cifar100, toy2d or image_folder.")
 flags.DEFINE_string("data_dir", Recipe.data_dir, "Its files; image_folder: has train/ and test/.")
@@ -144,9 +154,12 @@ def main(argv):
         recipe = Recipe(**values | lists)
         run_dir = flags.FLAGS.run_dir or os.path.join("runs", f"{_config(recipe)}-{recipe.seed}")
         summary = run(recipe, run_dir, flags.FLAGS.verbose, flags.FLAGS.search_dir)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, tf.errors.ResourceExhaustedError) as error:
         logging.debug("Where it was raised (shown with --verbosity=1):", exc_info=True)
         sys.exit(f"train.py: {error}")
+    except Stopped as stopped:
+        print(f"\ntrain.py: {stopped}; to go on:\n{shlex.join(['python', *sys.argv])}", file=sys.stderr)
+        sys.exit(128 + stopped.number)
     print(f"{table(summary)}\n\nAll of it is in {run_dir}")
 
 

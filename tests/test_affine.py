@@ -202,7 +202,7 @@ def test_refuses_other_arguments_that_do_not_fit(keras):
     for outputs in (3, [-4], [0.5], [[1]]):
         with pytest.raises(ValueError, match=r"Expected numbers of outputs in \[-3, 3\). Received: "):
             affine_map(model, np.zeros((2, 4)), outputs=outputs)
-    with pytest.raises(ValueError, match="Expected a batch_size of at least 1. Received: 0"):
+    with pytest.raises(ValueError, match="Expected `batch_size` to be an integer of at least 1. Received: 0"):
         affine_map(model, np.zeros((2, 4)), batch_size=0)
     with pytest.raises(TypeError, match="Received: str"):
         affine_map("model", np.zeros((2, 4)))

@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_masks import compiled
@@ -288,6 +290,7 @@ def test_what_was_begun_at_a_late_bird_is_not_refused_when_it_goes_on(keras, tmp
 def test_states_of_the_past_and_of_a_future_that_was_cut_go(tmp_path):
     class State:
         value = 0
+        model = types.SimpleNamespace(distribute_strategy=tf.distribute.get_strategy())
 
         def save(self, path):
             with open(path, "w") as file:

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfspline.codes import Codes, RegionEncoder, pack_bits, region_codes
+from tfspline.files import write_npz
 
 Z = np.array([[-7.0, -1.0, 0.0, 0.5, 6.0, 6.5]], "float32")
 POSITIVE = [0, 0, 0, 1, 1, 1]
@@ -322,7 +323,7 @@ def test_refuses_inputs_that_do_not_fit(keras):
         region_codes(model, np.zeros((4, 3)))
     with pytest.raises(ValueError, match=r"Expected at least one sample.*Received: \[0\]"):
         region_codes(model, np.zeros((0, 4, 3)))
-    with pytest.raises(ValueError, match="Expected a batch_size of at least 1. Received: 0"):
+    with pytest.raises(ValueError, match="Expected `batch_size` to be an integer of at least 1. Received: 0"):
         region_codes(model, np.zeros((1, 4, 3)), batch_size=0)
 
 
@@ -338,7 +339,7 @@ def test_refuses_models_without_a_code(keras):
 @pytest.fixture
 def codes(rng):
     arrays = {
-        "file": rng.integers(0, 255, (3, 2), "uint8"),
+        "file": rng.integers(0, 255, (3, 2), "uint8") & np.array([255, 31], "uint8"),
         "inner/relu#2": rng.integers(0, 255, (3, 1), "uint8"),
     }
     return Codes(arrays, {"file": 13, "inner/relu#2": 8})
@@ -369,9 +370,22 @@ def test_a_damaged_file_is_refused(codes, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="Expected a file that tfspline has written, whole. Received"):
             Codes.load(path)
-    np.savez(path, something=np.zeros(3))
-    with pytest.raises(ValueError, match="tfspline has written"):
-        Codes.load(path)
+    arrays = codes.to_arrays()
+    for other in (
+        {"something": np.zeros(3)},
+        arrays | {"layers": np.array(["file", "file"]), "1": arrays["0"], "bits": np.array([13, 13])},
+        arrays | {"layers": np.array([0, 1])},
+        arrays | {"layers": arrays["layers"][:1]},
+        arrays | {"layers": np.array("file"), "bits": np.array(13)},
+        arrays | {"bits": np.array([13.0, np.nan])},
+        arrays | {"bits": np.array([13, -8])},
+        arrays | {"bits": np.array([13, 2**62])},
+        arrays | {"1": arrays["1"].astype("uint16")},
+        arrays | {"layers": np.array(["file", None])},
+    ):
+        write_npz(path, other)
+        with pytest.raises(ValueError, match="tfspline has written"):
+            Codes.load(path)
     with pytest.raises(FileNotFoundError):
         Codes.load(tmp_path / "nowhere.npz")
 
@@ -380,7 +394,7 @@ def test_codes_are_equal_if_all_their_bits_are(codes):
     assert codes == Codes({name: codes[name].copy() for name in codes.layers}, codes.bits)
     flipped = {**{name: codes[name] for name in codes.layers}, "inner/relu#2": codes["inner/relu#2"] ^ 1}
     assert codes != Codes(flipped, codes.bits)
-    assert codes != Codes({name: codes[name] for name in codes.layers}, {**codes.bits, "file": 12})
+    assert codes != Codes({name: codes[name] for name in codes.layers}, {**codes.bits, "file": 14})
     assert codes != "codes"
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import gzip
 import pickle
+import re
 import struct
 
 import keras as keras3
@@ -78,6 +79,15 @@ def test_resumed_batches_are_those_of_the_uninterrupted_run(small, augment):
     assert_same(whole[7:], take(small.train_batches(5, epoch=1, step=3, augment=augment), 5))
 
 
+@pytest.mark.parametrize("augment", augment.AUGMENTATIONS)
+def test_shares_make_the_whole_batch(small, augment):
+    whole = take(small.train_batches(6, augment=augment), 4)
+    shares = [take(small.train_batches(6, augment=augment, share=(number, 3)), 4) for number in range(3)]
+    assert shares[0][0][0].shape == (2, 8, 8, 3)
+    joined = [[np.concatenate(parts) for parts in zip(*batch, strict=True)] for batch in zip(*shares, strict=True)]
+    assert_same(whole, joined)
+
+
 def test_epochs_cut_short_hold_other_images_each(small):
     steps = small.steps_per_epoch(4, 2)
     assert steps == 2
@@ -135,13 +145,15 @@ def test_crop_shifts_by_up_to_an_eighth_and_fills_with_black(small):
     image = np.arange(1, 16 * 24 + 1).reshape(1, 16, 24, 1).clip(0, 255).astype(np.uint8)
     padded = np.pad(image[0], [(2, 2), (3, 3), (0, 0)])
     windows = {padded[i : i + 16, j : j + 24].tobytes() for i in range(5) for j in range(7)}
-    crops = augment.crop(tf.constant(np.repeat(image, 1000, axis=0)), tf.constant([1, 2], tf.int64)).numpy()
+    crops = augment.crop(
+        tf.constant(np.repeat(image, 1000, axis=0)), tf.constant([1, 2], tf.int64), 1000, slice(None)
+    ).numpy()
     assert {crop.tobytes() for crop in crops} == windows
 
 
 def test_flip_mirrors_half_of_the_images(rng):
     images = rng.integers(0, 256, (400, 4, 6, 3)).astype(np.uint8)
-    result = augment.flip(tf.constant(images), tf.constant([1, 2], tf.int64)).numpy()
+    result = augment.flip(tf.constant(images), tf.constant([1, 2], tf.int64), len(images), slice(None)).numpy()
     mirrored = np.array([np.array_equal(new, old[:, ::-1]) for new, old in zip(result, images, strict=True)])
     kept = np.array([np.array_equal(new, old) for new, old in zip(result, images, strict=True)])
     assert np.all(mirrored ^ kept)
@@ -158,9 +170,9 @@ def test_evaluation_batches_hold_all_images_in_their_order(small):
     assert [len(y) for _, y in take(small.evaluation_batches(10), -1)] == [5]
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 24])
-def test_bad_training_batch_size_is_refused(small, batch_size):
-    with pytest.raises(ValueError, match=f"from 1 to 23. Received: {batch_size}"):
+@pytest.mark.parametrize(("batch_size", "expected"), [(0, "at least 1"), (-1, "at least 1"), (24, "from 1 to 23")])
+def test_bad_training_batch_size_is_refused(small, batch_size, expected):
+    with pytest.raises(ValueError, match=f"{expected}. Received: {batch_size}"):
         small.train_batches(batch_size)
 
 
@@ -170,14 +182,20 @@ def test_bad_evaluation_batch_size_is_refused(small):
 
 
 def test_negative_epoch_is_refused(small):
-    with pytest.raises(ValueError, match="not negative. Received: -1"):
+    with pytest.raises(ValueError, match="`epoch` to be an integer of at least 0. Received: -1"):
         small.train_batches(5, epoch=-1)
 
 
-@pytest.mark.parametrize("step", [-1, 4])
-def test_step_outside_of_the_epoch_is_refused(small, step):
-    with pytest.raises(ValueError, match=f"step from 0 to 3. Received: {step}"):
+@pytest.mark.parametrize(("step", "expected"), [(-1, "at least 0"), (4, "from 0 to 3")])
+def test_step_outside_of_the_epoch_is_refused(small, step, expected):
+    with pytest.raises(ValueError, match=f"{expected}. Received: {step}"):
         small.train_batches(5, step=step)
+
+
+@pytest.mark.parametrize("share", [(0, 2), (5, 5), (-1, 5)])
+def test_shares_that_are_not_there_are_refused(small, share):
+    with pytest.raises(ValueError, match=re.escape(f"equal parts of 5 images. Received: {share}")):
+        small.train_batches(5, share=share)
 
 
 def test_unknown_augmentation_is_refused(small):
@@ -394,6 +412,13 @@ def test_damaged_idx_file_is_refused(idx_dir, damage):
         data.load("fashion_mnist", data_dir=idx_dir)
 
 
+def test_idx_file_that_swells_is_refused(idx_dir, monkeypatch):
+    monkeypatch.setattr(_readers, "MEMORY_LIMIT", 99)
+    path = idx_dir / "train-images-idx3-ubyte.gz"
+    with pytest.raises(ValueError, match=rf"Received: '{path}' \(more than 99 bytes in it\)"):
+        data.load("fashion_mnist", data_dir=idx_dir)
+
+
 def test_images_without_labels_are_refused(idx_dir):
     write_idx(idx_dir / "train-labels-idx1-ubyte.gz", np.zeros(5, np.uint8))
     with pytest.raises(ValueError, match="a label for each"):
@@ -405,7 +430,8 @@ def test_images_without_labels_are_refused(idx_dir):
 
 def write_cifar(path, images, key, labels, numpy_1=False):
     rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-    pickled = pickle.dumps({b"data": rows, key: labels, b"batch_label": b"a batch"}, protocol=3)
+    data_key = "data" if isinstance(key, str) else b"data"
+    pickled = pickle.dumps({data_key: rows, key: labels, b"batch_label": b"a batch"}, protocol=3)
     if numpy_1:
         pickled = pickled.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
         assert b"numpy.core.multiarray" in pickled
@@ -413,12 +439,13 @@ def write_cifar(path, images, key, labels, numpy_1=False):
 
 
 @pytest.mark.parametrize("numpy_1", [True, False])
-def test_cifar10_from_python_batches(tmp_path, rng, numpy_1):
+@pytest.mark.parametrize("key", [b"labels", "labels"])
+def test_cifar10_from_python_batches(tmp_path, rng, numpy_1, key):
     images = rng.integers(0, 256, (12, 32, 32, 3)).astype(np.uint8)
     names = [f"data_batch_{index}" for index in range(1, 6)] + ["test_batch"]
     for index, name in enumerate(names):
         here = slice(2 * index, 2 * index + 2)
-        write_cifar(tmp_path / name, images[here], b"labels", [index, index + 1], numpy_1)
+        write_cifar(tmp_path / name, images[here], key, [index, index + 1], numpy_1)
     cifar = data.load("cifar10", data_dir=tmp_path)
     np.testing.assert_array_equal(cifar.train.images, images[:10])
     np.testing.assert_array_equal(cifar.train.labels, [0, 1, 1, 2, 2, 3, 3, 4, 4, 5])
@@ -462,17 +489,25 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path):
     assert target.exists(), "the pickle of this test is harmless"
 
 
+def batch(data=None, labels=(0,)):
+    data = np.zeros((1, 3072), np.uint8) if data is None else data
+    return pickle.dumps({b"data": data, b"fine_labels": labels}, protocol=3)
+
+
+# Pickles of an array that is as large as the address space, of other code than find_class sees, of a huge frame.
+HUGE = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(L72057594037927936L\ntS'b'\ntR."
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"no pickle",
-        pickle.dumps([1]),
-        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8)}, protocol=3),
-        pickle.dumps({b"data": np.zeros((1, 10), np.uint8), b"fine_labels": [0]}, protocol=3),
-        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"fine_labels": [0]}, protocol=3)[:-9],
+        *(b"", b"no pickle", pickle.dumps([1]), pickle.dumps({b"data": np.zeros((1, 3072), np.uint8)}, protocol=3)),
+        *(batch(np.zeros((1, 10), np.uint8)), batch(np.zeros((1, 3072))), batch(np.zeros((0, 3072), np.uint8), [])),
+        *(batch(labels=[0, 1]), batch(labels=[100]), batch(labels=[-1]), batch(labels=[2**40]), batch(labels=[0.5])),
+        *(batch(labels=["0"]), batch(labels=[None]), batch(labels=[[0], [1, 2]]), batch()[:-9]),
+        *(HUGE, b"P0\n.", b"\x82\x01.", b"\x80\x04\x95" + b"\xff" * 8, b"c__builtin__\neval\n."),
     ],
-    ids=["empty", "text", "list", "no labels", "wrong size", "cut"],
+    ids=lambda content: repr(content[-20:]),
 )
 def test_damaged_cifar_batch_is_refused(tmp_path, content):
     (tmp_path / "train").write_bytes(content)

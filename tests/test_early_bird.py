@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import logging
 import math
 import types
 
@@ -17,7 +18,6 @@ from tfspline import _keras
 from tfspline.callbacks import EarlyBird
 from tfspline.codes import Codes
 from tfspline.pruning_mask import pruning_mask
-from tfspline.recorder import Recorder
 
 
 @pytest.fixture
@@ -47,8 +47,7 @@ def replay(monkeypatch, model, moments, bird, losses=None):
     bird.set_model(model)
     codes = [Codes({"relu": np.packbits([row], axis=1, bitorder="little")}, {"relu": len(row)}) for row in moments]
     remaining = iter(codes)
-    monkeypatch.setattr(bird, "_encoder", lambda inputs: next(remaining))
-    monkeypatch.setattr(bird, "_inputs", lambda: None)
+    monkeypatch.setattr(bird, "_code", lambda: next(remaining))
     every_logs = []
     for epoch in range(len(moments)):
         logs = {"loss": losses[epoch] if losses else 1.0}
@@ -120,11 +119,54 @@ def test_finds_the_bird_of_a_small_model(keras, data):
 
 
 def test_no_bird_while_the_partition_moves(keras, data):
-    x, y = data
     bird = EarlyBird(threshold=0.001)
-    fit(small_model(keras, learning_rate=0.05), (x, 10 * y), bird)
+    fit(small_model(keras, learning_rate=0.05), data, bird)
     assert not bird.found
+    assert bird.epoch is None
     assert len(bird.distances) == 6
+    assert bird.distances[-1] >= 0.001
+
+
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("what", ["statistics", "loss"])
+def test_a_training_that_has_failed_is_told_and_never_counts_as_settled(keras, data, caplog, what, every):
+    model = small_model(keras, 1e-4 if what == "statistics" else 1e25)
+
+    class Break(keras.callbacks.Callback):
+        """The statistics are not used in training: the loss stays finite, and the codes are those before them."""
+
+        def on_epoch_end(self, epoch, logs=None):
+            if what == "statistics" and epoch == 1:
+                self.model.layers[2].moving_variance.assign([np.nan] * 8)
+
+    bird = EarlyBird(lookback=2, every=every, probe=data[0])
+    with caplog.at_level(logging.WARNING, "absl"):
+        history = fit(model, data, Break(), bird)
+    assert not bird.found and len(history.epoch) == 6
+    assert all(map(math.isnan, bird.distances[1 if every is None else 5 :]))  # five steps an epoch
+    assert np.isfinite(history.history["loss"]).all() == (what == "statistics")
+    (message,) = (record.getMessage() for record in caplog.records if record.name == "absl")
+    first = {"statistics": {None: "2", 2: "3, step 12"}, "loss": {None: "1", 2: "1, step 2"}}[what][every]
+    name = model.layers[2].name if what == "statistics" else "the loss"
+    assert message == f"EarlyBird: Epoch {first}: not finite any more: {name}"
+
+
+def test_dead_layers_are_told_once(keras, data, caplog):
+    x = inputs = keras.Input((4,))
+    for activation, name in (("relu", "alive"), ("relu", "dead"), ("relu6", "gone"), ("leaky_relu", "linear")):
+        layer = keras.layers.LeakyReLU() if activation == "leaky_relu" else activation
+        x = keras.layers.Dense(8, layer, name=name, bias_initializer="zeros" if name == "alive" else "ones")(x)
+    model = keras.Model(inputs, keras.layers.Dense(1)(x))
+    for name in ("dead", "gone", "linear"):
+        layer = model.get_layer(name)
+        layer.set_weights([layer.get_weights()[0], np.full(8, -100.0)])
+    model.compile(keras.optimizers.SGD(1e-6), "mse", jit_compile=False)
+    bird = EarlyBird()
+    with caplog.at_level(logging.WARNING, "absl"):
+        fit(model, data, bird)
+    assert bird.epoch == 4
+    (message,) = (record.getMessage() for record in caplog.records if record.name == "absl")
+    assert message == "EarlyBird: dead layers, of which no input of the probe switches any unit on: dead, gone"
 
 
 def test_verbose_prints_one_line(keras, data, capsys):
@@ -135,7 +177,8 @@ def test_verbose_prints_one_line(keras, data, capsys):
 def watch(walk, steps, **options):
     """The bird of a training of `steps` an epoch, whose codes are a row of bits a step."""
     bird = EarlyBird(probe=np.zeros(1), stop_training=False, **options)
-    bird.set_model(types.SimpleNamespace(stop_training=False))
+    strategy = tf.distribute.get_strategy()
+    bird.set_model(types.SimpleNamespace(stop_training=False, distribute_strategy=strategy, _nodes_by_depth={}))
     bird.set_params({"steps": steps, "epochs": len(walk) // steps})
     bird._code = lambda: Codes({"relu": np.packbits([walk[now]], axis=1, bitorder="little")}, {"relu": walk.shape[1]})
     for epoch in range(len(walk) // steps):
@@ -401,12 +444,6 @@ def test_loggers_behind_the_bird_see_the_distance(keras, data, tmp_path):
     np.testing.assert_allclose([tf.make_ndarray(value.tensor) for value in events], bird.distances, rtol=1e-6)
 
 
-def test_recording_on_several_replicas_is_refused():
-    strategy = types.SimpleNamespace(num_replicas_in_sync=2)
-    with pytest.raises(ValueError, match="Expected a training on one device.* Received: 2 replicas; .* probe="):
-        Recorder(types.SimpleNamespace(distribute_strategy=strategy), 10)
-
-
 def masked_model(keras, gammas):
     inputs = keras.Input((3,))
     x = inputs
@@ -494,16 +531,16 @@ def test_a_state_of_another_bird_or_none_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"threshold": 0}, "Expected a threshold between 0 and 1, both excluded. Received: 0"),
+        ({"threshold": 0}, r"Expected `threshold` in \(0, 1\). Received: 0"),
         ({"threshold": 1.0}, "threshold"),
         ({"threshold": "low"}, "Received: 'low'"),
         ({"threshold": math.nan}, "threshold"),
-        ({"lookback": 0}, "Expected an integer of at least 1 for lookback. Received: 0"),
+        ({"lookback": 0}, "Expected `lookback` to be an integer of at least 1. Received: 0"),
         ({"lookback": 2.0}, "lookback"),
-        ({"every": 0}, "Expected an integer of at least 1 for every. Received: 0"),
+        ({"every": 0}, "Expected `every` to be an integer of at least 1. Received: 0"),
         ({"metric": "weights"}, "Expected a metric of .*'partition', 'mask'.* Received: 'weights'"),
-        ({"probe_size": 0}, "Expected an integer of at least 1 for probe_size. Received: 0"),
-        ({"ratio": 1}, "Expected a ratio between 0 and 1"),
+        ({"probe_size": 0}, "Expected `probe_size` to be an integer of at least 1. Received: 0"),
+        ({"ratio": 1}, r"Expected `ratio` in \(0, 1\)"),
         ({"metric": "mask", "probe": np.zeros((2, 4))}, "Expected no probe with metric='mask'"),
     ],
 )

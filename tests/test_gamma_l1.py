@@ -27,7 +27,7 @@ def test_search_pays_for_gammas_and_what_follows_does_not(keras, tmp_path, monke
     interrupt(monkeypatch, [("search", 2)])
     with pytest.raises(InterruptedError):
         run(recipe, tmp_path, verbose=0, publish=False)
-    after_one = gammas(keras, tmp_path / "checkpoints" / "search-0001.keras")
+    after_one = gammas(keras, tmp_path / "checkpoints" / "search-0000001.keras")
     run(recipe, tmp_path, verbose=0, publish=False)
 
     # A step an epoch, whose loss is that before it: the gammas are 1 first.

@@ -1,11 +1,14 @@
+import itertools
 import json
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from tfspline import _readers, augment, data
-from tfspline.image_files import ImageFiles
+from tfspline.image_files import ImageFiles, naming_files
 from tfspline.recipe import Recipe
 from tfspline.runner import run
 
@@ -115,7 +118,7 @@ def test_random_windows_have_areas_and_ratios_of_inception():
 def test_random_resized_crop_by_hand():
     """A window of a ramp is a ramp with a part of its range, and no two are alike."""
     ramp = np.broadcast_to(np.arange(0, 256, 4, np.uint8)[:, np.newaxis, np.newaxis], (64, 64, 1))
-    crops = augment.random_resized_crop(tf.constant(np.stack([ramp] * 50)), SEED).numpy().astype(int)
+    crops = augment.random_resized_crop(tf.constant(np.stack([ramp] * 50)), SEED, 50, slice(None)).numpy().astype(int)
     assert (
         crops.shape == (50, 64, 64, 1) and (np.diff(crops, axis=1) >= 0).all() and (np.diff(crops, axis=2) == 0).all()
     )
@@ -161,7 +164,93 @@ def test_grey_alpha_and_16_bit_are_converted_as_in_memory(tmp_path, rng, monkeyp
     np.testing.assert_array_equal(stream.train.images[order[1:]], memory.train.images[1:])
 
 
+def as_written(path, *colour, mode="RGB", **options):
+    image = Image.new("RGB", (16, 16), colour).convert(mode, palette=Image.Palette.ADAPTIVE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+@pytest.mark.parametrize("limit", [2**31, 0])
+def test_odd_images_are_what_they_look_like(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(_readers, "MEMORY_LIMIT", limit)
+    red, grey = (200, 100, 50), (120, 120, 120)
+    folder = tmp_path / "train" / "a"
+    as_written(folder / "0.png", *red)
+    as_written(folder / "palette.png", *red, mode="P")
+    as_written(folder / "alpha.png", *red, mode="RGBA")
+    as_written(folder / "grey.png", *grey, mode="L")
+    as_written(folder / "grey and alpha.png", *grey, mode="LA")
+    as_written(folder / "white.png", 255, 255, 255, mode="1")
+    Image.fromarray(np.full((16, 16), 120 * 257, np.uint16)).save(folder / "16 bit.PNG")
+    as_written(folder / "cmyk.jpg", *red, mode="CMYK", quality=100)
+    as_written(folder / "progressive.jpeg", *red, progressive=True, quality=100)
+    as_written(folder / "a png.jpg", *red, format="PNG")
+    as_written(folder / "grey.bmp", *grey, mode="L")
+    as_written(folder / "alpha.bmp", *red, mode="RGBA")
+    as_written(folder / "still.gif", *red)
+    frames = [Image.new("RGB", (16, 16), (0, 0, 255))]
+    as_written(folder / "animated.gif", *red, save_all=True, append_images=frames)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    halves = np.repeat(np.array([[[200, 100, 50]], [[120, 120, 120]]], np.uint8), 8, axis=0).repeat(16, axis=1)
+    Image.fromarray(halves).save(folder / "turned.jpg", exif=turned, quality=100)
+    for left_aside in ("Thumbs.db", ".DS_Store", "notes.txt"):
+        (folder / left_aside).write_bytes(b"no image")
+    (tmp_path / "train" / ".hidden").mkdir()
+    for part, name in (("train", "b"), ("test", "a"), ("test", "b")):
+        as_written(tmp_path / part / name / "0.png", *red)
+    images = data.load("image_folder", data_dir=tmp_path).train.images
+    found = sorted(
+        str(path) for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+    )
+    paths = list(images.paths) if limit == 0 else [*found, str(folder.parent / "b" / "0.png")]
+    assert sorted(paths) == [*found, str(folder.parent / "b" / "0.png")] and len(found) == 15
+    for path, image in zip(paths, images[:], strict=True):
+        name = path.rsplit("/", 1)[1]
+        if name == "turned.jpg":
+            np.testing.assert_allclose(image[[3, 12], 8], halves[[3, 12], 8], atol=8)  # not turned
+        else:
+            expected = 255 if name == "white.png" else grey if "grey" in name or "16" in name else red
+            np.testing.assert_allclose(image[3:13, 3:13].astype(int) - expected, 0, atol=5, err_msg=path)
+
+
 # ---- files that are no images
+
+
+def bomb(path):
+    """A small file that says that it is an image of 20,000 x 20,000."""
+    as_written(path, 9, 9, 9)
+    content = bytearray(path.read_bytes())
+    content[16:24] = (20_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("limit", [2**31, 0])
+@pytest.mark.parametrize(
+    ("first", "name", "write_other", "reason"),
+    [
+        ("RGB", "1.jpg", lambda path: path.write_bytes(b""), "cannot identify"),
+        ("RGB", "1.gif", lambda path: path.write_bytes(b"GIF89a"), "cannot identify"),
+        ("RGB", "1.png", lambda path: as_written(path, 9, 9, 9, format="WEBP"), "cannot identify"),
+        ("RGB", "1.png", bomb, "400000000 pixels"),
+        ("RGB", "1.bmp", lambda path: as_written(path, 9, 99, 9, mode="P"), "colours of a palette"),
+        ("L", "1.gif", lambda path: as_written(path, 9, 9, 9), "a GIF of .* channels of the first image, 1"),
+        ("L", "1.bmp", lambda path: as_written(path, 9, 9, 9), "a BMP of RGB"),
+        ("L", "1.jpg", lambda path: as_written(path, 9, 9, 9, mode="CMYK"), "a JPEG of CMYK"),
+        ("RGBA", "1.jpg", lambda path: as_written(path, 9, 9, 9), "a JPEG of RGB, .* first image, 4"),
+    ],
+    ids=["empty", "cut", "webp", "bomb", "palette", "grey and gif", "grey and bmp", "grey and cmyk", "alpha and jpeg"],
+)
+def test_header_of_no_image_is_refused_at_once(tmp_path, monkeypatch, limit, first, name, write_other, reason):
+    monkeypatch.setattr(_readers, "MEMORY_LIMIT", limit)
+    monkeypatch.setattr(tf.io, "decode_image", None)
+    for part, class_name in itertools.product(("train", "test"), "ab"):
+        as_written(tmp_path / part / class_name / "0.png", 9, 9, 9, mode=first)
+    path = tmp_path / "test" / "b" / name
+    write_other(path)
+    with pytest.raises(ValueError, match=rf"Expected a JPEG, .* BMP image. Received: '{path}' \(.*{reason}"):
+        data.load("image_folder", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +286,11 @@ def test_file_that_is_no_image_is_named_by_batches(tmp_path, rng):
         dataset.train_batches(4).take(1),
     ):
         with pytest.raises(tf.errors.InvalidArgumentError, match=named):
+            take(batches)
+        with (
+            pytest.raises(ValueError, match=f"^Expected .* Received: '{paths[2]}', which cannot be decoded$"),
+            naming_files(),
+        ):
             take(batches)
 
 
@@ -252,6 +346,8 @@ def test_batches_of_an_epoch_are_the_same_wherever_a_training_starts(streamed, n
     whole = take(dataset.train_batches(5, augment=name), 3 * steps)
     assert_same(whole[2 * steps :], take(streamed().train_batches(5, epoch=2, augment=name), steps))
     assert not np.array_equal(whole[0][0], whole[steps][0])
+    shares = [take(dataset.train_batches(5, augment=name, share=(number, 5)), 1)[0] for number in range(5)]
+    assert_same(whole[:1], [[np.concatenate(parts) for parts in zip(*shares, strict=True)]])
     assert all(x.shape == (5, 16, 12, 3) and x.dtype == np.float32 and y.dtype == np.int32 for x, y in whole)
 
 
@@ -276,6 +372,22 @@ def test_evaluation_batches_hold_all_files_in_their_order(streamed):
     np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), [0, 0, 0, 1, 1, 1])
     x = np.concatenate([x for x, _ in batches])
     np.testing.assert_array_equal(x, dataset.normalize(dataset.test.images[:]))
+
+
+@pytest.mark.parametrize(
+    ("limit", "name", "kept"), [(2**31, "dog/0.png", 60), (0, "dog/0.png", 60), (2**31, "cat/8.jpg", -40)]
+)
+def test_file_that_is_damaged_behind_its_header_ends_a_run_with_its_name(
+    folder, tmp_path, monkeypatch, limit, name, kept
+):
+    monkeypatch.setattr(_readers, "MEMORY_LIMIT", limit)
+    path = folder / "train" / name
+    path.write_bytes(path.read_bytes()[:kept])
+    recipe = Recipe(network="mlp", width=1 / 8, dataset="image_folder", data_dir=str(folder), batch_size=4, ratio=0.5)
+    with pytest.raises(
+        ValueError, match=f"^Expected a JPEG, PNG, GIF or BMP image. Received: '{path}', which cannot be"
+    ):
+        run(recipe, tmp_path / "run", verbose=0, publish=False)
 
 
 def test_run_on_streamed_images(folder, tmp_path, monkeypatch):

@@ -121,5 +121,5 @@ def test_the_plane_runs_from_zero_over_both_inputs_to_their_sum():
 def test_the_plane_refuses_what_it_cannot_span():
     with pytest.raises(ValueError, match=r"of the same shape. Received: \(2,\) and \(3,\)"):
         plane(np.zeros(2), np.zeros(3), 3)
-    with pytest.raises(ValueError, match="Expected at least 2 steps. Received: 1"):
+    with pytest.raises(ValueError, match="Expected `n` to be an integer of at least 2. Received: 1"):
         plane(np.zeros(2), np.zeros(2), 1)

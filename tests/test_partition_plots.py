@@ -109,11 +109,11 @@ def test_refusals(keras):
     with pytest.raises(ValueError, match="at least one model. Received: none"):
         partition_plots.sampled_partitions({})
     model = with_cuts(keras, (1, 1, 0))
-    with pytest.raises(ValueError, match="at least 1 column. Received: 0"):
+    with pytest.raises(ValueError, match="`columns` to be an integer of at least 1. Received: 0"):
         partition_plots.partitions({"mine": model}, columns=0)
-    with pytest.raises(ValueError, match="at least 2 samples and 1 layer. Received: 1 and 4"):
+    with pytest.raises(ValueError, match="`samples` to be an integer of at least 2. Received: 1"):
         partition_plots.sampled_partitions({"mine": model}, samples=1)
-    with pytest.raises(ValueError, match="at least 2 samples and 1 layer. Received: 9 and 0"):
+    with pytest.raises(ValueError, match="`layers` to be an integer of at least 1. Received: 0"):
         partition_plots.sampled_partitions({"mine": model}, samples=9, layers=0)
     with pytest.raises(ValueError, match=r"two inputs of shapes \[\(2,\)\]"):
         partition_plots.sampled_partitions({"mine": model}, plane=np.zeros((2, 3)), samples=3)

@@ -1,13 +1,22 @@
 """Ratios, budgets, vetoes, and what a plan prints and saves."""
 
 import json
+import logging
 
+import keras as keras3
 import numpy as np
 import pytest
 from zoo import chain, difference, inputs_for, residual, scramble
 
 import tfspline
 from tfspline import models
+from tfspline.files import write_json
+
+
+def rewrite(path, document):
+    """Writes what no `save` would have, as a file that is whole."""
+    entries = {name: value for name, value in document.items() if name not in ("format", "checksum")}
+    write_json(path, document["format"], **entries)
 
 
 def kept(plan):
@@ -101,11 +110,26 @@ def test_a_saved_plan_is_the_same_plan(keras, rng, tmp_path):
     loaded = tfspline.Plan.load(path, model)
     assert np.array_equal(loaded.removed, plan.removed) and loaded.options == plan.options
     assert str(loaded) == str(plan)
-    with pytest.raises(ValueError, match="Expected a plan for"):
+    with pytest.raises(ValueError, match="Expected a plan .* with the channels"):
         tfspline.Plan.load(path, chain(keras))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no plan", "protected", "all"])
+BAD_PLACES = [[12], [-1], [1, 1], [3, 1], [0.0], ["0"], [True, False], [[0]], [None], [10**30], 0, {"0": 1}, None]
+
+
+@pytest.mark.parametrize("places", BAD_PLACES, ids=str)
+def test_places_out_of_a_file_that_are_none_are_refused(tmp_path, places):
+    model, path = chain(keras3), tmp_path / "file.json"
+    for kind, entry in ((tfspline.plan(model, 0.5), "removed"), (tfspline.Masks.of(model, {}), "off")):
+        kind.save(path)
+        document = json.loads(path.read_text())
+        document[entry]["a"] = places
+        rewrite(path, document)
+        with pytest.raises(ValueError, match=f"saved by tfspline in '{path}'. Received: .*channels of 'a' in 0..11"):
+            type(kind).load(path, model)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no plan", "protected", "all", "options", "inexact", "layer", "huge"])
 def test_a_damaged_plan_is_refused(keras, tmp_path, damage):
     model, path = chain(keras), tmp_path / "plan.json"
     tfspline.plan(model, 0.5).save(str(path))
@@ -115,12 +139,32 @@ def test_a_damaged_plan_is_refused(keras, tmp_path, damage):
     elif damage == "no plan":
         path.write_text('{"format": "something"}')
     else:
-        document["removed"][model.layers[-1].name if damage == "protected" else "a"] = list(
-            range(3 if damage == "protected" else 12)
-        )
-        path.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="Expected"):
+        changes = {
+            "protected": ("removed", model.layers[-1].name, [0, 1, 2]),
+            "all": ("removed", "a", [*range(12)]),
+            "options": ("options", None, [1]),
+            "inexact": ("options", "allow_inexact", "no"),
+            "layer": ("removed", "c", [0]),
+            "huge": ("channels", "a", 10**15),
+        }
+        part, name, value = changes[damage]
+        document[part] = value if name is None else document[part] | {name: value}
+        rewrite(path, document)
+    with pytest.raises(ValueError, match=f"Expected a plan saved by tfspline in '{path}'. Received"):
         tfspline.Plan.load(str(path), model)
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.1}, {"ratio": 0.5, "min_units": 99}, {"ratio": 0.5, "round_to": 64}])
+def test_a_plan_of_nothing_says_so(caplog, options):
+    model = keras3.Sequential(
+        [keras3.Input((4,)), keras3.layers.Dense(8, "relu"), keras3.layers.Dense(2)], name="small"
+    )
+    with caplog.at_level(logging.WARNING, "absl"):
+        plan = tfspline.plan(model, **options)
+        assert not plan.removed.any() and "Pruning small: no unit goes" in caplog.text
+        caplog.clear()
+        tfspline.plan(model, 0.5)
+        assert not caplog.text
 
 
 def test_equal_seeds_draw_equal_plans(keras):
@@ -136,7 +180,7 @@ def test_equal_seeds_draw_equal_plans(keras):
         ({"ratio": 1.0}, r"Expected `ratio` in \(0, 1\). Received: 1.0"),
         ({"flops": 1.5}, r"Expected `flops` in \(0, 1\). Received: 1.5"),
         ({"params": -1}, r"Expected `params` in \(0, 1\). Received: -1"),
-        ({"ratio": {"a": 2}}, r"Expected `ratio` in \(0, 1\). Received: {'a': 2}"),
+        ({"ratio": {"a": 2}}, r"Expected `ratio` in \(0, 1\). Received: 2"),
         ({"ratio": {"c": 0.5}}, r"Expected ratios of layers among \['a', 'b'\]. Received: 'c'"),
         ({}, "Expected exactly one of `ratio`, `flops`, `params`, `latency`. Received: none"),
         ({"ratio": 0.5, "flops": 0.5}, "Expected exactly one of `ratio`, `flops`"),

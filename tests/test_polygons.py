@@ -143,7 +143,7 @@ def test_refuses_what_it_cannot_cut(keras):
         partition_polygons(mlp(keras, 3, activation=None))
     with pytest.raises(ValueError, match=r"one input of shape \(2,\), or a plane. Received: inputs of \[\(3,\)\]"):
         partition_polygons(keras.Sequential([keras.Input((3,)), keras.layers.ReLU()]))
-    with pytest.raises(ValueError, match=r"Received: \(3,\) and \(2,\)"):
+    with pytest.raises(ValueError, match=r"Received: \[\(3,\), \(2,\)\]"):
         partition_polygons(mlp(keras, 3), plane=(np.zeros(3), np.zeros(2)))
     with pytest.raises(ValueError, match="Expected at most 3 regions"):
         partition_polygons(keras.Sequential([keras.Input((2,)), keras.layers.ReLU()]), max_regions=3)

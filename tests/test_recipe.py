@@ -1,19 +1,24 @@
 """The recipe: its checks, a whole run, and a run that is interrupted wherever it can be."""
 
-import importlib.util
+import html
+import itertools
 import json
 import pathlib
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
-from absl.testing import flagsaver
+from command import start
 
 import tfspline.runner
 import tfspline.training
 from tfspline import data, pictures
+from tfspline.checkpoints import Checkpoints
 from tfspline.recipe import Recipe
 from tfspline.report import table
 from tfspline.run_dir import RunDir
@@ -63,17 +68,15 @@ def rows_of(folder):
 
 def interrupt(monkeypatch, stops):
     """Lets runs break off at `stops`, phases and epochs, one after the other; those that are over are taken out."""
-    write = RunDir.write
+    put = Checkpoints.put
 
-    def interrupted(folder, name, text):
-        # The moment when the checkpoint is written and the history does not tell of it yet.
-        last = folder.history[-1] if name == "history.jsonl" else {}
-        if stops and (last.get("phase"), last.get("epoch")) == stops[0]:
+    def interrupted(checkpoints, rows, files):
+        if stops and (rows[-1]["phase"], rows[-1]["epoch"]) == stops[0]:
             stops.pop(0)
             raise InterruptedError
-        write(folder, name, text)
+        put(checkpoints, rows, files)
 
-    monkeypatch.setattr(RunDir, "write", interrupted)
+    monkeypatch.setattr(Checkpoints, "put", interrupted)
 
 
 class TestBudget:
@@ -133,9 +136,9 @@ class TestSchedule:
         ("scope", "block", "scope to be one of layer, global"),
         ("compensate", "auto", "compensate to be one of none, merge, refit"),
         ("eb_metric", "loss", "metric of"),
-        ("eb_threshold", 1.5, "threshold between 0 and 1"),
+        ("eb_threshold", 1.5, r"`threshold` in \(0, 1\)"),
         ("eb_lookback", 0, "lookback"),
-        ("eb_every", 0, "Expected an integer of at least 1 for every"),
+        ("eb_every", 0, "Expected `every` to be an integer of at least 1"),
         ("epochs", 1, "epochs to be at least 2"),
         ("search_epochs", -1, "search_epochs to be from 0 to 29, which leaves"),
         ("search_epochs", 30, "search_epochs to be from 0 to 29, which leaves"),
@@ -273,52 +276,22 @@ def test_bad_drops_are_refused(drops):
         Recipe(ratio=0.5, lr_schedule="step", lr_drops=drops)
 
 
-@pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize(
-    ("options", "stops"),
-    [
-        ({}, [("search", 3), ("prune", 3), ("retrain", 5), ("baseline", 4)]),
-        (
-            {"eb_every": 4},
-            [("search", 2), ("search", 3), ("prune", 3), ("retrain", 3), ("retrain", 4), ("baseline", 3)],
-        ),
-        (
-            {"schedule": "early_bird", "pruning_epochs": 2, "search_epochs": 3, "scope": "global"},
-            [("search", 3), ("sparsify", 4), ("sparsify", 5), ("prune", 5), ("retrain", 6)],
-        ),
-    ],
-    ids=["one_shot", "one_shot_inside_an_epoch", "early_bird"],
-)
-def test_interrupted_run_ends_as_an_undisturbed_one(keras, tmp_path, monkeypatch, options, stops):
-    recipe = Recipe(keras=keras.__name__, **SMALL | options)
-    expected = run(recipe, tmp_path / "smooth", verbose=0)
-    assert expected["early_bird_epoch"] == 3
-
-    interrupt(monkeypatch, stops)
-    for _ in range(len(stops)):
-        with pytest.raises(InterruptedError):
-            run(recipe, tmp_path / "rough", verbose=0)
-    summary = run(recipe, tmp_path / "rough", verbose=0)
-
-    assert not stops
-    assert summary["early_bird_epoch"] == 3
-    for row, smooth in zip(rows_of(tmp_path / "rough"), rows_of(tmp_path / "smooth"), strict=True):
-        assert row.keys() == smooth.keys()
-        for name, value in smooth.items():
-            assert row[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value)
-    plans = [json.loads((tmp_path / name / "plan.json").read_text()) for name in ("rough", "smooth")]
-    assert plans[0] == plans[1]
-    for name in ("slim.keras", "dense.keras"):
-        models = [keras.models.load_model(tmp_path / folder / name) for folder in ("rough", "smooth")]
-        for weights, smooth in zip(*(model.get_weights() for model in models), strict=True):
-            np.testing.assert_allclose(weights, smooth, rtol=1e-6, atol=1e-6)
-
-
 def test_whole_run_leaves_what_it_promises(keras, tmp_path):
     recipe = Recipe(keras=keras.__name__, **SMALL)
     summary = run(recipe, tmp_path, verbose=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["checkpoints", "dense.keras", "flags.cfg", "history.jsonl", "logs", "plan.json", "serving", "slim.keras"]
+        [
+            ".lock",
+            "SHA256SUMS",
+            "checkpoints",
+            "dense.keras",
+            "flags.cfg",
+            "history.jsonl",
+            "logs",
+            "plan.json",
+            "serving",
+            "slim.keras",
+        ]
         + ["distances.npz", "report.html", "summary.json"]
         + [f"{name}.png" for name in ("accuracy", "distances", "layer_distances", "partition", "training", "units")]
     )
@@ -478,9 +451,60 @@ def test_weight_decay_is_that_of_papers_and_spares_what_is_no_kernel(keras, tmp_
     np.testing.assert_array_equal(bias, before[1])
 
 
-def test_loss_that_is_no_number_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="loss that stays finite. Received: nan in epoch 1 of the search"):
-        run(Recipe(**SMALL | {"learning_rate": 1e20}), tmp_path, verbose=0)
+def test_loss_that_is_no_number_is_refused_at_its_step(keras, tmp_path):
+    # The first step makes weights of 1e20 or so, of which the second one makes a loss; ten steps are an epoch.
+    message = (
+        "a loss that stays finite. Received: (nan|inf) after step 2, in epoch 1 of the search; try a smaller learn"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(Recipe(keras=keras.__name__, **SMALL | {"learning_rate": 1e20}), tmp_path, verbose=0)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_network_that_breaks_leaves_the_checkpoint_before_and_a_dead_one_is_told(keras, tmp_path, monkeypatch):
+    recipe, broken = Recipe(keras=keras.__name__, **SMALL | {"baseline": False}), {5: np.nan, 6: -1e9}
+    record = tfspline.training._Record
+    on_epoch_end = record.on_epoch_end
+
+    def breaking(self, epoch, logs=None):
+        if self.phase == "retrain" and epoch + 1 in broken:
+            self.model.get_layer("dense1").bias.assign([broken.pop(epoch + 1)] * 16)
+        on_epoch_end(self, epoch, logs)
+
+    monkeypatch.setattr(record, "on_epoch_end", breaking)
+    message = (
+        "weights that stay finite. Received: others in layer 'dense1' after step 50, in epoch 5 of the retrain; try"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(recipe, tmp_path, verbose=0, publish=False)
+    assert (rows_of(tmp_path)[-1]["phase"], rows_of(tmp_path)[-1]["epoch"]) == ("retrain", 4)
+    summary = run(recipe, tmp_path, verbose=0, publish=False)
+    assert [row["epoch"] for row in rows_of(tmp_path) if row["phase"] == "retrain"] == [4, 5, 6]
+    assert (summary["dense"]["dead_layers"], summary["slim"]["dead_layers"]) == ([], ["dense1_relu"])
+    assert "dead layers of the slim network, where no unit is on for any image: dense1_relu" in table(summary)
+
+
+def test_checkpoint_with_code_in_it_is_not_loaded(keras, tmp_path):
+    target, path = tmp_path / "executed", tmp_path / "model.keras"
+    code = eval(f"lambda x: open({str(target)!r}, 'w').close() or x")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(code, (2,))])
+    target.unlink(missing_ok=True)
+    left = SimpleNamespace(last_epoch=lambda phase: 1, checkpoint=lambda phase: str(path))
+    training = Training(Recipe(keras=keras.__name__, **SMALL), left)
+
+    def refused(reason):
+        with pytest.raises(ValueError, match=f"no code in it. Received: '{path}' .*{reason}"):
+            training.load("search")
+        assert not target.exists()
+
+    model.save(path)
+    refused("Lambda")
+    path.write_bytes(path.read_bytes()[:-30])
+    refused("it is no zip archive")
+    model.save(tmp_path / "model.h5")  # of which tf_keras would run the code, whatever the ending
+    (tmp_path / "model.h5").rename(path)
+    refused("it is no zip archive")
 
 
 class TestRunDir:
@@ -499,35 +523,20 @@ class TestRunDir:
         with pytest.raises(FileExistsError, match="which holds other files"):
             RunDir(str(tmp_path), {})
 
-    def test_keeps_the_last_checkpoint_of_each_phase(self, tmp_path):
+    def test_keeps_the_last_checkpoints_of_each_phase(self, tmp_path):
         folder = RunDir(str(tmp_path), {})
         folder.start()
-        for phase, epoch in [("search", 9), ("search", 10), ("prune", 10)]:
+        for phase, epoch in [("search", 8), ("search", 9), ("search", 10), ("prune", 10)]:
             row = {"phase": phase, "epoch": epoch, "steps": 5 * epoch, "seconds": 0.5}
-            folder.record(row, lambda path: [pathlib.Path(path(end)).touch() for end in (".keras", ".npz")])
-        assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
-            *("prune-0010.keras", "prune-0010.npz"),
-            *("search-0010.keras", "search-0010.npz"),
+            folder.record(row, {ending: lambda path: pathlib.Path(path).touch() for ending in (".keras", ".npz")})
+        assert sorted({path.name.split(".")[0] for path in (tmp_path / "checkpoints").iterdir()}) == [
+            *("prune-0000050", "search-0000045", "search-0000050"),  # and one more, should the last be damaged
         ]
         again = RunDir(str(tmp_path), {})
         assert again.history == folder.history
         assert (again.last_epoch("search"), again.last_epoch("retrain")) == (10, None)
         assert (again.last_step("search"), again.last_step("retrain")) == (50, 0)
-        assert again.seconds("search", "prune") == 1.5
-
-
-@pytest.fixture(scope="session")  # flags are defined once a process; xdist may come back to a module
-def train():
-    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def start(train, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    with flagsaver.flagsaver():
-        train.main(flags.FLAGS(sys.argv))
+        assert again.seconds("search", "prune") == 2
 
 
 def small_flagfile(folder):
@@ -583,6 +592,48 @@ class TestTrain:
         assert len(lines) == 1
         assert "Received: 1.5" in lines[0]
         assert "Traceback" not in ended.stderr
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_spaces_and_all_kinds_of_letters_in_every_path(self, train, monkeypatch, tmp_path, keras, rng):
+        folder = tmp_path / "a b ünï 猫 100% #it's {x}"
+        images = folder / "im ages [1]*"
+        for part, class_name, index in itertools.product(("train", "test"), ("ä cat", "猫 [2]"), range(8)):
+            path = images / part / class_name / f"é {index} [3]?.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(tf.io.encode_png(rng.integers(0, 256, (8, 8, 3)).astype("uint8")).numpy())
+        flagfile = folder / "fl ägs [4].cfg"
+        fields = {"dataset": "image_folder", "data_dir": str(images), "batch_size": 4, "baseline": False, "epochs": 3}
+        recipe = Recipe(keras=keras.__name__, **SMALL | fields | {"search_epochs": 1, "validation_split": 0.25})
+        flagfile.write_text("".join(f"--{name}={value}\n" for name, value in recipe.as_flags().items()), "utf-8")
+        run_dir = folder / "ru n"
+        start(train, monkeypatch, f"--flagfile={flagfile}", f"--run_dir={run_dir}", "--verbose=0")
+        start(train, monkeypatch, f"--flagfile={run_dir / 'flags.cfg'}", f"--run_dir={run_dir}", "--verbose=0")
+        assert (run_dir / "report.html").exists()
+        assert str(images) in html.unescape((run_dir / "report.html").read_text(encoding="utf-8"))
+        classify = tf.saved_model.load(run_dir / "serving" / "1").signatures["classify"]
+        best = next(value for value in classify(tf.zeros([1, 8, 8, 3])).values() if value.dtype == tf.string)
+        assert {name.decode() for name in best.numpy()[0]} == {"ä cat", "猫 [2]"}
+
+        # It is decoded when it is needed, and damaged.
+        monkeypatch.setattr(tfspline._readers, "MEMORY_LIMIT", 0)
+        damaged = images / "train" / "ä cat" / "é 0 [3]?.png"
+        damaged.write_bytes(damaged.read_bytes()[:60])
+        named = re.escape(str(damaged)).replace("'", r"\\'")  # as TensorFlow writes it
+        with pytest.raises(SystemExit, match=f"BMP image. Received: '{named}', which cannot be"):
+            start(train, monkeypatch, f"--flagfile={flagfile}", f"--run_dir={folder / 'other'}", "--verbose=0")
+
+        model = keras.models.load_model(run_dir / "slim.keras")
+        masks = tfspline.Masks.of(model, {"dense1": np.arange(16) < 8})
+        masks.save(folder / "mäsks.json")
+        assert tfspline.Masks.load(folder / "mäsks.json", model) == masks
+        dense = keras.models.load_model(run_dir / "dense.keras")
+        assert tfspline.Plan.load(run_dir / "plan.json", dense).ratio > 0.4
+        bird = tfspline.EarlyBird(backup_dir=folder / "bäckup")
+        bird.save(folder / "bïrd.npz")
+        bird.load(folder / "bïrd.npz")
+        codes = tfspline.region_codes(model, np.zeros((2, 8, 8, 3)))
+        codes.save(folder / "cödes.npz")
+        assert tfspline.Codes.load(folder / "cödes.npz") == codes
 
     @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.stem)
     def test_configs_are_recipes(self, train, monkeypatch, config):

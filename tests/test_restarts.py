@@ -86,10 +86,10 @@ def test_slim_network_starts_anew(keras, tmp_path, monkeypatch, seen, retrain_fr
 def test_fresh_weights_are_the_same_again(tmp_path, monkeypatch):
     recipe, started = Recipe(**SMALLER | {"search_epochs": 0, "retrain_from": "random"}), []
     for name in ("a", "b"):
-        interrupt(monkeypatch, [("rewind", 0)])
+        interrupt(monkeypatch, [("retrain", 1)])
         with pytest.raises(InterruptedError):
             run(recipe, tmp_path / name, verbose=0, publish=False)
-        path = tmp_path / name / "checkpoints" / "rewind-0000.keras"
+        path = tmp_path / name / "checkpoints" / "rewind-0000000.keras"
         started.append(keras3.models.load_model(path).get_weights())
     for weights, again in zip(*started, strict=True):
         np.testing.assert_array_equal(weights, again)

@@ -38,12 +38,15 @@ def test_taken_search_ends_as_one_of_its_own(source, tmp_path, monkeypatch):
     before = trees(tmp_path / "source")
     other = Recipe(**SEARCH | {"criterion": "l1", "ratio": 0.75, "baseline": True})
     expected = run(other, tmp_path / "alone", verbose=0, publish=False)
-    phases, fit = [], Training.fit
+    phases, fit, copy = [], Training.fit, shutil.copyfile
     monkeypatch.setattr(Training, "fit", lambda *given: phases.append(given[1]) or fit(*given))
-    interrupt(monkeypatch, [("search", 2), ("prune", 2)])
-    for _ in range(2):
-        with pytest.raises(InterruptedError):
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", lambda source, path: copy(source, path) if "sha256" not in path else 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # all but the last file is there
             run(other, tmp_path / "run", verbose=0, search_dir=tmp_path / "source", publish=False)
+    interrupt(monkeypatch, [("prune", 2)])
+    with pytest.raises(InterruptedError):
+        run(other, tmp_path / "run", verbose=0, search_dir=tmp_path / "source", publish=False)
     assert trees(tmp_path / "source") == before
     (tmp_path / "source").rename(tmp_path / "gone")  # it is in the run by now
     summary = run(other, tmp_path / "run", verbose=0, search_dir=tmp_path / "source", publish=False)
@@ -84,7 +87,9 @@ def test_what_a_run_leaves_for_people_and_for_others(source, tmp_path, monkeypat
     there = trees(folder)
     assert ("serving/1/saved_model.pb" in there, "report.html" in there, len(drawn)) == (publish, publish, publish)
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert kept == ["codes-0001.npz", "codes-0002.npz"] * publish + ["search-0002.keras", "search-0002.npz"]
+    assert kept == ["codes-0001.npz", "codes-0002.npz"] * publish + [
+        f"search-0000010.{ending}" for ending in ("jsonl", "keras", "npz", "sha256")
+    ]
     other = RunDir(str(tmp_path / "other"), {})
     other.start()
     other.take_search(RunDir.of(str(folder)))
@@ -118,7 +123,7 @@ def test_folder_without_a_search_is_refused(source, tmp_path):
         with pytest.raises(ValueError, match=f"search that is over.* {message}"):
             run(Recipe(**SEARCH), tmp_path / "run", verbose=0, search_dir=under_way)
     (under_way / "history.jsonl").write_text("".join(lines))
-    (under_way / "checkpoints" / "search-0002.keras").unlink()
+    (under_way / "checkpoints" / "search-0000010.keras").unlink()
     with pytest.raises(ValueError, match="and its checkpoint.* with 2 epochs of search$"):
         run(Recipe(**SEARCH), tmp_path / "run", verbose=0, search_dir=under_way)
     assert not (tmp_path / "run").exists()

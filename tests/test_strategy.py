@@ -1,4 +1,4 @@
-"""Masks and SplinePruning under MirroredStrategy, on two logical devices in a process of their own."""
+"""EarlyBird, masks and SplinePruning under MirroredStrategy, on two logical devices in a process of their own."""
 
 import json
 import subprocess
@@ -29,6 +29,7 @@ with strategy.scope():
 x, y = rng.normal(size=(32, 6)).astype("float32"), rng.normal(size=(32, 3)).astype("float32")
 schedule = lambda step: (step % 3 == 0, min(0.5, step / 12))
 pruning, same = tfspline.SplinePruning(schedule), []
+bird = tfspline.EarlyBird(0.01, 2, probe_size=16, stop_training=False)
 
 def check(batch, logs=None):
     for _, weight in weights(model):
@@ -41,12 +42,20 @@ def check(batch, logs=None):
 
 watch = keras.callbacks.LambdaCallback(on_batch_end=check)
 data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
-model.fit(data, epochs=4, verbose=0, callbacks=[pruning, watch])
+model.fit(data, epochs=4, verbose=0, callbacks=[bird, pruning, watch])
 assert all(same) and len(same) == 16 * 5
+if replicas > 1 and sys.argv[1] == "tf_keras":
+    try:
+        tfspline.plan(model, 0.5, criterion="taylor", data=(x, y))
+    except ValueError as error:
+        assert "Expected a tf_keras model on one device" in str(error) and "on 2 replicas" in str(error)
+    else:
+        raise AssertionError("taylor on two replicas of tf_keras")
 slim = tfspline.slim(model)
 np.testing.assert_allclose(slim(x), model(x), rtol=1e-5, atol=1e-5)
 assert [type(weight.constraint).__name__ for weight in model.weights if weight.constraint] == ["MaxNorm"]
-print(json.dumps({"off": pruning.masks.off.tolist(), "weights": [w.tolist() for w in model.get_weights()]}))
+weights = [w.tolist() for w in model.get_weights()]
+print(json.dumps({"off": pruning.masks.off.tolist(), "weights": weights, "distances": bird.distances}))
 """
 
 
@@ -63,6 +72,7 @@ def test_two_replicas_prune_as_one_device(name, policy):
     assert sum(one["off"]) == 10
     if policy == "float32":  # half a batch in 8 bits rounds otherwise than a whole one
         assert one["off"] == two["off"]
+        np.testing.assert_allclose(one["distances"], two["distances"])
         for a, b in zip(one["weights"], two["weights"], strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 

@@ -207,7 +207,7 @@ class TestRunGrid:
         # Only the search that others took over is kept.
         assert sorted(os.listdir(tmp_path)) == ["digits-mlp-dense-0", "results.jsonl"]
         kept = {os.path.splitext(file)[0] for file in os.listdir(tmp_path / "digits-mlp-dense-0" / "checkpoints")}
-        assert kept == {"search-0001"}
+        assert kept == {"search-0000011"}
 
         assert tables.run_grid(cells, str(tmp_path)) == {}
         assert path.read_text() == after

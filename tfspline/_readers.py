@@ -16,7 +16,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from tfspline.image_files import ImageFiles
+from tfspline.image_files import ImageFiles, check_decodes, check_headers, shape_in_header
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -38,11 +38,7 @@ _CIFAR100_CLASSES = """
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images; more of them stay files
 _DECODED_AT_ONCE = 64
-
-# What a damaged pickle may raise, by the documentation of pickle; the last two are numpy's.
-_UNPICKLING_ERRORS = (
-    pickle.UnpicklingError, AttributeError, EOFError, ImportError, LookupError, TypeError, ValueError
-)  # fmt: skip
+_COLOR_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}  # Keras' names, by channels
 
 
 def digits(data_dir: Path | None):
@@ -83,7 +79,10 @@ def fashion_mnist(data_dir: Path | None):
 def _read_idx(path: Path) -> np.ndarray:
     # Two zero bytes, 8 for uint8, the number of dimensions, each dimension as a big-endian uint32, the data.
     try:
-        content = gzip.decompress(_existing(path).read_bytes())
+        with gzip.open(_existing(path)) as file:
+            content = file.read(MEMORY_LIMIT + 1)
+        if len(content) > MEMORY_LIMIT:
+            raise ValueError(f"more than {MEMORY_LIMIT:,} bytes in it")
         if content[:3] != b"\0\0\x08":
             raise ValueError(f"it starts with {content[:3]!r}")
         shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
@@ -96,27 +95,37 @@ def cifar10(data_dir: Path | None):
     """CIFAR-10 from its python batches, or by a download."""
     if data_dir is None:
         return _CIFAR10_CLASSES, *keras.datasets.cifar10.load_data()
-    batches = [_read_cifar(data_dir / f"data_batch_{index}", b"labels") for index in range(1, 6)]
+    *batches, test = (
+        _read_cifar(data_dir / name, "labels", len(_CIFAR10_CLASSES))
+        for name in (*(f"data_batch_{index}" for index in range(1, 6)), "test_batch")
+    )
     train = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
-    return _CIFAR10_CLASSES, train, _read_cifar(data_dir / "test_batch", b"labels")
+    return _CIFAR10_CLASSES, train, test
 
 
 def cifar100(data_dir: Path | None):
     """CIFAR-100, its fine classes, from its python batches, or by a download."""
     if data_dir is None:
         return _CIFAR100_CLASSES, *keras.datasets.cifar100.load_data()
-    train, test = (_read_cifar(data_dir / part, b"fine_labels") for part in ("train", "test"))
+    train, test = (_read_cifar(data_dir / part, "fine_labels", len(_CIFAR100_CLASSES)) for part in ("train", "test"))
     return _CIFAR100_CLASSES, train, test
 
 
-def _read_cifar(path: Path, labels_key: bytes):
-    try:
-        with _existing(path).open("rb") as file:
+def _read_cifar(path: Path, labels_key: str, classes: int):
+    with _existing(path).open("rb") as file:
+        try:
             batch = _ArrayUnpickler(file, encoding="bytes").load()
-        # A row holds the red, the green and the blue plane of one image, 32 rows of 32 pixels each.
-        return batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), batch[labels_key]
-    except _UNPICKLING_ERRORS as error:
-        raise ValueError(f"Expected a python batch of CIFAR. Received: {str(path)!r} ({error})") from error
+            # Python 2 has written the files that are distributed; what Python 3 writes anew has keys of str.
+            batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+            # A row holds the red, the green and the blue plane of one image, 32 rows of 32 pixels each.
+            images = batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            labels = np.array(batch[labels_key])
+            known = images.dtype == np.uint8 and labels.dtype.kind in "iu" and labels.shape == images.shape[:1]
+            if not known or labels.min() < 0 or labels.max() >= classes:
+                raise ValueError(f"it holds no bytes of images with labels in [0, {classes})")
+        except Exception as error:  # a damaged pickle fails in a dozen ways
+            raise ValueError(f"Expected a python batch of CIFAR. Received: {str(path)!r} ({error})") from error
+    return images, labels
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -138,17 +147,18 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def image_folder(data_dir: Path | None, image_size: tuple[int, int] | None = None):
-    """Image files in train/<class>/ and test/<class>/, of `image_size` or of the first one's size."""
+    """Image files in train/<class>/ and test/<class>/, of `image_size` and channels or those of the first one."""
     if data_dir is None:
         raise ValueError("Expected data_dir, a folder with train/ and test/, for 'image_folder'. Received: None")
     folders = [_existing(data_dir / part) for part in ("train", "test")]
     class_names, *listed = _list_images(*folders)
     train_paths, train_labels = listed[0]
-    first_shape = _shape(train_paths[0])
-    height, width = image_size or first_shape[:2]
-    channels, color_mode = {1: (1, "grayscale"), 4: (4, "rgba")}.get(first_shape[2], (3, "rgb"))
+    *first_size, channels = shape_in_header(train_paths[0])
+    height, width = image_size or first_size
+    check_headers(np.concatenate([paths for paths, _ in listed]), channels)
     if sum(len(paths) for paths, _ in listed) * height * width * channels <= MEMORY_LIMIT:
-        sources = (_find_images(folder, image_size=(height, width), color_mode=color_mode) for folder in folders)
+        options = {"image_size": (height, width), "color_mode": _COLOR_MODES[channels]}
+        sources = (_find_images(folder, **options) for folder in folders)
         return class_names, *(_decode(source, (height, width, channels)) for source in sources)
     # Not class by class, so that the first images are as good a sample as any.
     order = np.random.default_rng(0).permutation(len(train_paths))
@@ -181,13 +191,6 @@ def _find_images(folder: Path, **options):
     )
 
 
-def _shape(path: str) -> tuple[int, ...]:
-    try:
-        return tuple(tf.io.decode_image(tf.io.read_file(path), expand_animations=False).shape)
-    except tf.errors.InvalidArgumentError as error:
-        raise ValueError(f"Expected a JPEG, PNG, GIF or BMP image. Received: {path!r} ({error.message})") from error
-
-
 def _decode(source, shape: tuple[int, int, int]):
     images = np.empty((len(source.file_paths), *shape), np.uint8)
     labels = np.empty(len(images), np.int32)
@@ -201,7 +204,7 @@ def _decode(source, shape: tuple[int, int, int]):
     except tf.errors.InvalidArgumentError:
         # TensorFlow does not say which file it was.
         for path in source.file_paths[done : done + _DECODED_AT_ONCE]:
-            _shape(path)
+            check_decodes(path, shape[-1])
         raise
     return images, labels
 

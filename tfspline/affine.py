@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfspline.checks import count
 from tfspline.inputs import check_inputs
 from tfspline.network import Network, at_own_piece, at_pieces_of
 
@@ -53,8 +54,7 @@ def affine_map(
     >>> A.tolist(), b.tolist()
     ([[[1.0, 1.0]], [[0.0, 0.0]]], [[0.0], [0.0]])
     """
-    if batch_size < 1:
-        raise ValueError(f"Expected a batch_size of at least 1. Received: {batch_size}")
+    count("batch_size", batch_size)
     network = Network(model, logits)
     values = [tf.cast(value, tf.float64) for value in check_inputs(network.model, x)]
     samples, inputs = len(values[0]), sum(value[0].shape.num_elements() for value in values)

@@ -1,5 +1,6 @@
-"""Augmentation: functions of a batch of images, `[batch, height, width, channels]` on the scale 0..255, and a seed,
-integers `[2]`, that give a batch of the same shape; the same one for the same seed."""
+"""Augmentation: functions of images, `[n, height, width, channels]` on the scale 0..255, that give images of the same
+shape. The images are the rows `rows` of a batch of `size`, which has a seed, integers `[2]`: what becomes of an image
+does not depend on which others of the batch are there."""
 
 import tensorflow as tf
 
@@ -7,33 +8,33 @@ _AREA = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
 
 
-def crop(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def crop(images: tf.Tensor, seed: tf.Tensor, size: int, rows: slice) -> tf.Tensor:
     """Shifts each image by up to an eighth of its size each way and fills up with black."""
     height, width = images.shape[1:3]
     pads = [height // 8, width // 8]
     padded = tf.pad(images, [[0, 0], [pads[0]] * 2, [pads[1]] * 2, [0, 0]])
     top, left = (
-        tf.random.stateless_uniform([len(images)], offset_seed, 0, 2 * pad + 1, tf.int32)
+        tf.random.stateless_uniform([size], offset_seed, 0, 2 * pad + 1, tf.int32)[rows]
         for offset_seed, pad in zip(tf.unstack(tf.random.split(seed, 2)), pads, strict=True)
     )
     rows = tf.gather(padded, top[:, tf.newaxis] + tf.range(height), batch_dims=1)
     return tf.gather(rows, left[:, tf.newaxis] + tf.range(width), axis=2, batch_dims=1)
 
 
-def flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def flip(images: tf.Tensor, seed: tf.Tensor, size: int, rows: slice) -> tf.Tensor:
     """Mirrors half of the images."""
-    flipped = tf.random.stateless_uniform([len(images), 1, 1, 1], seed) < 0.5
+    flipped = tf.random.stateless_uniform([size, 1, 1, 1], seed)[rows] < 0.5
     return tf.where(flipped, tf.reverse(images, [2]), images)
 
 
-def random_resized_crop(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def random_resized_crop(images: tf.Tensor, seed: tf.Tensor, size: int, rows: slice) -> tf.Tensor:
     """Cuts a `random_window` out of each image and resizes it to the size of the whole."""
 
     def cut(image_and_seed):
         image, image_seed = image_and_seed
         return resize(window(image, random_window(tf.shape(image), image_seed)), image.shape[:2])
 
-    seeds = tf.random.split(seed, len(images))
+    seeds = tf.random.split(seed, size)[rows]
     return tf.map_fn(cut, (images, seeds), fn_output_signature=tf.uint8)
 
 

@@ -59,7 +59,7 @@ def boundaries(model: Any, approximate: bool) -> dict[str, Boundaries]:
         source = next((one for one in tf.nest.flatten((args, kwargs)) if isinstance(one, Boundaries)), Boundaries())
         first = getattr(layer, "data_format", "channels_first" if source.first else None) == "channels_first"
         units = Boundaries(depth=source.depth, first=first, shape=node.output_shapes[0][1:])
-        path, bits = next(calls)
+        bend, bits = next(calls)
         if _keras.builtin_class_name(layer) in ("Dense", "Conv1D", "Conv2D", "Conv3D"):
             units = dataclasses.replace(units, maker=layer, depth=source.depth + 1)
         elif _keras.of_class(layer, "BatchNormalization"):
@@ -67,7 +67,7 @@ def boundaries(model: Any, approximate: bool) -> dict[str, Boundaries]:
         elif rules.rule_for(layer) in (rules.elementwise, rules.prelu, rules.merge) and len(node.inputs) == 1:
             units = dataclasses.replace(units, maker=source.maker, norms=source.norms)
         if bits:
-            seen.append((path, units))
+            seen.append((bend.path, units))
             units = dataclasses.replace(units, maker=None, norms=())
         return [units] * len(node.outputs)
 

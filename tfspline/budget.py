@@ -1,11 +1,11 @@
 """How much goes: a ratio of the units, or a share of the FLOPs, parameters or time that stays, turned into widths."""
 
 import dataclasses
-import numbers
 from collections.abc import Mapping
 
 import numpy as np
 
+from tfspline.checks import count, share
 from tfspline.graph import Graph, Group
 from tfspline.latency import Stopwatch
 
@@ -40,15 +40,15 @@ class Budget:
             names = ", ".join(f"`{name}`" for name in _BUDGETS)
             raise ValueError(f"Expected exactly one of {names}. Received: {given or 'none'}")
         ((name, value),) = given.items()
-        for share in value.values() if isinstance(value, Mapping) else [value]:
-            if not isinstance(share, numbers.Real) or not 0 < share < 1:
-                raise ValueError(f"Expected `{name}` in (0, 1). Received: {value!r}")
+        by_layer = name == "ratio" and isinstance(value, Mapping)
+        if by_layer and not value:
+            raise ValueError("Expected the `ratio` of at least one layer. Received: an empty mapping")
+        for one in value.values() if by_layer else [value]:
+            share(name, one)
         if self.scope not in SCOPES:
             raise ValueError(f"Expected `scope` among {SCOPES}. Received: {self.scope!r}")
         for name in ("min_units", "round_to"):
-            count = getattr(self, name)
-            if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
-                raise ValueError(f"Expected `{name}` to be an integer of at least 1. Received: {count!r}")
+            count(name, getattr(self, name))
 
     def removed(
         self, graph: Graph, groups: list[Group], scores: list[np.ndarray], stopwatch: Stopwatch | None = None

@@ -1,15 +1,16 @@
 """EarlyBird: the callback that stops a training once the partition has settled."""
 
 import math
-import numbers
 import operator
 import os
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from tfspline import _keras
 from tfspline.backup import Backup
+from tfspline.checks import count, share
 from tfspline.codes import Codes, RegionEncoder
 from tfspline.files import read_npz, with_prefix, write_npz
 from tfspline.inputs import check_inputs
@@ -17,6 +18,8 @@ from tfspline.looks import Looks
 from tfspline.partition import partition_distance
 from tfspline.pruning_mask import pruning_mask
 from tfspline.recorder import Recorder
+from tfspline.trouble import not_finite
+from tfspline.workers import from_chief
 
 # metric -> threshold, lookback and how the distance compares with the threshold, as in the authors' released
 # code. The mask test keeps a queue of five masks, so the newest is compared with four.
@@ -43,8 +46,16 @@ class EarlyBird(_keras.StepCallback):
 
     The distance stands in the logs of every epoch as "partition_distance" ("mask_distance" with that metric):
     the max above, over as many earlier epochs as there are yet, NaN where there are none; with `every`, that of the
-    last look. Put callbacks that read it (`CSVLogger`, `TensorBoard`) behind this one in the list. An epoch (a look)
-    whose loss is not finite gives NaN, and the comparison starts anew after it.
+    last look. Put callbacks that read it (`CSVLogger`, `TensorBoard`) behind this one in the list.
+
+    A partition that has settled and a training that has failed can look alike. An epoch (a look) at which the loss, a
+    weight or a statistic of batch normalization is not finite gives NaN, and the comparison starts anew after it;
+    `keras.callbacks.TerminateOnNaN` ends such a training at the step. A dead layer, of which no input of the probe
+    switches any unit on, moves no longer: its distance of 0 counts. Of both it warns once, by name, in absl's log;
+    with `metric="mask"`, which sees no inputs, of the first only.
+
+    Where the partition does not settle, `fit` trains all its epochs: then `found` is False, `epoch` None, and the last
+    of `distances` says how far it was from it. Prune all the same, or train on with a higher `threshold`.
 
     With `every=n` the test is made every n training steps, so that the bird can be found, and the training ends,
     inside an epoch. The codes are compared with those of 1, 2, ... lookback epochs before, in steps: the looks nearest
@@ -57,8 +68,12 @@ class EarlyBird(_keras.StepCallback):
     several steps are executed at a time (`steps_per_execution`), a look waits for the end of an execution. Where Keras
     does not know how long an epoch is, the first one tells.
 
-    One object watches one training: a further `fit` goes on where the one before ended. A bird is found only
-    once.
+    Under a `tf.distribute` strategy each replica records its share of the probe, and all look at the whole of it. Where
+    several workers train (`MultiWorkerMirroredStrategy`, with tf_keras), the chief's distances count for all, and only
+    it writes to `backup_dir`, which all have to see.
+
+    One object watches one training of one model: a further `fit` goes on where the one before ended. A bird is found
+    only once.
 
     With a `backup_dir` the distances and the codes that the next epochs need survive a training that is cut: the same
     call of `fit`, made again, brings them back to the epoch that Keras begins at, by `BackupAndRestore` (put it behind
@@ -88,7 +103,8 @@ class EarlyBird(_keras.StepCallback):
         every: how many training steps lie between two looks, at most an epoch's; None looks at the end of each epoch.
 
     Raises:
-        ValueError: an argument out of range, at once; when `fit` begins: looks more than an epoch apart, a probe that
+        ValueError: an argument out of range, at once; when `fit` begins: another model than in the `fit` before (for
+            the same one out of a file, `save` and `load` the callback), looks more than an epoch apart, a probe that
             does not fit the model, a model whose codes cannot be taken (see `tfspline.region_codes`) or without units
             to mask; a backup that is damaged, of another model or of other arguments, or that holds no state for the
             epoch.
@@ -120,21 +136,21 @@ class EarlyBird(_keras.StepCallback):
         every: int | None = None,
     ):
         super().__init__()
-        if metric not in _METRICS:
+        if metric not in list(_METRICS):
             raise ValueError(f"Expected a metric of {list(_METRICS)}. Received: {metric!r}")
         default_threshold, default_lookback, self._below = _METRICS[metric]
         self.metric = metric
-        self.threshold = _share("threshold", default_threshold if threshold is None else threshold)
-        self.lookback = _count("lookback", default_lookback if lookback is None else lookback)
+        self.threshold = share("threshold", default_threshold if threshold is None else threshold)
+        self.lookback = count("lookback", default_lookback if lookback is None else lookback)
         if metric == "mask" and probe is not None:
             raise ValueError("Expected no probe with metric='mask', which looks at weights only. Received: a probe")
         self.probe = probe
-        self.probe_size = _count("probe_size", probe_size)
-        self.ratio = _share("ratio", ratio)
+        self.probe_size = count("probe_size", probe_size)
+        self.ratio = share("ratio", ratio)
         self.stop_training = stop_training
         self.verbose = verbose
         self.backup_dir = backup_dir
-        self.every = None if every is None else _count("every", every)
+        self.every = None if every is None else count("every", every)
         self.async_safe = every is None  # Keras 3 need not wait for a step that is not looked at
         self.epoch = self.step = None
         self.distances = []
@@ -144,6 +160,7 @@ class EarlyBird(_keras.StepCallback):
         self._epoch_began = 0  # and when the present one began
         self._recorded = None  # the probe, if it was recorded
         self._encoder = None
+        self._told = set()  # the troubles that were warned of
         self._recorder = None
         self._begun = False
         self._idle = None  # the model's train function, while nothing is to be trained
@@ -176,6 +193,7 @@ class EarlyBird(_keras.StepCallback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """In the first epoch, goes on where a training was cut, and begins to record the probe if there is none yet."""
+        super().on_epoch_begin(epoch)
         if not self._begun:
             self._begun = True
             # Not when `fit` begins: BackupAndRestore may stand behind this callback.
@@ -248,18 +266,20 @@ class EarlyBird(_keras.StepCallback):
 
     def _look(self, epoch, logs):
         """Takes the codes, compares them with those before, and stops the training if they have settled."""
-        distances = []
-        if np.all(np.isfinite((logs or {}).get("loss", 0.0))):
-            distances = self._looks.add(self._code(), self._trained, *self._period)
-        else:
+        distances, when = [], f"Epoch {epoch + 1}" + (f", step {self._trained}" if self.every else "")
+        finite = np.all(np.isfinite((logs or {}).get("loss", 0.0)))
+        if broken := not_finite(self.model) if finite else "the loss":
             self._looks.clear()  # the units of a network of NaNs are all off: its partition would look settled
-        self.distances.append(max(distances, default=math.nan))
+            self._tell(f"{when}: not finite any more", [broken])
+        else:
+            distances = self._looks.add(self._code(), self._trained, *self._period)
+        strategy = self.model.distribute_strategy  # whose workers may round differently, and have to stop together
+        self.distances.append(float(from_chief(strategy, max(distances, default=math.nan))))
         settled = len(distances) == self.lookback and self._below(self.distances[-1], self.threshold)
         if settled and not self.found:
             self.epoch, self.step = epoch + 1, self.every and self._trained
             self.model.stop_training = self.model.stop_training or self.stop_training
             if self.verbose:
-                when = f"Epoch {self.epoch}" + (f", step {self.step}" if self.every else "")
                 print(f"\n{when}: early bird found, {self.metric} distance {self.distances[-1]:.4f}", flush=True)
 
     def _put(self, epoch):
@@ -307,6 +327,7 @@ class EarlyBird(_keras.StepCallback):
         self.distances = distances
         self._recorded = recorded or None
         self._looks = Looks(self.lookback, codes, times)
+        self._trained_model = None
 
     def _settings(self):
         probe = f"the first {self.probe_size} inputs" if self.probe is None else "given"
@@ -319,7 +340,17 @@ class EarlyBird(_keras.StepCallback):
         return self.metric == "mask" or self.probe is not None or self._recorded is not None
 
     def _code(self):
-        return pruning_mask(self.model, self.ratio) if self.metric == "mask" else self._encoder(self._inputs())
+        if self.metric == "mask":
+            return pruning_mask(self.model, self.ratio)
+        codes = self._encoder(self._inputs())
+        self._tell("dead layers, of which no input of the probe switches any unit on", self._encoder.dead(codes))
+        return codes
+
+    def _tell(self, trouble, names):
+        """Warns of what was not warned of before."""
+        if new := [name for name in names if name not in self._told]:
+            self._told.update(new)
+            logging.warning("EarlyBird: %s: %s", trouble, ", ".join(new))
 
     def _inputs(self):
         if self.probe is not None:
@@ -338,15 +369,3 @@ def _state(arrays: dict) -> tuple:
         history.append(Codes.from_arrays(kept))
     numbers_of = [arrays[name].tolist() for name in ("found", "steps", "distances")]
     return str(arrays["settings"]), *numbers_of, recorded, history
-
-
-def _share(name: str, value: float) -> float:
-    if not isinstance(value, numbers.Real) or not 0 < value < 1:
-        raise ValueError(f"Expected a {name} between 0 and 1, both excluded. Received: {value!r}")
-    return value
-
-
-def _count(name: str, value: int) -> int:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"Expected an integer of at least 1 for {name}. Received: {value!r}")
-    return int(value)

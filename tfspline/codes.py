@@ -2,13 +2,14 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
+from tfspline.checks import count, instance
 from tfspline.cuts import bits_of_calls
 from tfspline.files import read_npz, write_npz
 from tfspline.inputs import check_inputs
@@ -31,6 +32,7 @@ class Codes:
         bits: a dict, layer name -> number of bits.
 
     Raises:
+        TypeError: no dicts.
         ValueError: the arrays do not fit together or do not fit their bits.
 
     Example:
@@ -41,21 +43,24 @@ class Codes:
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], bits: dict[str, int]):
-        if not arrays or list(arrays) != list(bits):
+        instance("arrays", arrays, Mapping)
+        if not arrays or list(arrays) != list(instance("bits", bits, Mapping)):
             raise ValueError(
                 f"Expected the packed bits and the number of bits of the same layers, at least one. "
                 f"Received: {list(arrays)} and {list(bits)}"
             )
-        samples = len(next(iter(arrays.values())))
-        for name, array in arrays.items():
+        self._arrays = {name: np.asarray(array) for name, array in arrays.items()}
+        self.bits = {name: count(f"bits[{name!r}]", number) for name, number in bits.items()}
+        samples = max(1, *next(iter(self._arrays.values())).shape[:1])
+        for name, array in self._arrays.items():
             shape = (samples, -(-bits[name] // 8))
             if array.dtype != np.uint8 or array.shape != shape:
                 raise ValueError(
                     f"Expected uint8 codes of shape {shape} for the {bits[name]} bits of layer {name!r}. "
                     f"Received: {array.dtype} of shape {array.shape}"
                 )
-        self._arrays = dict(arrays)
-        self.bits = dict(bits)
+            if bits[name] % 8 and (array[:, -1] >> bits[name] % 8).any():
+                raise ValueError(f"Expected zeros behind the {bits[name]} bits of layer {name!r}. Received: others")
 
     @property
     def layers(self) -> list[str]:
@@ -66,6 +71,8 @@ class Codes:
         return len(next(iter(self._arrays.values())))
 
     def __getitem__(self, layer):
+        if layer not in self.layers:
+            raise KeyError(f"Expected one of the layers {self.layers}. Received: {layer!r}")
         return self._arrays[layer]
 
     def __iter__(self):
@@ -108,9 +115,11 @@ class Codes:
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "Codes":
         """The codes that `to_arrays` gave."""
-        names = arrays["layers"].tolist()
-        packed = {name: arrays[str(index)] for index, name in enumerate(names)}
-        return cls(packed, dict(zip(names, arrays["bits"].tolist(), strict=True)))
+        names, bits = arrays["layers"], arrays["bits"]
+        if names.dtype.kind != "U" or bits.dtype.kind != "i" or len({*names.tolist()}) != names.size:
+            raise ValueError(f"Expected names that differ, and integers. Received: {names!r} and {bits!r}")
+        packed = {name: arrays[str(index)] for index, name in enumerate(names.tolist())}
+        return cls(packed, dict(zip(packed, bits.tolist(), strict=True)))
 
 
 def region_codes(
@@ -173,8 +182,9 @@ class RegionEncoder:
         self.model = _keras.check_model(model)
         calls = list(bits_of_calls(model, approximate, max_pooling))
         self._bits = [bits for _, bits in calls]
-        self._names = unique(name for name, bits in calls if bits)
-        if not self._names:
+        coded = [bend for bend, bits in calls if bits]
+        self._bends = dict(zip(unique(bend.path for bend in coded), coded, strict=True))  # by the names in the codes
+        if not coded:
             raise ValueError(
                 "Expected a model with at least one piecewise-affine unit (ReLU, LeakyReLU, PReLU, ReLU6 "
                 f"...). Received: {model.name!r}, which has none"
@@ -183,8 +193,7 @@ class RegionEncoder:
 
     def __call__(self, x: Any, batch_size: int = 128) -> Codes:
         """The `Codes` of all samples of `x`."""
-        if batch_size < 1:
-            raise ValueError(f"Expected a batch_size of at least 1. Received: {batch_size}")
+        count("batch_size", batch_size)
         values = check_inputs(self.model, x)
         samples = len(values[0])
         arrays = {}
@@ -195,10 +204,18 @@ class RegionEncoder:
             ]
             packed, bits = self._encode(batch)
             if not arrays:
-                arrays = {name: np.empty((samples, packed[name].shape[1]), np.uint8) for name in self._names}
+                arrays = {name: np.empty((samples, packed[name].shape[1]), np.uint8) for name in self._bends}
             for name, array in arrays.items():
                 array[start : start + batch_size] = packed[name]
-        return Codes(arrays, {name: int(bits[name]) for name in self._names})
+        return Codes(arrays, {name: int(bits[name]) for name in self._bends})
+
+    def dead(self, codes: Codes) -> list[str]:
+        """The layers that are dead by their `codes`: no input switches any of their units on.
+
+        Their outputs are constants, through which no gradient gets to what comes before. A layer whose units are
+        something while they are off, as those of LeakyReLU, cannot be dead.
+        """
+        return [name for name, bend in self._bends.items() if bend.silent and not codes[name].any()]
 
     def _encode_batch(self, inputs):
         remaining = iter(self._bits)  # in the order of the graph, in which the calls are visited here too
@@ -212,7 +229,7 @@ class RegionEncoder:
             return outputs
 
         _keras.run(self.model, inputs, visit, nested=True)
-        bits = dict(zip(self._names, bits, strict=True))
+        bits = dict(zip(self._bends, bits, strict=True))
         return tf.nest.map_structure(pack_bits, bits), {name: tf.shape(array)[1] for name, array in bits.items()}
 
 

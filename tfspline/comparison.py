@@ -8,6 +8,7 @@ import numpy as np
 from tfspline import _keras
 from tfspline.affine import affine_map
 from tfspline.boundaries import angle_to_axes, angles_between, boundaries
+from tfspline.checks import count, instance
 from tfspline.codes import Codes, RegionEncoder
 from tfspline.inputs import probe_inputs
 from tfspline.plan import Plan
@@ -153,8 +154,9 @@ def partition_report(
     >>> report.layers[0].units, tfspline.partition_report(model, plan.apply(model), x, plan=plan) == report
     ((8, 8), True)
     """
+    count("maps", maps, least=0)
     if plan is not None:
-        after = _widened(before, after, plan)
+        after = _widened(before, after, instance("plan", plan, Plan))
     inputs = probe_inputs(before, x)
     codes = [RegionEncoder(model, approximate)(inputs) for model in (before, after)]
     cuts = [boundaries(model, approximate) for model in (before, after)]

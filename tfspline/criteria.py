@@ -243,6 +243,24 @@ def register_criterion(name: str, function: Callable[[Units], np.ndarray]) -> No
 
 def named(name: str) -> Callable[[Units], np.ndarray]:
     """The criterion of that name; ValueError that lists the known ones if there is none."""
-    if name not in _criteria:
+    if name not in list(_criteria):
         raise ValueError(f"Expected a criterion among {sorted(_criteria)}. Received: {name!r}")
     return _criteria[name]
+
+
+def scores(name: str, units: Units) -> np.ndarray:
+    """What the criterion of that name gives the units, [n].
+
+    Raises:
+        ValueError: weights that are not finite; it gives no number for one of the units.
+    """
+    if not np.isfinite([units.kernel.min(), units.kernel.max()]).all():
+        raise ValueError(f"Expected weights that are finite. Received: NaN or infinity in those of {units.name!r}")
+    made = np.asarray(named(name)(units))
+    if made.shape != (len(units.kernel),) or made.dtype.kind not in "biuf" or np.isnan(made).any():
+        what = "NaN" if made.dtype.kind == "f" and np.isnan(made).any() else f"{made.dtype.name} {list(made.shape)}"
+        raise ValueError(
+            f"Expected a score for each of {len(units.kernel)} units of {units.name!r} by the criterion {name!r}. "
+            f"Received: {what}"
+        )
+    return made

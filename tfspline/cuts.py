@@ -53,6 +53,11 @@ class Bend:
     fused: bool
     last: bool
 
+    @property
+    def silent(self) -> bool:
+        """Whether a unit that is off is a constant, as a ReLU's is and a LeakyReLU's is not."""
+        return isinstance(self.shape, Pieces) and bool(np.all(np.asarray(self.shape.slopes[0]) == 0))
+
     def refuse(self, hint: str) -> None:
         """Raises the ValueError for an activation that is not piecewise affine."""
         if isinstance(self.shape, Smooth):
@@ -70,8 +75,8 @@ class Bend:
 Bits = Callable[[tuple, dict, tf.Tensor], list[tf.Tensor]]  # args, kwargs and output of a call -> its code, bit by bit
 
 
-def bits_of_calls(model: Any, approximate: bool, max_pooling: bool) -> Iterator[tuple[str, Bits | None]]:
-    """The path and the code of each call in a model's graph, in its order, nested models in their place.
+def bits_of_calls(model: Any, approximate: bool, max_pooling: bool) -> Iterator[tuple[Bend, Bits | None]]:
+    """The `Bend` and the code of each call in a model's graph, in its order, nested models in their place.
 
     A smooth activation at the very output has no code, whether approximated or not.
 
@@ -85,7 +90,7 @@ def bits_of_calls(model: Any, approximate: bool, max_pooling: bool) -> Iterator[
             not piecewise affine.
     """
     for bend in bends(model):
-        yield bend.path, _bits(bend, approximate, max_pooling)
+        yield bend, _bits(bend, approximate, max_pooling)
 
 
 def _bits(bend: Bend, approximate: bool, max_pooling: bool) -> Bits | None:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from sklearn.model_selection import train_test_split
 
 from tfspline import _readers
+from tfspline.checks import count, several
 from tfspline.dataset import Dataset, Split
 from tfspline.image_files import ImageFiles
 
@@ -39,8 +40,12 @@ def load(
     An image folder of more than 2 GiB, decoded, is not read but listed, its training images in a fixed random order.
     They are decoded in parallel while they are needed: for evaluation the central window in the shape of `image_size`,
     224/256 of the largest (of smaller folders, the whole image is resized, whatever its shape); mean and standard
-    deviation are those of the first 2,048 for training. A file that is no image is then found only when it is needed:
-    the training ends with a `tf.errors.InvalidArgumentError` that names it.
+    deviation are those of the first 2,048 for training.
+
+    Of every image file the header is read beforehand, so that what is no image, or too large a one, is refused at once.
+    To find one that is damaged behind its header takes decoding it: of listed files, that happens when they are needed,
+    with a `tf.errors.InvalidArgumentError` that names the file. Files of other endings than .jpg, .jpeg, .png, .gif and
+    .bmp are left aside. Of an animation the first frame is taken; an orientation in EXIF data is not applied.
 
     Args:
         name: `"digits"` (scikit-learn's 1,797 images of 8x8, a fifth of each class for testing),
@@ -69,11 +74,11 @@ def load(
         >>> digits.input_shape, digits.classes, len(digits.test)
         ((8, 8, 1), 10, 360)
     """
-    if name not in _READERS:
+    if name not in list(_READERS):
         raise ValueError(f"Expected a dataset out of: {', '.join(_READERS)}. Received: {name!r}")
-    if not 0 <= validation_split < 1:
+    if not isinstance(validation_split, numbers.Real) or not 0 <= validation_split < 1:
         raise ValueError(f"Expected a validation_split in [0, 1). Received: {validation_split!r}")
-    if not 0 <= seed < 2**32:
+    if count("seed", seed, least=0) >= 2**32:
         raise ValueError(f"Expected a seed in [0, 2**32). Received: {seed!r}")
     size = None if image_size is None else _checked_size(image_size, name)
     folder = _checked_folder(data_dir)
@@ -88,7 +93,7 @@ def load(
     if validation_split > 0:
         train, validation = _divided(train, seed, test_size=validation_split)
     if train_images is not None:
-        if not len(class_names) <= train_images <= len(train) - len(class_names):
+        if not len(class_names) <= count("train_images", train_images) <= len(train) - len(class_names):
             raise ValueError(
                 f"Expected train_images from {len(class_names)}, the number of classes, to {len(train)} less as many. "
                 f"Received: {train_images!r}"
@@ -100,7 +105,7 @@ def load(
 def _checked_size(image_size, name) -> tuple[int, int]:
     if name == "toy2d":
         raise ValueError(f"Expected an image_size for images only. Received: {image_size!r} for {name!r}")
-    size = tuple(image_size)
+    size = several("image_size", image_size)
     if len(size) != 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in size):
         raise ValueError(f"Expected image_size=(height, width) of positive integers. Received: {image_size!r}")
     return size
@@ -124,7 +129,13 @@ def _split(images, labels) -> Split:
 
 
 def _divided(split, seed, **size):
-    parts = train_test_split(np.arange(len(split)), random_state=seed, stratify=split.labels, **size)
+    try:
+        parts = train_test_split(np.arange(len(split)), random_state=seed, stratify=split.labels, **size)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected shares of {len(split)} images that leave some of every class on both sides. "
+            f"Received: {', '.join(map(str, size.values()))} ({error})"
+        ) from error
     return map(split.part, parts)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline.augment import AUGMENTATIONS, random_resized_crop
+from tfspline.checks import count
 from tfspline.image_files import ImageFiles
 
 _MOMENTS_OF = 2048  # image files, of which mean and standard deviation are taken
@@ -24,6 +25,9 @@ class Split:
 
     def __post_init__(self):
         images, labels = self.images, self.labels
+        for array in (images, labels):
+            if not hasattr(array, "dtype"):
+                raise TypeError(f"Expected arrays of images and of labels. Received: {type(array).__name__}")
         known = (images.dtype, images.ndim) in ((np.uint8, 4), (np.float32, 2))
         if not known or 0 in images.shape or labels.shape != images.shape[:1]:
             raise ValueError(
@@ -122,10 +126,10 @@ class Dataset:
             ValueError: a batch size that is not between 1 and the number of training images, or more `steps`
                 than there are.
         """
-        if not 1 <= batch_size <= len(self.train):
+        if count("batch_size", batch_size) > len(self.train):
             raise ValueError(f"Expected a batch_size from 1 to {len(self.train)}. Received: {batch_size!r}")
         most = len(self.train) // batch_size
-        if steps is not None and not 1 <= steps <= most:
+        if steps is not None and count("steps", steps) > most:
             raise ValueError(f"Expected from 1 to {most} steps, all batches of an epoch. Received: {steps!r}")
         return steps or most
 
@@ -144,11 +148,18 @@ class Dataset:
             ((512, 8, 8, 1), (512,))
         """
         # Image folders come class by class: the first ones would all be alike.
-        drawn = np.random.default_rng(self.seed).choice(len(self.train), min(size, len(self.train)), replace=False)
+        size = min(count("size", size), len(self.train))
+        drawn = np.random.default_rng(self.seed).choice(len(self.train), size, replace=False)
         return self.normalize(self.train.images[drawn]).numpy(), self.train.labels[drawn]
 
     def train_batches(
-        self, batch_size: int, epoch: int = 0, augment: str = "none", steps: int | None = None, step: int = 0
+        self,
+        batch_size: int,
+        epoch: int = 0,
+        augment: str = "none",
+        steps: int | None = None,
+        step: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
         """Training batches without end: the epochs `epoch`, `epoch + 1`, ... one after the other.
 
@@ -169,20 +180,26 @@ class Dataset:
                 the images (as usual on ImageNet; Szegedy et al., 2014, section 6).
             steps: batches an epoch, of other images in each; by default `steps_per_epoch(batch_size)`.
             step: number of the first batch within the first epoch, counted from 0.
+            share: (number, parts): gives the part of each batch with that number, out of as many equal ones, and
+                decodes no image of the others; what a worker trains on.
 
         Returns:
-            Pairs of normalised images, float32 `[batch_size, *input_shape]`, and labels, int32
-            `[batch_size]`.
+            Pairs of normalised images, float32 `[batch_size / parts, *input_shape]`, and labels, int32
+            `[batch_size / parts]`.
 
         Raises:
             ValueError: a bad batch size, a negative epoch, an unknown `augment` or one for points, more `steps`
-                than there are, or a `step` that is not one of them.
+                than there are, a `step` that is not one of them, or a batch size that cannot be shared equally.
         """
         steps = self.steps_per_epoch(batch_size, steps)
-        if epoch < 0:
-            raise ValueError(f"Expected an epoch that is not negative. Received: {epoch!r}")
-        if not 0 <= step < steps:
+        count("epoch", epoch, least=0)
+        if count("step", step, least=0) >= steps:
             raise ValueError(f"Expected a step from 0 to {steps - 1}. Received: {step!r}")
+        number, parts = share
+        if batch_size % parts or number not in range(parts):
+            raise ValueError(f"Expected a share out of equal parts of {batch_size} images. Received: {share!r}")
+        part = batch_size // parts
+        rows = slice(number * part, (number + 1) * part)
         changes = self.augmentation(augment)
         images, labels = _on_host(self.train)
         # Out of files, windows are cut before they are resized, when there are more pixels.
@@ -192,14 +209,14 @@ class Dataset:
             seeds = tf.random.split(tf.stack([tf.constant(self.seed, tf.int64), number]), steps + 1)
             order = tf.random.experimental.stateless_shuffle(tf.range(len(self.train)), seeds[0])
             indices = tf.reshape(order[: steps * batch_size], [steps, batch_size])
-            return tf.data.Dataset.from_tensor_slices((indices, seeds[1:]))
+            return tf.data.Dataset.from_tensor_slices((indices[:, rows], seeds[1:]))
 
         def one_batch(indices, seed):
             seeds = tf.unstack(tf.random.split(seed, len(changes)))
-            windows = [tf.random.split(seeds[0], batch_size)] if cut else []
+            windows = [tf.random.split(seeds[0], batch_size)[rows]] if cut else []
             batch = _gather(images, indices, *windows)
             for change, change_seed in list(zip(changes, seeds, strict=True))[cut:]:
-                batch = change(batch, change_seed)
+                batch = change(batch, change_seed, batch_size, rows)
             return self.normalize(batch), tf.gather(labels, indices)
 
         epochs = tf.data.Dataset.counter(epoch).flat_map(one_epoch).skip(step)
@@ -214,7 +231,7 @@ class Dataset:
         Raises:
             ValueError: an unknown `augment`, or one for points.
         """
-        known = AUGMENTATIONS if self.of_images else ["none"]
+        known = list(AUGMENTATIONS) if self.of_images else ["none"]
         if augment not in known:
             raise ValueError(f"Expected augment out of: {', '.join(known)}. Received: {augment!r}")
         return AUGMENTATIONS[augment]
@@ -233,11 +250,10 @@ class Dataset:
             ValueError: a batch size below 1, an unknown split, or `"validation"` where nothing was held out.
         """
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        if splits.get(split) is None:
-            there = ", ".join(name for name in splits if splits[name] is not None)
-            raise ValueError(f"Expected a split out of: {there}. Received: {split!r}")
-        if batch_size < 1:
-            raise ValueError(f"Expected a batch_size of at least 1. Received: {batch_size!r}")
+        there = [name for name in splits if splits[name] is not None]
+        if split not in there:
+            raise ValueError(f"Expected a split out of: {', '.join(there)}. Received: {split!r}")
+        count("batch_size", batch_size)
         images, labels = _on_host(splits[split])
 
         def one_batch(indices):

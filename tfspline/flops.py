@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from tfspline import graph
+from tfspline.checks import count
 
 BACKWARD = 2  # the backward pass costs about twice the forward pass: gradients of inputs and of weights
 
@@ -86,4 +87,4 @@ def training_flops(model: Any, samples: int) -> int:
     >>> tfspline.training_flops(model, samples=10)  # 3 x 2 x 18 x 10
     1080
     """
-    return (1 + BACKWARD) * flops(model).flops * samples
+    return (1 + BACKWARD) * flops(model).flops * count("samples", samples, least=0)

@@ -35,13 +35,10 @@ def of_loss(
         bias, or behind the BatchNormalization that directly follows, float32 [batches, channels].
 
     Raises:
-        ValueError: a model without a loss; labels that do not fit it; a loss that is not finite.
+        ValueError: a model without a loss, or of tf_keras on several replicas; labels that do not fit the loss; a loss
+            that is not finite.
     """
-    if getattr(model, "loss", None) is None:
-        raise ValueError(
-            "Expected a model that is compiled with a loss, to take the gradient of: model.compile(loss=...). "
-            f"Received: {model.name!r}, which has none"
-        )
+    _keras.check_loss(model)
     layers, makers = _keras.layer_paths(model), graph.makers
     kernels = {name: layers[name].weights[site.index] for name, site in makers.items()}
     biases = {name: bias_of(layers[name], site) for name, site in makers.items() if name not in graph.folded}
@@ -89,7 +86,7 @@ def of_loss(
 def _loss(model, labels, outputs):
     try:
         loss = _keras.loss(model, labels, outputs)
-    except (TypeError, tf.errors.InvalidArgumentError, ValueError) as error:
+    except (TypeError, ValueError, tf.errors.OpError) as error:
         raise ValueError(
             f"Expected labels that fit the loss and the outputs {[tuple(y.shape) for y in outputs]} of {model.name!r}. "
             f"Received: {tf.nest.map_structure(lambda y: tuple(y.shape), labels)} ({error})"

@@ -97,7 +97,7 @@ class Graph:
     def channels(self, layer: str) -> np.ndarray:
         """The units, int64 [channels], that a layer makes; KeyError where it makes none."""
         makers = self.makers
-        if layer not in makers:
+        if layer not in list(makers):
             raise KeyError(f"Expected a layer that makes channels, one of {sorted(makers)}. Received: {layer!r}")
         return makers[layer].units
 
@@ -326,7 +326,7 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False) -> Graph:
     """
     _keras.check_model(model)
     paths = _keras.layer_paths(model)
-    unknown = [name for name in protect if not callable(name) and name not in paths]
+    unknown = [name for name in protect if name not in list(paths) and (not callable(name) or name in paths.values())]
     if unknown:
         raise ValueError(f"Expected names of layers in `protect`, among {sorted(paths)}. Received: {unknown}")
 

@@ -1,14 +1,23 @@
 """Image files as an array of images of which only what is asked for is decoded."""
 
+import contextlib
 import dataclasses
 import functools
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from tfspline import augment
 
 _AT_ONCE = 64
+_READERS = 16  # threads, since a disk may be far away
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG")
+_CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "RGBA": 4}  # of Pillow's modes, where TensorFlow makes others than 3
+_EXPECTED = "Expected a JPEG, PNG, GIF or BMP image. Received:"
 _CENTRAL = 224 / 256  # of the largest window of the right shape: evaluation crops 224 pixels out of 256
 
 
@@ -72,7 +81,7 @@ class ImageFiles:
         found, images = filled.batch(tf.size(indices, tf.int64)).take(1).get_single_element()
         missed = found != indices
         name = self._paths[indices[tf.argmax(missed)]]
-        whole = tf.debugging.Assert(~tf.reduce_any(missed), ["Expected a JPEG, PNG, GIF or BMP image. Received:", name])
+        whole = tf.debugging.Assert(~tf.reduce_any(missed), [_EXPECTED, name])
         with tf.control_dependencies([whole]):
             return tf.ensure_shape(images, [*indices.shape, *self.image_shape])
 
@@ -108,3 +117,62 @@ def _central_window(shape, ratio):
     window = tf.cast(tf.round(_CENTRAL * tf.stack([largest, largest / ratio])), tf.int32)
     window = tf.maximum(window, 1)
     return tf.concat([(shape[:2] - window) // 2, window], axis=0)
+
+
+@contextlib.contextmanager
+def naming_files() -> Iterator[None]:
+    """Where a file of `ImageFiles` cannot be decoded, the block ends with a ValueError that names it, in place of the
+    error of many lines that TensorFlow makes of it."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(rf"\[{re.escape(_EXPECTED)}\] \[(.*)\]", error.message)
+        if found is None:
+            raise
+        raise ValueError(f"{_EXPECTED} '{found[1]}', which cannot be decoded") from error
+
+
+def check_headers(paths: np.ndarray, channels: int) -> None:
+    """Refuses files that cannot be decoded to images of so many channels, by their headers only.
+
+    Raises:
+        ValueError: as `shape_in_header`, for the first of them.
+    """
+    with ThreadPoolExecutor(_READERS) as readers:
+        parts = np.array_split(paths, _READERS)
+        list(readers.map(lambda part: [shape_in_header(path, channels) for path in part], parts))
+
+
+def check_decodes(path: str, channels: int) -> None:
+    """Raises the ValueError for a file that cannot be decoded to so many channels."""
+    try:
+        tf.io.decode_image(tf.io.read_file(path), channels, expand_animations=False)
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(f"{_EXPECTED} {path!r}, which cannot be decoded") from error
+
+
+def shape_in_header(path: str, channels: int | None = None) -> tuple[int, int, int]:
+    """Height, width and channels (1, 3 or 4) of an image, by its header: nothing is decoded.
+
+    Args:
+        path: the file.
+        channels: how many it is going to be decoded to.
+
+    Raises:
+        ValueError: it is empty, damaged or no such image; it has more pixels than Pillow takes for safe, 178,956,970;
+            TensorFlow does not read its colours, or not to `channels`.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            kind, mode, (width, height) = image.format, image.mode, image.size
+            transparent = mode == "P" and "transparency" in image.info
+        if kind == "BMP" and mode in ("1", "P"):
+            raise ValueError("colours of a palette, which TensorFlow does not read in a BMP")
+        if channels == 1 and (kind in ("BMP", "GIF") or mode == "CMYK") or channels == 4 and kind in ("GIF", "JPEG"):
+            raise ValueError(
+                f"a {kind} of {mode}, which cannot be decoded to the channels of the first image, {channels}"
+            )
+    except Exception as error:  # a damaged header fails in a dozen ways
+        raise ValueError(f"{_EXPECTED} {path!r} ({error})") from error
+    own = 3 if kind in ("BMP", "GIF") else 4 if transparent else _CHANNELS.get(mode, 3)
+    return height, width, own

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfspline import _keras
+
 PROBE = 1024  # samples that are taken of a tf.data.Dataset, which may have no end
 
 
@@ -62,7 +64,7 @@ def _first_samples(model, data):
     batches, samples = [], 0
     for batch in data:
         x, labels = _pair(batch)
-        batches.append((input_values(model, x), labels))
+        batches.append((check_inputs(model, x), labels))
         samples += len(batches[-1][0][0])
         if samples >= PROBE:
             break
@@ -93,9 +95,10 @@ def check_inputs(model: Any, x: Any) -> list:
     """The arrays or tensors of `x`, one for each of `model.inputs`, if they fit.
 
     Raises:
-        ValueError: wrong shapes, different numbers of samples, or no sample at all.
+        TypeError: no Keras model.
+        ValueError: wrong shapes, what is no number or not finite, different numbers of samples, or no sample at all.
     """
-    values = [value if tf.is_tensor(value) else np.asarray(value) for value in input_values(model, x)]
+    values = [_array(value) for value in input_values(_keras.check_model(model), x)]
     for value, tensor in zip(values, model.inputs, strict=True):
         expected, received = ("samples", *tensor.shape[1:]), tuple(value.shape)
         if len(received) != len(expected) or any(
@@ -108,4 +111,27 @@ def check_inputs(model: Any, x: Any) -> list:
     samples = [len(value) for value in values]
     if len(set(samples)) > 1 or not samples[0]:
         raise ValueError(f"Expected at least one sample, and as many for every input. Received: {samples}")
+    for value, tensor in zip(values, model.inputs, strict=True):
+        _check_numbers(value, tensor)
     return values
+
+
+def _array(value):
+    try:
+        return value if isinstance(value, tf.Tensor) else np.asarray(value)
+    except (TypeError, ValueError) as error:  # rows that are not equally long, tensors without numbers
+        raise ValueError(f"Expected an array, or what makes one. Received: {type(value).__name__} ({error})") from error
+
+
+def _check_numbers(value, tensor):
+    """Raises a ValueError where an input that takes numbers is given others, or some that are not finite: on which side
+    of a cut these lie, nobody can say."""
+    dtype = tf.as_dtype(tensor.dtype)
+    if not (dtype.is_floating or dtype.is_integer):
+        return
+    numbers = np.asarray(value)
+    if numbers.dtype.kind not in "biuf" and numbers.dtype.name != "bfloat16":
+        raise ValueError(f"Expected numbers for {tensor.name!r}. Received: {numbers.dtype.name}")
+    # NaN passes through both, and no mask of all inputs has to be made.
+    if numbers.size and not np.isfinite([float(numbers.min()), float(numbers.max())]).all():
+        raise ValueError(f"Expected finite numbers for {tensor.name!r}. Received: NaN or infinity among them")

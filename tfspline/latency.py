@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras, litert
+from tfspline.checks import count
 from tfspline.flops import check_static
 from tfspline.graph import Graph
 from tfspline.slim import cut
@@ -48,6 +49,8 @@ def latency(*models: Any, runtime: str | Runtime = "tensorflow", batch_size: int
     >>> dense > 0
     True
     """
+    if not models:
+        raise TypeError("Expected at least one model. Received: none")
     samples = [sample_of(model, runtime, batch_size) for model in models]
     return tuple(np.median(in_turns(samples), axis=0).tolist())
 
@@ -60,10 +63,13 @@ def in_turns(samples: list[Sample], rounds: int = ROUNDS) -> np.ndarray:
 def sample_of(model: Any, runtime: str | Runtime, batch_size: int) -> Sample:
     """A function that measures one prediction of a model, ready to run; errors as for `latency`."""
     check_static(_keras.check_model(model))
-    if not callable(runtime) and runtime not in RUNTIMES:
+    if not callable(runtime) and runtime not in tuple(RUNTIMES):
         raise ValueError(f"Expected `runtime` among {tuple(RUNTIMES)}, or a function. Received: {runtime!r}")
-    litert.check_batch_size(batch_size)
-    return (runtime if callable(runtime) else RUNTIMES[runtime])(model, batch_size)
+    count("batch_size", batch_size)
+    sample = (runtime if callable(runtime) else RUNTIMES[runtime])(model, batch_size)
+    if not callable(sample):
+        raise TypeError(f"Expected a `runtime` that gives a function of no arguments. Received: one giving {sample!r}")
+    return sample
 
 
 def clock(predict: Callable[[], Any]) -> Sample:

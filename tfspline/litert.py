@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfspline import signatures
 from tfspline._keras import check_model
+from tfspline.checks import count
 from tfspline.files import replacing
 from tfspline.inputs import probe_inputs
 
@@ -72,7 +73,7 @@ def export_litert(
     if quantize != "int8" and data is not None:
         raise ValueError(f"Expected `data` with quantize='int8' only. Received: `data` and quantize={quantize!r}")
     if batch_size is not None:
-        check_batch_size(batch_size)
+        count("batch_size", batch_size)
     path = os.fspath(path)
     if os.path.isdir(path):
         raise IsADirectoryError(f"Expected a file to write. Received: {path!r}, which is a folder")
@@ -83,12 +84,6 @@ def export_litert(
     with replacing(path, "wb") as file:
         file.write(convert(model, quantize, samples, batch_size))
     return path
-
-
-def check_batch_size(batch_size: Any) -> None:
-    """Raises a ValueError if that is no positive integer."""
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"Expected `batch_size` to be an integer of at least 1. Received: {batch_size!r}")
 
 
 def convert(

@@ -8,6 +8,7 @@ import numpy as np
 
 from tfspline import _keras, wrappers
 from tfspline import graph as graphs
+from tfspline.checks import instance
 from tfspline.constraints import hold, is_held, let_go, weights
 from tfspline.files import read_json, write_json
 from tfspline.recorder import retrace
@@ -73,6 +74,7 @@ class Masks(Mapping):
 
     def __init__(self, graph: graphs.Graph, off: np.ndarray):
         off = np.asarray(off, bool)
+        instance("graph", graph, graphs.Graph)
         if off.shape != (graph.units,):
             raise ValueError(f"Expected one bool for each of {graph.units} units. Received: shape {off.shape}")
         for group in graph.groups:
@@ -95,7 +97,7 @@ class Masks(Mapping):
     def of_layers(cls, graph: graphs.Graph, on: Mapping[str, Any]) -> "Masks":
         """The same for a model whose graph has been read."""
         off = np.zeros(graph.units, bool)
-        for layer, mask in on.items():
+        for layer, mask in instance("on", on, Mapping).items():
             units, mask = graph.channels(layer), np.asarray(mask)
             if mask.dtype != bool or mask.shape != units.shape:
                 raise ValueError(
@@ -232,7 +234,7 @@ class Masks(Mapping):
         """Takes off the constraints that `apply` has hung on a model's weights, and puts the user's own back; tfmot's
         wrappers keep the masks, until their own schedule chooses others. The zeros are made once more and stay, until
         the model is trained on."""
-        released = wrappers.thaw(model)
+        released = wrappers.thaw(_keras.check_model(model))
         with model.distribute_strategy.scope():
             for _, weight in weights(model):
                 released |= let_go(weight)
@@ -253,17 +255,23 @@ class Masks(Mapping):
         Raises:
             ValueError: the file is damaged, holds no masks, or those of another model.
         """
-        channels, on = read_json(path, _FORMAT, "masks", _on)
-        masks = cls.of(model, {}, allow_inexact=allow_inexact)
-        expected = {layer: len(mask) for layer, mask in masks.items()}
-        if channels != expected or set(on) != set(expected):
-            raise ValueError(f"Expected masks for {model.name!r}, with channels {expected}. Received: {channels}")
-        return cls.of_layers(masks.graph, on)
+        graph = graphs.read(model, allow_inexact=allow_inexact)
+        return read_json(path, _FORMAT, "masks", lambda found: listed(graph, found["channels"], found["off"]))
 
 
-def _on(document):
-    channels, on = document["channels"], {}
-    for layer, places in document["off"].items():
-        on[layer] = np.ones(channels[layer], bool)
+def listed(graph: graphs.Graph, channels: dict[str, int], off: dict[str, list[int]]) -> Masks:
+    """The masks that a file lists: how many channels every layer makes, and which of them are off, in their order.
+
+    Raises:
+        ValueError: they are not those of this graph, no such lists, or they contradict each other.
+    """
+    expected = {layer: len(site.units) for layer, site in graph.makers.items()}
+    if channels != expected or off.keys() != expected.keys():
+        raise ValueError(f"Expected a model with the channels {channels}. Received: one with {expected}")
+    on = {layer: np.ones(number, bool) for layer, number in expected.items()}
+    for layer, places in off.items():
+        known = isinstance(places, list) and all(type(place) is int and 0 <= place < len(on[layer]) for place in places)
+        if not known or places != sorted({*places}):
+            raise ValueError(f"Expected rising channels of {layer!r} in 0..{len(on[layer]) - 1}. Received: {places}")
         on[layer][places] = False
-    return channels, on
+    return Masks.of_layers(graph, on)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfspline.checks import count
 from tfspline.codes import Codes
 
 BLOCK = 2**15  # bytes of each code that are compared at a time
@@ -122,7 +123,6 @@ def plane(x0: np.ndarray, x1: np.ndarray, n: int) -> np.ndarray:
     x0, x1 = np.asarray(x0, np.float32), np.asarray(x1, np.float32)
     if x0.shape != x1.shape:
         raise ValueError(f"Expected two inputs of the same shape. Received: {x0.shape} and {x1.shape}")
-    if n < 2:
-        raise ValueError(f"Expected at least 2 steps. Received: {n}")
+    count("n", n, least=2)
     b, a = np.meshgrid(*2 * [np.linspace(0, 1, n, dtype=np.float32)], indexing="ij")
     return np.multiply.outer(a.ravel(), x0) + np.multiply.outer(b.ravel(), x1)

@@ -14,8 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogFormatter
 
+from tfspline.checks import count, instance
 from tfspline.codes import RegionEncoder
-from tfspline.polygons import on_plane, partition_polygons
+from tfspline.polygons import bounds_of, on_plane, partition_polygons
 
 _FINE = 300  # points a side at which outputs are sampled for a decision boundary beside exact polygons
 _BATCH = 1000  # points that run at a time
@@ -56,9 +57,7 @@ def partitions(
     >>> partitions({"dense": model, "half of it": tfspline.prune(model, 0.5)}).savefig("partitions.png")
     """
     _check(models)
-    columns = len(models) if columns is None else columns
-    if columns < 1:
-        raise ValueError(f"Expected at least 1 column. Received: {columns}")
+    columns = len(models) if columns is None else count("columns", columns)
     rows = -(-len(models) // columns)
     figure = Figure(figsize=(0.4 + 3.6 * columns, 1 + 4 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -121,10 +120,13 @@ def sampled_partitions(
     >>> sampled_partitions({"mine": model}, ((0, 1), (0, 1)), images, samples=20).savefig("plane.png")
     """
     _check(models)
-    if samples < 2 or layers < 1:
-        raise ValueError(f"Expected at least 2 samples and 1 layer. Received: {samples} and {layers}")
+    count("samples", samples, least=2)
+    count("layers", layers)
     cuts = {title: _cuts(model, box, plane, samples) for title, model in models.items()}
     names = list(next(iter(cuts.values())))
+    for found in cuts.values():
+        if not set(names) <= set(found):
+            raise ValueError(f"Expected models with the layers {names} of the first. Received: {list(found)}")
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, layers).round().astype(int))]
     most = max(found[name].max() for found in cuts.values() for name in chosen)
     norm = LogNorm(1, max(most, 2))
@@ -153,7 +155,7 @@ def sampled_partitions(
 
 
 def _check(models):
-    if not models:
+    if not instance("models", models, Mapping):
         raise ValueError("Expected at least one model. Received: none")
 
 
@@ -171,7 +173,7 @@ def _segments(polygons):
 
 def _grid(box, samples):
     """The two coordinates of a grid of points, [samples] each, and its points, a few rows [rows, samples, 2] a time."""
-    first, second = (np.linspace(*bounds, samples) for bounds in box)
+    first, second = (np.linspace(*bounds, samples) for bounds in bounds_of(box))
     points = np.stack(np.meshgrid(first, second), axis=2)
     rows = max(1, _BATCH // samples)
     return first, second, (points[start : start + rows] for start in range(0, samples, rows))

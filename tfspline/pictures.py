@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from tfspline import partition_plots, plots
 from tfspline.callbacks import EarlyBird
@@ -26,10 +27,10 @@ def draw(folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mappi
     two epochs or more `distances.png` and `layer_distances.png`, whose numbers go to `distances.npz`.
 
     Args:
-        folder: of the run, not finished yet.
+        folder: of a run that is over.
         dataset: what it was trained on.
         early_bird: the callback of its search.
-        summary: what will be its summary.
+        summary: its summary.
         trained: "dense", "slim" and, if there is one, "weights_pruned": the networks in the end.
     """
     figures = {
@@ -37,11 +38,10 @@ def draw(folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mappi
         "units": plots.units_kept(summary["layers"]),
         "accuracy": plots.accuracy_flops([summary]),
     }
-    # A search that was taken over from a run that did not publish has none.
-    epochs = [epoch for epoch in range(1, summary["epochs"] + 1) if os.path.exists(folder.codes(epoch))]
-    if len(epochs) > 1:
-        codes = [Codes.load(folder.codes(epoch)) for epoch in epochs]
-        distances = partition_distances(codes, per_layer=True)
+    codes = _codes(folder)
+    if len(codes) > 1:
+        epochs = list(codes)
+        distances = partition_distances(list(codes.values()), per_layer=True)
         arrays = {name: matrix.astype(np.float32) for name, matrix in distances.items()}
         folder.put("distances.npz", lambda path: write_npz(path, arrays))
         mean = np.mean(list(distances.values()), axis=0)
@@ -51,6 +51,20 @@ def draw(folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mappi
     figures["partition"] = _partition(models, dataset)
     for name, figure in figures.items():
         folder.put(f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=150, format="png"))
+
+
+def _codes(folder):
+    """The region codes of each epoch of the dense training, by its number."""
+    epochs = [row["epoch"] for row in folder.history if row["phase"] in ("search", "baseline")]
+    # A search that was taken over from a run that did not publish has none.
+    wanted = epochs if any(os.path.exists(folder.codes(epoch)) for epoch in epochs) else []
+    codes = {}
+    for epoch in wanted:
+        try:
+            codes[epoch] = Codes.load(folder.codes(epoch))
+        except (ValueError, FileNotFoundError) as error:
+            logging.warning("The distances between epochs are drawn without epoch %d: %s", epoch, error)
+    return codes
 
 
 def _title(name, of):

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from tfspline import compensate as compensation
 from tfspline import criteria, masks
 from tfspline import graph as graphs
+from tfspline._keras import check_model
 from tfspline.budget import Budget
+from tfspline.checks import count, several
 from tfspline.files import read_json, write_json
 from tfspline.flops import check_static
 from tfspline.inputs import Probe, probe, probe_inputs
@@ -70,10 +73,11 @@ class Plan:
         return self
 
     def _units(self, layer, channels):
-        units, channels = self.graph.channels(layer), np.asarray(channels, int)
-        if channels.size and not (channels.min() >= 0 and channels.max() < len(units)):
-            raise ValueError(f"Expected channels of {layer!r} in 0..{len(units) - 1}. Received: {channels.tolist()}")
-        return units[channels]
+        units, places = self.graph.channels(layer), np.asarray(channels)
+        # A mask of all channels would be taken for the channels 0 and 1.
+        if places.size and (places.dtype.kind not in "iu" or places.min() < 0 or places.max() >= len(units)):
+            raise ValueError(f"Expected channels of {layer!r} in 0..{len(units) - 1}. Received: {channels}")
+        return units[places.astype(int)]
 
     def rows(self) -> list[dict]:
         """One dict a group of units: `layer`, `tied` (the other layers that make them), `units_before`,
@@ -171,18 +175,22 @@ class Plan:
         """Reads a plan that `save` wrote, for the model that it was made for.
 
         Raises:
-            ValueError: the file is no plan, or one for another model.
+            ValueError: the file is no plan, damaged, or one for another model.
         """
-        parts = ("channels", "removed", "options")
-        channels, removed, options = read_json(path, _FORMAT, "a plan", lambda found: [found[part] for part in parts])
-        graph = graphs.read(model, allow_inexact=options.get("allow_inexact", False))
-        expected = {layer: len(site.units) for layer, site in graph.makers.items()}
-        if channels != expected or set(removed) != set(expected):
-            raise ValueError(f"Expected a plan for {model.name!r}, with channels {expected}. Received: {channels}")
-        plan = cls(graph, np.zeros(graph.units, bool), options)
-        for layer, places in removed.items():
-            plan.remove(layer, places)
-        return plan
+        check_model(model)
+
+        def build(document):
+            options = document["options"]
+            inexact = options.get("allow_inexact", False)
+            if not isinstance(inexact, bool):
+                raise ValueError(f"Expected allow_inexact to be true or false. Received: {inexact!r}")
+            graph = graphs.read(model, allow_inexact=inexact)
+            plan = cls(graph, np.zeros(graph.units, bool), options)
+            for layer, on in masks.listed(graph, document["channels"], document["removed"]).items():
+                plan.remove(layer, np.flatnonzero(~on))
+            return plan
+
+        return read_json(path, _FORMAT, "a plan", build)
 
 
 def _from_to(row, what):
@@ -237,7 +245,7 @@ def plan(
         batch_size: inputs in a prediction whose `latency` is measured.
 
     Returns:
-        A `Plan`; nothing is cut yet.
+        A `Plan`; nothing is cut yet. Where no unit goes, a ratio being less than one of every group, a warning says so.
 
     Raises:
         TypeError, ValueError: the model's graph cannot be read; an argument is out of its range; nothing in the
@@ -253,6 +261,7 @@ def plan(
     (10, 6)
     """
     criteria.named(criterion)
+    count("seed", seed, least=0)
     budget = Budget(
         ratio=ratio,
         flops=flops,
@@ -262,12 +271,14 @@ def plan(
         min_units=min_units,
         round_to=round_to,
     )
-    graph = graphs.read(model, tuple(protect), allow_inexact)
+    graph = graphs.read(model, several("protect", protect), allow_inexact)
     if flops is not None:
         check_static(model)
     stopwatch = None if latency is None else Stopwatch(model, graph, runtime, batch_size)
     seen = None if data is None else probe(model, data)
     removed = choose(model, graph, budget, criterion, np.random.default_rng(seed), seen, stopwatch=stopwatch)
+    if not removed.any():
+        logging.warning("Pruning %s: no unit goes; its groups are too small for %s", model.name, budget)
     options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
     if latency is not None:
         options |= {"runtime": getattr(runtime, "__name__", str(runtime)), "batch_size": batch_size}
@@ -299,7 +310,7 @@ def choose(
     left = [group for group in left if group.units.size]
     scores = np.full(graph.units, -np.inf)
     for group, units in zip(left, units_of(model, graph, left, rng, seen), strict=True):
-        scores[group.units] = criteria.named(criterion)(units)
+        scores[group.units] = criteria.scores(criterion, units)
     return budget.removed(graph, groups, [scores[group.units] for group in groups], stopwatch)
 
 

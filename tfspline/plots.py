@@ -8,6 +8,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 
 from tfspline.callbacks import EarlyBird
+from tfspline.checks import instance, several
 
 # Colours of Okabe and Ito, which colour-blind readers can tell apart.
 _COLORS = {
@@ -49,6 +50,8 @@ def training(history: Sequence[Mapping], early_bird: EarlyBird) -> Figure:
         >>> rows = [{"phase": "search", "epoch": 1, "accuracy": 0.6, "partition_distance": 0.1}]
         >>> training(rows, tfspline.EarlyBird()).savefig("training.png")
     """
+    instance("early_bird", early_bird, EarlyBird)
+    _check_rows("history", history, "phase", "epoch")
     phases = {phase: [row for row in history if row["phase"] == phase] for phase in _COLORS}
     phases = {phase: rows for phase, rows in phases.items() if rows}
     if not phases:
@@ -105,6 +108,7 @@ def units_kept(rows: Sequence[Mapping]) -> Figure:
     Example:
         >>> units_kept([{"layer": "conv1", "units_before": 16, "units_after": 5}]).savefig("units.png")
     """
+    _check_rows("rows", rows, "layer", "units_before", "units_after")
     if not rows:
         raise ValueError("Expected at least one row of a plan. Received: none")
     places = range(len(rows))
@@ -191,7 +195,7 @@ def layer_distances(distances: Mapping[str, np.ndarray], epochs: Sequence[int], 
         >>> matrix = np.array([[0, 0.2], [0.2, 0]])
         >>> layer_distances({"relu1": matrix, "relu2": matrix / 2}, [1, 2]).savefig("layers.png")
     """
-    if not distances or len(epochs) < 2:
+    if not instance("distances", distances, Mapping) or len(epochs) < 2:
         raise ValueError(f"Expected layers and two epochs. Received: {len(distances)} layers, {len(epochs)} epochs")
     for matrix in distances.values():
         _check_distances(np.asarray(matrix), epochs)
@@ -215,12 +219,20 @@ def layer_distances(distances: Mapping[str, np.ndarray], epochs: Sequence[int], 
     return figure
 
 
+def _check_rows(name, rows, *keys):
+    for row in several(name, rows):
+        if not isinstance(row, Mapping) or not set(keys) <= set(row):
+            raise ValueError(f"Expected `{name}` to be mappings with {', '.join(keys)}. Received: {row!r}")
+
+
 def _check_distances(distances, epochs):
     if not len(epochs) or distances.shape != (len(epochs), len(epochs)):
         raise ValueError(
             f"Expected distances of shape [E, E] for E epochs, at least one. "
             f"Received: {list(distances.shape)} for {len(epochs)} epochs"
         )
+    if not (np.diff(epochs) > 0).all():
+        raise ValueError(f"Expected epochs that rise. Received: {np.asarray(epochs).tolist()}")
 
 
 def accuracy_flops(summaries: Sequence[Mapping]) -> Figure:
@@ -240,6 +252,7 @@ def accuracy_flops(summaries: Sequence[Mapping]) -> Figure:
         >>> dense, slim = {"accuracy": 0.9, "training_flops": 3e9}, {"accuracy": 0.89, "training_flops": 1e9}
         >>> accuracy_flops([{"dense": dense, "slim": slim}]).savefig("accuracy.png")
     """
+    _check_rows("summaries", summaries, "slim")
     if not summaries:
         raise ValueError("Expected the summary of at least one run. Received: none")
     figure = Figure(figsize=(6, 4), layout="constrained")

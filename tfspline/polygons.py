@@ -7,7 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
+from tfspline.checks import count, several
 from tfspline.codes import Codes, unique
+from tfspline.inputs import check_inputs
 from tfspline.network import Network, flat
 
 # Pieces that are narrower than this share of the box are not cut off: rounding makes them where lines meet.
@@ -92,9 +94,9 @@ def partition_polygons(
     names = unique(step.name for step in network.steps if step.shape)
     if not names:
         raise ValueError(f"Expected a model with at least one unit in pieces. Received: {model.name!r}, which has none")
-    low, high = _box(box).T
+    low, high = bounds_of(box).T
     corners = np.array([low, [high[0], low[1]], [low[0], high[1]]])
-    cutter = _Cutter(names, max_regions)
+    cutter = _Cutter(names, count("max_regions", max_regions))
     steps = iter(network.steps)
 
     def visit(node, args, kwargs):
@@ -114,11 +116,13 @@ def partition_polygons(
     return Polygons([low + one * (high - low) for one in vertices], edges, cutter.codes(), A, slopes[:, 0] - A @ low)
 
 
-def _box(box):
-    bounds = np.asarray(box, np.float64)
-    if bounds.shape != (2, 2) or not (bounds[:, 0] < bounds[:, 1]).all() or not np.isfinite(bounds).all():
+def bounds_of(box: Any) -> np.ndarray:
+    """A box as float64 [2, 2]; ValueError where it is none."""
+    bounds = np.asarray(box)
+    numbers = bounds.shape == (2, 2) and bounds.dtype.kind in "biuf"
+    if not numbers or not (bounds[:, 0] < bounds[:, 1]).all() or not np.isfinite(bounds).all():
         raise ValueError(f"Expected a box ((low, high), (low, high)), each low below its high. Received: {box}")
-    return bounds
+    return bounds.astype(np.float64)
 
 
 def on_plane(model: Any, points: np.ndarray, plane: Any) -> np.ndarray:
@@ -128,11 +132,11 @@ def on_plane(model: Any, points: np.ndarray, plane: Any) -> np.ndarray:
         if shapes != [(2,)]:
             raise ValueError(f"Expected a model with one input of shape (2,), or a plane. Received: inputs of {shapes}")
         return points
-    x0, x1 = (np.asarray(x, np.float64) for x in plane)
-    if len(shapes) > 1 or x0.shape != shapes[0] or x1.shape != shapes[0]:
-        raise ValueError(
-            f"Expected a plane of two inputs of shapes {shapes} of {model.name!r}. Received: {x0.shape} and {x1.shape}"
-        )
+    ends = [np.asarray(x) for x in several("plane", plane)]
+    received = [x.shape for x in ends]
+    if len(shapes) > 1 or received != 2 * shapes:
+        raise ValueError(f"Expected a plane of two inputs of shapes {shapes} of {model.name!r}. Received: {received}")
+    ((x0, x1),) = check_inputs(model, np.stack(ends))
     return np.multiply.outer(points[:, 0], x0) + np.multiply.outer(points[:, 1], x1)
 
 

@@ -14,11 +14,13 @@ from tfspline import graph as graphs
 from tfspline.backup import Backup
 from tfspline.budget import Budget
 from tfspline.callbacks import EarlyBird
+from tfspline.checks import count, several
 from tfspline.constraints import weights
 from tfspline.files import read_npz, with_prefix, write_npz
 from tfspline.inputs import probe
 from tfspline.masks import Masks, entries
 from tfspline.plan import choose
+from tfspline.workers import from_chief
 
 
 class SplinePruning(_keras.StepCallback):
@@ -38,6 +40,9 @@ class SplinePruning(_keras.StepCallback):
 
     In a model that tfmot has wrapped, the wrappers have the masks as well, and tfmot chooses none of its own meanwhile;
     put its `UpdatePruningStep` in the same list.
+
+    Where several workers train (`MultiWorkerMirroredStrategy`, with tf_keras), all switch off what the chief chooses,
+    and only the chief writes to `backup_dir`, which all have to see.
 
     If the training fails or is interrupted, Keras tells no callback: `Masks.release(model)` takes the constraints off.
 
@@ -71,10 +76,10 @@ class SplinePruning(_keras.StepCallback):
             same as the `EarlyBird`'s if you like; None keeps nothing. With `regrow` a state is as large as the weights.
 
     Raises:
-        TypeError, ValueError: an argument out of range, at once; when `fit` begins: a model without units that may go,
-            no `EarlyBird` to start at, a schedule that never prunes within the fit, or that would go on beyond its end
-            (where the number of steps is known); a backup that is damaged, of another model or of other arguments, or
-            that begins later than the model's weights.
+        TypeError, ValueError: an argument out of range, at once; when `fit` begins: another model than in the `fit`
+            before, one without units that may go, no `EarlyBird` to start at, a schedule that never prunes within the
+            fit, or that would go on beyond its end (where the number of steps is known); a backup that is damaged, of
+            another model or of other arguments, or that begins later than the model's weights.
 
     Example:
 
@@ -104,7 +109,7 @@ class SplinePruning(_keras.StepCallback):
         backup_dir: str | os.PathLike | None = None,
     ):
         super().__init__()
-        if not callable(schedule):
+        if not callable(schedule) or isinstance(schedule, type):
             raise TypeError(f"Expected a schedule, step -> (should_prune, sparsity). Received: {schedule!r}")
         if start not in (None, "early_bird"):
             raise ValueError(f"Expected `start` to be None or 'early_bird'. Received: {start!r}")
@@ -112,8 +117,8 @@ class SplinePruning(_keras.StepCallback):
         _named(schedule, 0)
         self.schedule, self.criterion, self.start, self.regrow = schedule, criterion, start, regrow
         self._budget = Budget(ratio=0.5, scope=scope, min_units=min_units)  # refuses what is out of range
-        self._protect, self._allow_inexact = tuple(protect), allow_inexact
-        self.data, self.seed = data, seed
+        self._protect, self._allow_inexact = several("protect", protect), allow_inexact
+        self.data, self.seed = data, count("seed", seed, least=0)
         self.masks = None
         self.step = 0
         self._begin = 0 if start is None else None  # the step at which the schedule's step is 0
@@ -153,6 +158,7 @@ class SplinePruning(_keras.StepCallback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Puts the masks on, refuses a schedule that does not fit into the training, and begins it."""
+        super().on_epoch_begin(epoch)
         if not self._checked:
             # Not when `fit` begins: BackupAndRestore may stand behind this callback.
             self._resume()
@@ -249,7 +255,8 @@ class SplinePruning(_keras.StepCallback):
     def _choice(self, graph, sparsity, off=None):
         budget = dataclasses.replace(self._budget, ratio=sparsity)
         rng = np.random.default_rng([self.seed, self.step])
-        return choose(self.model, graph, budget, self.criterion, rng, self._probe, off)
+        off = choose(self.model, graph, budget, self.criterion, rng, self._probe, off)
+        return np.array(from_chief(self.model.distribute_strategy, off), bool)
 
     def _resume(self) -> bool:
         """Goes on where a training was cut, if it was."""
@@ -308,6 +315,7 @@ class SplinePruning(_keras.StepCallback):
             raise ValueError(f"Expected the state of a SplinePruning with {self._settings()}. Received: {settings}")
         self.step, self._begin, self._next = step, None if begin < 0 else begin, following
         self.masks, self._loaded, self._dense, self._dense_step = None, on, dense, dense_step
+        self._trained_model = None
 
     def _settings(self):
         budget = f"scope={self._budget.scope} min_units={self._budget.min_units}"

@@ -48,6 +48,7 @@ class Recipe:
     keras: str = "keras"
     strategy: str = "none"
     seed: int = 0
+    deterministic: bool = False
     epochs: int = 30
     batch_size: int = 128
     steps_per_epoch: int | None = None
@@ -201,7 +202,13 @@ class Recipe:
         kinds = typing.get_type_hints(cls)
         if unknown := flags.keys() - kinds.keys():
             raise ValueError(f"Expected flags out of: {', '.join(kinds)}. Received: {', '.join(sorted(unknown))}")
-        return cls(**{name: _of_flag(text, kinds[name]) for name, text in flags.items()})
+        values = {}
+        for name, text in flags.items():
+            try:
+                values[name] = _of_flag(text, kinds[name])
+            except (KeyError, ValueError):
+                raise ValueError(f"Expected --{name} to be {kinds[name]}. Received: {text!r}") from None
+        return cls(**values)
 
     def search_fields(self) -> dict[str, Any]:
         """The fields that define the dense search, name to value, with what stands for those that were left out; the
@@ -222,4 +229,4 @@ def _of_flag(text, kind):
     kind = typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
     if typing.get_origin(kind) is tuple:
         return tuple(int(number) for number in text.split(",") if number)
-    return text == "true" if kind is bool else kind(text)
+    return {"true": True, "false": False}[text] if kind is bool else kind(text)

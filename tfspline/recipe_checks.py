@@ -1,7 +1,11 @@
 """Which recipes there can be: the range of each field, and which fields contradict each other."""
 
+import dataclasses
 import functools
 import math
+import numbers
+import types
+import typing
 from typing import Any
 
 from tfspline import _keras, criteria, models
@@ -10,7 +14,7 @@ from tfspline.budget import SCOPES
 from tfspline.compensate import COMPENSATIONS
 
 SCHEDULES = ("one_shot", "polynomial", "early_bird")
-STRATEGIES = ("none", "mirrored")
+STRATEGIES = ("none", "mirrored", "multi_worker")
 RETRAIN_FROM = ("trained", "initial", "random")
 BUDGETS = ("ratio", "flops", "training_flops_reduction")
 _IMAGES = {"input_shape": (32, 32, 3), "classes": 2}  # any; those of the dataset are not known before it is read
@@ -18,11 +22,16 @@ _IMAGES = {"input_shape": (32, 32, 3), "classes": 2}  # any; those of the datase
 
 def check(recipe: Any) -> None:
     """Raises the ValueError for a `tfspline.recipe.Recipe` that cannot be."""
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        plain = typing.get_origin(field.type) is None
+        _expect(field.name, value, _is_of(value, field.type), field.type.__name__ if plain else field.type)
     # These three refuse what they do not know.
     models.check(recipe.network, **_IMAGES, width=recipe.width, keras=recipe.keras)
     criteria.named(recipe.criterion)
     recipe.early_bird()
     _one_of("augment", recipe.augment, AUGMENTATIONS)
+    _expect("validation_split", recipe.validation_split, 0 <= recipe.validation_split < 1, "in [0, 1)")
     _one_of("evaluate", recipe.evaluate, ("test", "validation") if recipe.validation_split else ("test",))
     _one_of("lr_schedule", recipe.lr_schedule, ("cosine", "step"))
     _one_of("scope", recipe.scope, SCOPES)
@@ -40,12 +49,40 @@ def check(recipe: Any) -> None:
     _expect("gamma_l1", recipe.gamma_l1, 0 <= recipe.gamma_l1 < math.inf, "0 or more")
     _expect("lr_drop_factor", recipe.lr_drop_factor, 0 < recipe.lr_drop_factor < 1, "in (0, 1)")
     _expect("min_units", recipe.min_units, recipe.min_units >= 1, "at least 1")
+    _check_strategy(recipe)
     _check_drops(recipe)
     _check_schedule(recipe)
     _check_search(recipe)
     _check_restart(recipe)
     _check_penalty(recipe)
     _check_budget(recipe)
+
+
+def _is_of(value, kind):
+    """Whether a value is of the kind that a field is annotated with."""
+    if isinstance(kind, types.UnionType):
+        return any(_is_of(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_of(one, int) for one in value)
+    if kind in (bool, str, types.NoneType):
+        return isinstance(value, kind)
+    if isinstance(value, numbers.Integral):
+        return not isinstance(value, bool) and abs(value) < 2**63  # as TensorFlow has them
+    return kind is float and isinstance(value, numbers.Real)
+
+
+def _check_strategy(recipe):
+    if recipe.strategy == "multi_worker" and recipe.keras != "tf_keras":
+        raise ValueError(
+            "Expected keras='tf_keras' with strategy='multi_worker': the fit of Keras 3 trains on one machine only. "
+            f"Received: keras={recipe.keras!r}"
+        )
+    gradient = recipe.gradual and recipe.criterion in ("taylor", "snip")
+    if gradient and recipe.strategy != "none" and recipe.keras == "tf_keras":
+        raise ValueError(
+            f"Expected another criterion with schedule={recipe.schedule!r}, strategy={recipe.strategy!r} and "
+            f"keras='tf_keras', where the gradient of the loss cannot be taken. Received: {recipe.criterion!r}"
+        )
 
 
 def _check_drops(recipe):

@@ -15,35 +15,34 @@ class Recorder:
     There alone can a callback see data. The step computes what it did: random ops of a tf.function take their
     seeds from the number of ops before them, so the recording comes after it.
 
+    Under a `tf.distribute` strategy each replica records as many as any other, and all workers get to see all of them.
+
     Args:
         model: a compiled model with known inputs, in `fit`.
         size: how many inputs to record.
 
     Raises:
-        ValueError: inputs of no fixed size, or a training on several replicas.
+        ValueError: inputs of no fixed size.
     """
 
     def __init__(self, model, size: int):
-        replicas = model.distribute_strategy.num_replicas_in_sync
-        if replicas > 1:
-            raise ValueError(
-                "Expected a training on one device, to record the first inputs as the probe. "
-                f"Received: {replicas} replicas; give inputs as probe="
-            )
         for tensor in model.inputs:
             if None in tensor.shape[1:]:
                 raise ValueError(
                     "Expected inputs of one size, to be recorded as the probe. Received: "
                     f"{tensor.name!r} of shape {tuple(tensor.shape)}; give inputs of one size as probe="
                 )
-        self._model = model
+        self._model, self._strategy = model, model.distribute_strategy
         self._size = size
-        self._count = tf.Variable(0, dtype=tf.int64, trainable=False)
-        # What comes after the probe is full goes to one more row, the last; this spares the step a branch.
-        self._buffers = [
-            tf.Variable(tf.zeros([size + 1, *tensor.shape[1:]], tensor.dtype), trainable=False)
-            for tensor in model.inputs
-        ]
+        self._share = -(-size // self._strategy.num_replicas_in_sync)
+        local = {"trainable": False, "synchronization": tf.VariableSynchronization.ON_READ}
+        with self._strategy.scope():
+            self._count = tf.Variable(0, dtype=tf.int64, aggregation=tf.VariableAggregation.SUM, **local)
+            # What comes after the probe is full goes to one more row, the last; this spares the step a branch.
+            self._buffers = [
+                tf.Variable(tf.zeros([self._share + 1, *tensor.shape[1:]], tensor.dtype), **local)
+                for tensor in model.inputs
+            ]
 
     def start(self):
         """Gives the model a train function that records, in place of the one that `fit` has made."""
@@ -73,11 +72,12 @@ class Recorder:
     @property
     def full(self) -> bool:
         """Whether as many inputs were recorded as were asked for."""
-        return bool(self._count.numpy() == self._size)
+        return bool(self._count.numpy() >= self._size)
 
     def inputs(self) -> list[np.ndarray]:
         """What was recorded so far, an array for each of the model's inputs."""
-        return [buffer[: self._count.numpy()].numpy() for buffer in self._buffers]
+        shares = self._strategy.run(lambda: [buffer[: self._count.read_value()] for buffer in self._buffers])
+        return [self._strategy.gather(share, axis=0)[: self._size].numpy() for share in shares]
 
     def _train_function(self, iterator):
         try:
@@ -116,11 +116,12 @@ class Recorder:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         values = input_values(self._model, x)
         count = tf.shape(values[0], tf.int64)[0]
-        rows = tf.minimum(self._count + tf.range(count), self._size)
+        rows = tf.minimum(self._count + tf.range(count), self._share)
         for buffer, value in zip(self._buffers, values, strict=True):
             value = tf.reshape(tf.cast(value, buffer.dtype), [count, *buffer.shape[1:]])
-            buffer.scatter_update(tf.IndexedSlices(value, rows))
-        self._count.assign(tf.minimum(self._count + count, self._size))
+            # The handle is that of the replica's own copy, whose scatter_update TensorFlow has forgotten.
+            tf.raw_ops.ResourceScatterUpdate(resource=buffer.handle, indices=rows, updates=value)
+        self._count.assign(tf.minimum(self._count + count, self._share))
 
 
 def retrace(model) -> None:

@@ -112,3 +112,6 @@ def _milestones(summary):
     )
     if summary["retrain_from"] != "trained":
         yield f"trained from epoch 0 on, with {summary['retrain_from']} weights"
+    for name, label in _NETWORKS.items():
+        if dead := summary.get(name, {}).get("dead_layers"):
+            yield f"dead layers of the {label} network, where no unit is on for any image: {', '.join(dead)}"

@@ -1,23 +1,29 @@
 """Runs a recipe in a folder, phase after phase; can be interrupted at any moment."""
 
+import contextlib
 import os
 import time
 
-from tfspline import report
+import tensorflow as tf
+
+from tfspline import publishing
 from tfspline.data import Dataset
 from tfspline.flops import flops
+from tfspline.image_files import naming_files
 from tfspline.inputs import probe_inputs
 from tfspline.magnitude import prune_weights
 from tfspline.masks import Masks
 from tfspline.plan import Plan, plan
 from tfspline.recipe import Recipe
-from tfspline.run_dir import RunDir
-from tfspline.serving import export
+from tfspline.run_dir import ReadOnlyRunDir, RunDir
 from tfspline.slim import difference
+from tfspline.stopping import Stopper
 from tfspline.summary import summarize
-from tfspline.training import Training
+from tfspline.training import Training, strategy_of
+from tfspline.workers import is_chief, wait
 from tfspline.wrapping import unwrap, wrap
 
+_PLAN = ".plan.json"  # ending of the plan in the checkpoint of the pruning
 _TOLERANCE = 1e-4  # of the largest output; float32 rounds in another order where there are fewer units
 
 
@@ -29,7 +35,14 @@ def run(
     publish: bool = True,
     dataset: Dataset | None = None,
 ) -> dict:
-    """Carries a recipe out, or goes on with it where it was interrupted.
+    """Carries a recipe out, or goes on with it where it was interrupted, to the same end.
+
+    It can be killed at any moment; then what was trained since the end of the last epoch is trained again. Ctrl-C and
+    SIGTERM end it after the step under way, from which it goes on. Of what it has left when it is over, it makes again
+    what is missing, as far as that takes no training.
+
+    With `strategy="multi_worker"` each worker runs it, with its own TF_CONFIG in the environment and a `run_dir` that
+    all of them see; the chief alone writes.
 
     Args:
         recipe: what to do.
@@ -37,8 +50,8 @@ def run(
             `history.jsonl` (a line an epoch, one for the pruning), `summary.json`, `plan.json`, `slim.keras`,
             `dense.keras` (at the end of the baseline if there is one, otherwise before any unit went),
             `weights_pruned.keras` (with `weight_pruning`), `distances.npz` (between the partitions of the dense
-            epochs), `serving/<version>/`, pictures, `report.html` with all of it, `logs/` for TensorBoard, and in
-            `checkpoints/` the end of the search.
+            epochs), `serving/<version>/`, pictures, `report.html` with all of it, `logs/` for TensorBoard, in
+            `checkpoints/` the end of the search, and `SHA256SUMS` of it all.
         verbose: as in Keras' `fit`: 0 is silent, 1 shows a progress bar, 2 prints one line an epoch.
         search_dir: the folder of another run, whose dense search is taken over in place of one of its own; the
             fields that define the search have to be the same. It is not read again once the search is in `run_dir`.
@@ -52,7 +65,12 @@ def run(
     Raises:
         ValueError, OSError: data, a `run_dir` or a `search_dir` that does not fit the recipe; nothing has been
             written then.
+        BlockingIOError: another process works in `run_dir`.
+        FileNotFoundError: a run that is over has lost what only training makes.
+        OSError: a file could not be written; what was recorded before is as it was.
         ValueError: a training whose loss is no number any more, or a budget that pruning cannot meet.
+        Stopped: a KeyboardInterrupt, by Ctrl-C or SIGTERM.
+        ConnectionError: another worker has ended.
 
     Example:
         >>> import tempfile
@@ -61,13 +79,36 @@ def run(
         >>> summary["training_flops_reduction"] > 1
         True
     """
-    folder = RunDir(os.fspath(run_dir), recipe.as_flags())
-    if folder.summary() is None:
-        taken = None if search_dir is None or folder.last_epoch("search") else _search(os.fspath(search_dir), recipe)
-        _Run(Training(recipe, folder, verbose, publish, dataset)).run(taken)
-    if publish and not os.path.exists(folder.file("report.html")):
-        report.write(run_dir)
+    strategy = strategy_of(recipe)
+    chief = is_chief(strategy)
+    folder = (RunDir if chief else ReadOnlyRunDir)(os.fspath(run_dir), recipe.as_flags())
+    complete = publishing.complete(folder, publish)
+    wait(strategy)  # until all workers have seen the folder as it is
+    if complete:
+        return folder.summary()
+    with contextlib.closing(folder), naming_files(), _naming_lost_workers(), Stopper() as stopper:
+        if os.path.isdir(folder.path):
+            folder.lock()  # or, in a new folder, once all is checked
+        training = Training(recipe, folder, verbose, publish, dataset, stopper, strategy)
+        if folder.summary() is None:
+            searched = search_dir is None or folder.last_epoch("search")
+            _Run(training).run(None if searched else _search(os.fspath(search_dir), recipe))
+        if chief and publish:
+            publishing.publish(training)
+        folder.seal()
+        wait(strategy)  # a worker that ends takes the others with it
     return folder.summary()
+
+
+@contextlib.contextmanager
+def _naming_lost_workers():
+    try:
+        yield
+    except tf.errors.UnavailableError as error:
+        raise ConnectionError(
+            "Expected all workers to train on. Received: one that has ended, see what it has printed; start all of "
+            "them again with the same flags to go on after the last epoch that was recorded"
+        ) from error
 
 
 def _search(path, recipe):
@@ -79,7 +120,7 @@ def _search(path, recipe):
         expected, received = (", ".join(f"{name}={of.get(name)!r}" for name in names) for of in (theirs, ours))
         raise ValueError(f"Expected a recipe with the search of {path!r}: {expected}. Received: {received}")
     searched, phases = other.last_epoch("search"), [row["phase"] for row in other.history]
-    if not searched or phases[-1] == "search" or not os.path.exists(other.checkpoint("search")):
+    if not searched or phases[-1] == "search" or other.damaged("search"):
         raise ValueError(
             f"Expected a search_dir with a search that is over, and its checkpoint. Received: {path!r}, with "
             f"{searched or 'no'} epochs of search{', not over' * (phases[-1:] == ['search'])}"
@@ -97,9 +138,14 @@ class _Run:
         """Goes through all phases; the search of the run `taken`, unless that is None, is taken over."""
         training, folder = self.training, self.folder
         training.check()  # before anything is written
-        folder.start()
-        if taken:
-            folder.take_search(taken)
+        if training.chief:
+            folder.start()
+            if taken:
+                folder.take_search(taken)
+            publishing.withdraw(folder)
+        training.wait()
+        if not training.chief:
+            folder.start()
         bird = self.search()
         self.sparsify()
         self.prune()
@@ -107,43 +153,27 @@ class _Run:
         slim = self.retrain()
         others = {"weights_pruned": self.retrain_weights(slim)} if self.recipe.weight_pruning else {}
         trained = {"dense": self.baseline(), "slim": slim, **others}
-        chosen = Plan.load(folder.file("plan.json"), trained["dense"])
-        summary = summarize(training, bird, chosen, **trained)
-        if training.publish:
-            self.export(slim, chosen, summary)
-            from tfspline import pictures  # matplotlib is slow to import, and only needed here
-
-            pictures.draw(folder, training.data, bird, summary, trained)
-        folder.finish(summary)
-
-    def export(self, slim, chosen, summary):
-        """Writes the slim network for TensorFlow Serving, with what is known of it."""
-        if os.path.exists(self.folder.file("serving", "1")):
-            return
-        accuracy = {name: summary[name].get("accuracy") for name in ("dense", "slim")}
-        export(
-            slim,
-            self.folder.file("serving"),
-            version=1,
-            class_names=self.training.data.class_names,
-            plan=chosen,
-            metadata={"accuracy": accuracy, "evaluated_on": summary["evaluate"]},
-        )
+        if training.chief:
+            chosen = self.chosen(trained["dense"])
+            folder.put("plan.json", chosen.save)
+            folder.finish(summarize(training, bird, chosen, **trained))
 
     def search(self):
         """Trains the dense network until the partition has settled; returns the early bird."""
-        recipe, training, done = self.recipe, self.training, self.folder.last_step("search")
-        # A probe that is given is the same again after an interruption. Gradual schedules begin with an epoch; `fit`
-        # ends the search then.
-        probe = training.sample()[0] if recipe.eb_metric == "partition" else None
-        bird = recipe.early_bird(probe=probe, verbose=training.verbose, stop_training=not recipe.gradual)
-        if done:
-            bird.load(self.folder.checkpoint("search", ".npz"))
-        if not bird.found and done < recipe.search_limit * training.steps:
+        training, folder = self.training, self.folder
+        bird = training.early_bird()
+        if not self.searched(bird):
             model = training.load("search")
             training.penalize(model)
-            training.fit("search", model, done, recipe.search_limit, bird)
+            while not self.searched(bird):
+                training.fit("search", model, folder.last_step("search"), self.recipe.search_limit, bird)
         return bird
+
+    def searched(self, bird):
+        """Whether the search is over: inside an epoch only where the pruning does not begin with one."""
+        done, steps = self.folder.last_step("search"), self.training.steps
+        inside = self.recipe.gradual and done % steps
+        return done >= self.recipe.search_limit * steps or (bird.found and not inside)
 
     def sparsify(self):
         """Switches units off little by little while the dense network trains on, if the schedule is a gradual one."""
@@ -168,9 +198,12 @@ class _Run:
         slim, error = self.cut(chosen, dense, sample[0])
         if self.training.verbose:
             print(f"{chosen}\nmasked and slim network: the same function, to {error:.1e} of the largest output")
-        self.folder.put("plan.json", chosen.save)
-        seconds = time.perf_counter() - start
-        self.record("prune", phase, seconds, wrap(slim), ratio=chosen.ratio, difference=error)
+        seconds, facts = time.perf_counter() - start, {"ratio": chosen.ratio, "difference": error}
+        self.record("prune", phase, seconds, {".keras": wrap(slim).save, _PLAN: chosen.save}, **facts)
+
+    def chosen(self, dense):
+        """The plan that the dense network was pruned by."""
+        return Plan.load(self.folder.checkpoint("prune", _PLAN), dense)
 
     def choose(self, dense, data):
         """The plan of what goes, by labelled training images."""
@@ -203,11 +236,11 @@ class _Run:
             return
         start = time.perf_counter()
         dense = unwrap(training.fresh())
-        slim = Plan.load(self.folder.file("plan.json"), dense).apply(dense)
+        slim = self.chosen(dense).apply(dense)
         if recipe.retrain_from == "random":
             training.keras.utils.set_random_seed(recipe.seed)
             slim = training.keras.models.clone_model(slim)
-        self.record("rewind", None, time.perf_counter() - start, wrap(slim))
+        self.record("rewind", None, time.perf_counter() - start, {".keras": wrap(slim).save})
 
     def retrain(self):
         """Trains the slim network to the end; returns it."""
@@ -221,7 +254,7 @@ class _Run:
             start = time.perf_counter()
             model = self.training.load("search")
             prune_weights(model, flops(model).params - flops(slim).params)
-            self.record("prune_weights", "search", time.perf_counter() - start, model)
+            self.record("prune_weights", "search", time.perf_counter() - start, {".keras": model.save})
         model = self.training.train_on("retrain_weights", "prune_weights", self.recipe.epochs)
         return self.leave("weights_pruned", model)
 
@@ -232,13 +265,13 @@ class _Run:
             return self.leave("dense", training.load("search"))
         return self.leave("dense", training.train_on("baseline", "search", self.recipe.epochs))
 
-    def record(self, phase, after, seconds, model, **facts):
-        """Records a phase that has trained nothing, and the network that it leaves: at the epoch and step where the
-        phase `after` has ended, or, where that is None, before the first."""
+    def record(self, phase, after, seconds, files, **facts):
+        """Records a phase that has trained nothing, and the files that it leaves: at the epoch and step where the phase
+        `after` has ended, or, where that is None, before the first."""
         folder = self.folder
         epoch, steps = (0, 0) if after is None else (folder.last_epoch(after) or 0, folder.last_step(after))
-        row = {"phase": phase, "epoch": epoch, "steps": steps, **facts, "seconds": seconds}
-        folder.record(row, lambda path: model.save(path(".keras")))
+        folder.record({"phase": phase, "epoch": epoch, "steps": steps, **facts, "seconds": seconds}, files)
+        self.training.wait()
 
     def leave(self, name, model):
         """Leaves a trained network in the folder as others are to see it; returns it."""

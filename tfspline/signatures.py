@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfspline._keras import keras_of, nodes
+from tfspline.checks import several
 
 INPUTS = (None, "image", "image_bytes")
 _PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
@@ -79,7 +80,7 @@ def _classifier(model, class_names, top_k):
             f"with outputs of shapes {[(None, *shape) for shape in shapes]}"
         )
     ((classes,),) = shapes
-    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+    if not all(isinstance(name, str) for name in several("class_names", class_names)):
         raise TypeError(f"Expected class_names to be strings. Received: {class_names!r}")
     if len(class_names) != classes:
         raise ValueError(f"Expected {classes} class_names, the outputs of {model.name!r}. Received: {len(class_names)}")
@@ -112,6 +113,8 @@ def _taken(model, input, preprocessing):
             f"{[spec.name for spec in specs]}"
         )
     preprocessing = preprocessing or tf.identity
+    if not callable(preprocessing):
+        raise TypeError(f"Expected preprocessing to be a function of a batch. Received: {preprocessing!r}")
     (wanted,) = specs
     if input is None:
         return specs, lambda inputs: [_fitting(preprocessing(inputs[0]), wanted)]

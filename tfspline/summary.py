@@ -5,10 +5,11 @@ import platform
 from typing import Any
 
 from tfspline.callbacks import EarlyBird
+from tfspline.checkpoints import PHASES, SLIM_PHASES, WEIGHT_PHASES
+from tfspline.codes import RegionEncoder
 from tfspline.flops import flops, training_flops
 from tfspline.magnitude import zeros
 from tfspline.plan import Plan
-from tfspline.run_dir import PHASES, SLIM_PHASES, WEIGHT_PHASES
 from tfspline.training import Training
 
 
@@ -55,21 +56,22 @@ def summarize(
 
 def _networks(training, pruned, dense, slim, weights_pruned):
     """The figures of each network, units having gone after `pruned` steps."""
-    recipe = training.recipe
+    recipe, (images, _) = training.recipe, training.sample()
 
     def cost(model, steps):
         return training_flops(model, steps * recipe.batch_size)
 
     def figures(model, cost, *phases):
         seconds = training.folder.seconds(*phases)
-        return {**_test(training, model), **_size(model), "training_flops": cost, "seconds": seconds}
+        return {**_test(training, model), **_described(model, images), "training_flops": cost, "seconds": seconds}
 
     steps = recipe.epochs * training.steps
     of_dense = cost(dense, steps)
     of_slim = cost(dense, pruned) + cost(slim, steps - recipe.retrained_from(pruned))
-    networks = {"dense": {**_size(dense), "training_flops": of_dense}}
     if recipe.baseline:
-        networks["dense"] = figures(dense, of_dense, "search", "baseline")
+        networks = {"dense": figures(dense, of_dense, "search", "baseline")}
+    else:
+        networks = {"dense": {**_described(dense, images), "training_flops": of_dense}}
     networks["slim"] = figures(slim, of_slim, *SLIM_PHASES)
     if weights_pruned is not None:
         # Zeros among the weights are multiplied with like any others.
@@ -84,9 +86,9 @@ def _test(training, model):
     return {name: float(value) for name, value in measured.items() if name in ("accuracy", "loss")}
 
 
-def _size(model):
-    counted = flops(model)
-    return {"params": counted.params, "macs": counted.macs}
+def _described(model, images):
+    counted, encode = flops(model), RegionEncoder(model)
+    return {"params": counted.params, "macs": counted.macs, "dead_layers": encode.dead(encode(images))}
 
 
 def _versions() -> dict[str, str | None]:

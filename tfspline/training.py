@@ -1,5 +1,6 @@
 """Trains one network in the folder of a run: from a checkpoint to the next, each epoch recorded."""
 
+import contextlib
 import importlib
 import math
 import time
@@ -8,15 +9,24 @@ from typing import Any
 import tensorflow as tf
 
 from tfspline import _keras, models
+from tfspline.callbacks import EarlyBird
+from tfspline.checkpoints import WEIGHT_PHASES
 from tfspline.codes import RegionEncoder
 from tfspline.data import Dataset
+from tfspline.files import read_npz, write_npz
 from tfspline.magnitude import hold_zeros
 from tfspline.recipe import Recipe
-from tfspline.run_dir import WEIGHT_PHASES, RunDir
+from tfspline.run_dir import RunDir
+from tfspline.stopping import Stopper
+from tfspline.trouble import not_finite
+from tfspline.workers import is_chief, join, wait
 from tfspline.wrapping import unwrap, wrap
 
 _SAMPLE_SIZE = 512  # training images
 _CODES_SIZE = 2**20  # bytes of region codes that are kept of an epoch
+_METRICS = ".metrics.npz"  # ending of what the metrics of an epoch that is not over have counted
+_EACH_BATCH_SHARED = tf.data.Options()  # among workers
+_EACH_BATCH_SHARED.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
 
 
 class Training:
@@ -26,8 +36,10 @@ class Training:
         recipe, folder, verbose, publish: as they were given.
         keras: the module of the recipe's Keras.
         strategy: the `tf.distribute` strategy that networks are made and trained under.
+        chief: whether this process is the one of all workers that writes; True where there is only one.
         data: the `Dataset`.
         steps: how many training steps an epoch has.
+        stopper: what may ask to stop inside an epoch.
 
     Args:
         recipe: see `tfspline.runner.run`, as for all others.
@@ -35,18 +47,33 @@ class Training:
         verbose: as in Keras' `fit`.
         publish: whether the region codes of the dense epochs are kept, for pictures.
         dataset: what `recipe.load_dataset()` returns, if it is there already.
+        stopper: entered by who wants to be able to stop; by default nothing stops.
+        strategy: what `strategy_of(recipe)` returns, if it is there already.
 
     Raises:
         ValueError, OSError: data, or a batch size, that does not fit the recipe.
     """
 
     def __init__(
-        self, recipe: Recipe, folder: RunDir, verbose: int = 1, publish: bool = True, dataset: Dataset | None = None
+        self,
+        recipe: Recipe,
+        folder: RunDir,
+        verbose: int = 1,
+        publish: bool = True,
+        dataset: Dataset | None = None,
+        stopper: Stopper | None = None,
+        strategy: tf.distribute.Strategy | None = None,
     ):
-        self.recipe, self.folder, self.verbose, self.publish = recipe, folder, verbose, publish
+        self.recipe, self.folder, self.publish = recipe, folder, publish
+        self.stopper = stopper or Stopper()
         self.keras = _keras.keras_named(recipe.keras)
         importlib.import_module(f"tfspline.layers.{recipe.keras}")  # which checkpoints hold
-        self.strategy = strategy_of(recipe)
+        if recipe.deterministic:
+            self.keras.utils.set_random_seed(recipe.seed)  # ops without a seed are refused then
+            tf.config.experimental.enable_op_determinism()
+        self.strategy = strategy_of(recipe) if strategy is None else strategy
+        self.chief = is_chief(self.strategy)
+        self.verbose = verbose if self.chief else 0
         self.data = recipe.load_dataset() if dataset is None else dataset
         self.steps = self.data.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
 
@@ -72,6 +99,17 @@ class Training:
         """The training images on which the partition is watched and units are looked at, and their labels."""
         return self.data.sample(_SAMPLE_SIZE)
 
+    def early_bird(self) -> EarlyBird:
+        """The early bird of the search, as far as that has come."""
+        recipe = self.recipe
+        # A probe that is given is the same again after an interruption. Gradual schedules begin with an epoch; `fit`
+        # ends the search then.
+        probe = self.sample()[0] if recipe.eb_metric == "partition" else None
+        bird = recipe.early_bird(probe=probe, verbose=self.verbose, stop_training=not recipe.gradual)
+        if self.folder.last_step("search"):
+            bird.load(self.folder.checkpoint("search", ".npz"))
+        return bird
+
     def fresh(self) -> Any:
         """The network as its seed makes it, wrapped to train faster, not compiled."""
         recipe = self.recipe
@@ -82,11 +120,16 @@ class Training:
         """The network that a phase left, a fresh one before the first, and its optimizer, ready to be trained on."""
         left = self.folder.last_epoch(phase) is not None
         with self.strategy.scope():
-            model = self.keras.models.load_model(self.folder.checkpoint(phase)) if left else self.fresh()
+            model = _keras.load_model(self.keras, self.folder.checkpoint(phase)) if left else self.fresh()
             if phase in WEIGHT_PHASES:
                 hold_zeros(model)
             self.compile(model)
+        self.wait()  # until all workers have read what the chief may replace
         return model
+
+    def wait(self) -> None:
+        """Waits until all workers have come to this place, and see the files that the chief has written before."""
+        wait(self.strategy)
 
     def penalize(self, model: Any) -> None:
         """Adds the L1 norm of a network's gammas to its loss, as the recipe has it in the search: network slimming
@@ -118,6 +161,7 @@ class Training:
         if model.losses:  # that are added to the cross entropy, which is to be seen as well
             metrics.append(self.keras.metrics.SparseCategoricalCrossentropy("cross_entropy", from_logits=True))
         model.compile(optimizer, loss, metrics=metrics)
+        model.distribute_reduction_method = "first"  # or tf_keras shows the sum over all replicas within an epoch
 
     def train_on(self, phase: str, after: str, epochs: int, callback: Any = None) -> Any:
         """Trains the network that the phase `after` left until `epochs` are done, or goes on with `phase` where it was
@@ -142,29 +186,55 @@ class Training:
             callback: the EarlyBird of the search, or a SplinePruning; its state is saved with each checkpoint.
 
         Raises:
-            ValueError: a loss that is no number any more.
+            ValueError: a loss, at any step, or a weight, at the end of an epoch, that is not finite any more; nothing
+                of that epoch is recorded.
+            Stopped: a signal has come; the step under way is trained and recorded.
         """
         recipe, callbacks = self.recipe, self.keras.callbacks
         first_epoch, first_step = divmod(done, self.steps)
         held_out = None
         if self.data.validation is not None:
-            held_out = self.data.evaluation_batches(recipe.batch_size, "validation")
+            held_out = self.data.evaluation_batches(recipe.batch_size, "validation").with_options(_EACH_BATCH_SHARED)
         watch = self._watch(model) if self.publish and phase in ("search", "baseline") else None
-        model.fit(
-            self.data.train_batches(recipe.batch_size, first_epoch, recipe.augment, self.steps, first_step),
-            steps_per_epoch=self.steps - first_step,
-            initial_epoch=first_epoch,
-            epochs=first_epoch + 1 if first_step else epochs,
-            validation_data=held_out,
-            shuffle=False,  # the batches are; Keras 3 warns otherwise
-            verbose=self.verbose,
-            callbacks=[
-                callbacks.LearningRateScheduler(recipe.learning_rate_at),
-                *([] if callback is None else [callback]),
-                callbacks.TensorBoard(self.folder.file("logs", phase), write_graph=False),
-                _Record(self, phase, done, callback, watch),
-            ],
-        )
+        tensorboard = [callbacks.TensorBoard(self.folder.file("logs", phase), write_graph=False)] if self.chief else []
+        # One of several workers that saved by itself, inside an epoch, would leave the others waiting.
+        with contextlib.nullcontext() if recipe.strategy == "multi_worker" else self.stopper.steps():
+            model.fit(
+                self._train_batches(first_epoch, first_step),
+                steps_per_epoch=self.steps - first_step,
+                initial_epoch=first_epoch,
+                epochs=first_epoch + 1 if first_step else epochs,
+                validation_data=held_out,
+                shuffle=False,  # the batches are; Keras 3 warns otherwise
+                verbose=self.verbose,
+                callbacks=[
+                    callbacks.LearningRateScheduler(recipe.learning_rate_at),
+                    *([] if callback is None else [callback]),
+                    *tensorboard,
+                    _Record(self, phase, done, epochs, callback, watch, *self._begun(phase, model, done)),
+                ],
+            )
+
+    def _begun(self, phase, model, done):
+        """What the metrics had counted of an epoch that a signal has stopped, and how many seconds that took."""
+        if not done % self.steps or self.folder.last_step(phase) != done:
+            return [], 0.0
+        model.evaluate(self.data.evaluation_batches(self.recipe.batch_size).take(1), verbose=0)  # makes the metrics
+        counted = read_npz(self.folder.checkpoint(phase, _METRICS), lambda arrays: list(arrays.values()))
+        return counted, self.folder.history[-1]["seconds"]
+
+    def _train_batches(self, epoch, step):
+        """The batches of `Dataset.train_batches`; where there are several workers, the shares of this one."""
+        recipe, data = self.recipe, self.data
+
+        def batches(context):
+            share = context.input_pipeline_id, context.num_input_pipelines
+            return data.train_batches(recipe.batch_size, epoch, recipe.augment, self.steps, step, share)
+
+        if recipe.strategy != "multi_worker":
+            return batches(tf.distribute.InputContext())
+        size = recipe.batch_size // self.strategy.num_replicas_in_sync
+        return self.strategy.distribute_datasets_from_function(lambda context: batches(context).rebatch(size))
 
     def _watch(self, model):
         """What keeps the region codes of an epoch of the dense training, for the distances between all epochs.
@@ -175,49 +245,93 @@ class Training:
         encode, (images, _) = RegionEncoder(model), self.sample()
         size = sum(-(-bits // 8) for bits in encode(images[:1]).bits.values())
         images = images[: max(1, _CODES_SIZE // size)]
-        return lambda epoch: encode(images).save(self.folder.codes(epoch))
+
+        def watch(epoch):
+            codes = encode(images)  # all workers' statistics of BatchNormalization go into it
+            if self.chief:
+                codes.save(self.folder.codes(epoch))
+
+        return watch
 
 
-class _Record(_keras.Callback):
-    """Records each epoch of a phase: a row of the history, with a checkpoint of the network and of `callback`."""
+class _Record(_keras.StepCallback):
+    """Records each epoch of a phase: a row of the history, with a checkpoint of the network and of `callback`. Of an
+    epoch that a signal stops it records what was trained, and what the metrics had counted."""
 
-    def __init__(self, training, phase, done, callback, watch):
+    def __init__(self, training, phase, done, epochs, callback, watch, counted, seconds):
         super().__init__()
-        self.recipe, self.folder, self.phase = training.recipe, training.folder, phase
-        self.done, self.callback, self.watch = done, callback, watch
+        self.training, self.phase, self.done, self.epochs = training, phase, done, epochs
+        self.callback, self.watch, self.counted, self.seconds = callback, watch, counted, seconds
+
+    def set_params(self, params):
+        super().set_params(params)
+        # Where it begins inside an epoch, Keras knows of the rest of that only. All callbacks share what they are told.
+        params |= {"steps": self.training.steps, "epochs": self.epochs}
 
     def on_train_begin(self, logs=None):
         self.uncounted = self.done - _keras.iterations(self.model)  # the optimizer of a slim network begins anew
-        self.start = time.perf_counter()
+        self.start = time.perf_counter() - self.seconds
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        if self.counted:
+            for variable, value in zip(self.metrics(), self.counted, strict=True):
+                variable.assign(value)
+            self.counted = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            self.refuse("a loss that stays", float(logs["loss"]))
+        stopper = self.training.stopper
+        if stopper.received is None or self.model.stop_training or not self.trained % self.training.steps:
+            return  # what is the end of an epoch is recorded as such
+        counted = {str(i): variable.numpy() for i, variable in enumerate(self.metrics())}
+        self.record({}, {_METRICS: lambda path: write_npz(path, counted)})
+        stopper.check()
 
     def on_epoch_end(self, epoch, logs=None):
-        seconds = time.perf_counter() - self.start
-        if not math.isfinite(logs["loss"]):
-            raise ValueError(
-                f"Expected a loss that stays finite. Received: {logs['loss']} in epoch {epoch + 1} of "
-                f"the {self.phase}; try a smaller learning_rate."
-            )
-        row = {"phase": self.phase, "epoch": epoch + 1, "steps": self.uncounted + _keras.iterations(self.model)}
-        row |= {name: float(value) for name, value in logs.items()}
-        row.pop("lr", None)  # tf_keras' name for the learning rate
-        row |= {"learning_rate": self.recipe.learning_rate_at(epoch), "seconds": seconds}
+        facts = {name: float(value) for name, value in logs.items()}
+        facts.pop("lr", None)  # tf_keras' name for the learning rate
+        facts["learning_rate"] = self.training.recipe.learning_rate_at(epoch)
         if self.watch:
             self.watch(epoch + 1)
-        self.folder.record(row, self.save)
+        self.record(facts, {})
         if self.phase == "search" and self.callback.found:
             self.model.stop_training = True  # with a gradual schedule the bird itself leaves the epoch whole
         self.start = time.perf_counter()
+        self.training.stopper.check()
 
-    def save(self, path):
-        self.model.save(path(".keras"))
+    def record(self, facts, files):
+        if broken := not_finite(self.model):
+            self.refuse("weights that stay", f"others in layer {broken!r}")
+        row = {"phase": self.phase, "epoch": self.epoch + 1, "steps": self.trained, **facts}
+        files = {".keras": self.model.save, **files}
         if self.callback is not None:
-            self.callback.save(path(".npz"))
+            files[".npz"] = self.callback.save
+        self.training.folder.record(row | {"seconds": time.perf_counter() - self.start}, files)
+        self.training.wait()
+
+    def refuse(self, what, received):
+        raise ValueError(
+            f"Expected {what} finite. Received: {received} after step {self.trained}, in epoch {self.epoch + 1} of the "
+            f"{self.phase}; try a smaller learning_rate in a new run_dir"
+        )
+
+    @property
+    def trained(self):
+        """How many steps were trained, from the beginning of the run."""
+        return self.uncounted + _keras.iterations(self.model)
+
+    def metrics(self):
+        return [variable for metric in self.model.metrics for variable in metric.variables]
 
 
 def strategy_of(recipe: Recipe) -> tf.distribute.Strategy:
-    """What a recipe is trained under: a new strategy for all devices, or the one that is active."""
+    """What a recipe is trained under: a new strategy for all devices or all workers, or the one that is active."""
     if recipe.strategy == "none":
         return tf.distribute.get_strategy()
+    if recipe.strategy == "multi_worker":
+        return join()
     # By itself it would take one CPU, even where that is several logical devices.
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([device.name for device in devices])

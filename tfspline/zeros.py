@@ -11,6 +11,7 @@ from absl import logging
 
 from tfspline import _keras, rules
 from tfspline import graph as graphs
+from tfspline.checks import several
 from tfspline.constants import constants, random_inputs, response
 from tfspline.masks import Masks
 from tfspline.slim import cut, difference
@@ -68,7 +69,7 @@ def slim(
     >>> int(masks.off.sum()), masks["a"].tolist()
     (5, [True, True, True, False, False, False, False, False])
     """
-    graph = graphs.read(model, tuple(protect), allow_inexact)
+    graph = graphs.read(model, several("protect", protect), allow_inexact)
     layers = _keras.layer_paths(model)
     free = graph.free
     seen = constants(model, graph, free)

@@ -3,7 +3,16 @@
 Nothing else in the package asks whether a model is a Keras 3 or a tf_keras (Keras 2) model.
 """
 
-from tfspline._keras.fit import Callback, StepCallback, add_penalty, iterations, loss, set_constraint, tf_variable
+from tfspline._keras.fit import (
+    Callback,
+    StepCallback,
+    add_penalty,
+    check_loss,
+    iterations,
+    loss,
+    set_constraint,
+    tf_variable,
+)
 from tfspline._keras.graph import (
     Node,
     call,
@@ -25,3 +34,4 @@ from tfspline._keras.layers import (
     weight,
 )
 from tfspline._keras.modules import is_model, keras_named, keras_of, kerases, of_class, tfmot
+from tfspline._keras.saving import load_model

@@ -43,8 +43,24 @@ def iterations(model: Any) -> int:
 
 
 def tf_variable(variable: Any) -> Any:
-    """The TensorFlow variable of a weight, as a GradientTape takes it."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
+    """The TensorFlow variable of a weight, as a GradientTape takes it, the first of a strategy's several."""
+    variable = variable.value if isinstance(variable, keras.Variable) else variable
+    return getattr(variable, "values", [variable])[0]
+
+
+def check_loss(model: Any) -> None:
+    """Raises a ValueError for a model of which `loss` cannot be taken."""
+    if getattr(model, "loss", None) is None:
+        raise ValueError(
+            "Expected a model that is compiled with a loss, to take the gradient of: model.compile(loss=...). "
+            f"Received: {model.name!r}, which has none"
+        )
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1 and not isinstance(model, keras.Model):  # it counts the loss in a metric, which only replicas can
+        raise ValueError(
+            "Expected a tf_keras model on one device, to take the gradient of its loss; other criteria than taylor and "
+            f"snip need none. Received: {model.name!r}, on {replicas} replicas"
+        )
 
 
 def loss(model: Any, labels: Any, outputs: list) -> tf.Tensor:
@@ -82,6 +98,20 @@ class StepCallback(Callback):
 
     # tf_keras fetches the logs of each batch for a callback that acts between batches, unless it says this.
     _supports_tf_logs = True
+    _trained_model = None  # whose training what it remembers is of
+
+    def set_model(self, model):
+        """Takes the model of the fit; refuses one that is not the model of the fit before."""
+        if self._trained_model not in (None, model):
+            raise ValueError(
+                f"Expected the model that this {type(self).__name__} was trained with, {self._trained_model.name!r}; "
+                f"another one takes a new callback. Received: {model.name!r}"
+            )
+        super().set_model(model)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Notes that it is this model that is trained."""
+        self._trained_model = self.model
 
     def _implements_train_batch_hooks(self):
         return True

@@ -4,6 +4,7 @@ import functools
 import math
 import numbers
 import re
+from collections.abc import Iterable
 
 from tfspline._keras import keras_named
 from tfspline.models import mlp, mobilenet, resnet, vgg
@@ -57,7 +58,7 @@ def check(network: str, input_shape: tuple, classes: int, width: float = 1.0, ke
     """Raises the ValueError of `build` for arguments that no network can be built of."""
     _features(network)
     keras_named(keras)
-    shape = tuple(input_shape)
+    shape = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
     ranks = (1, 3) if network == "mlp" else (3,)
     if len(shape) not in ranks or not all(isinstance(n, numbers.Integral) and n > 0 for n in shape):
         expected = "(height, width, channels)" + (" or (features,)" if network == "mlp" else "")
@@ -80,9 +81,9 @@ _FAMILIES = {"resnet": (resnet.cifar, 6), "preresnet": (resnet.preactivated, 9)}
 
 
 def _features(network: str):
-    if network in _FEATURES:
+    if network in list(_FEATURES):
         return _FEATURES[network]
-    family = re.fullmatch(r"(\D+)([1-9]\d*)", network)
+    family = isinstance(network, str) and re.fullmatch(r"(\D+)([1-9][0-9]{0,5})", network)
     if family and family[1] in _FAMILIES:
         features, layers_per_block = _FAMILIES[family[1]]
         blocks, rest = divmod(int(family[2]) - 2, layers_per_block)

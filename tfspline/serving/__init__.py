@@ -8,6 +8,7 @@ from typing import Any
 from tfspline import graph as graphs
 from tfspline import signatures
 from tfspline._keras import check_model
+from tfspline.checks import instance
 from tfspline.files import write_json
 from tfspline.plan import Plan
 from tfspline.serving.versions import next_version, publish
@@ -38,7 +39,8 @@ def export(
     Args:
         model: a functional or built Sequential model, of Keras 3 or tf_keras; with or without `SplineUnit`s, which are
             written as TensorFlow's fused operation.
-        path: the folder of versions; made if it is not there.
+        path: the folder of versions; made if it is not there. TensorFlow takes `*`, `?` and `[` in a path for a
+            pattern, and cannot load the version before it is somewhere else.
         version: a positive integer, higher than all in `path`; default: one more than the highest one there.
         input: what is served takes; None for what the model takes. "image" for uint8 images `[batch, height, width,
             channels]` of any one size, as input `image`; "image_bytes" for files, string `[batch]`, each a JPEG, PNG,
@@ -111,7 +113,7 @@ def _known(model, plan):
     }
     if plan is None:
         return known
-    cost = plan.cost()
+    cost = instance("plan", plan, Plan).cost()
     if cost["params"][1] != known["params"]:
         raise ValueError(
             f"Expected the plan that {model.name!r}, with {known['params']:,} parameters, was cut by. "

@@ -7,6 +7,8 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from tfspline.files import to_disk
+
 _ASIDE = ".export-"  # servers look only at folders whose name is an integer
 _DAY = 24 * 60 * 60
 
@@ -49,16 +51,16 @@ def publish(path: str, version: int | None, write: Callable[[str], None]) -> str
         TypeError, ValueError, FileExistsError, NotADirectoryError: as `next_version`.
     """
     os.makedirs(path, exist_ok=True)
-    _remove_leftovers(path)
+    remove_leftovers(path)
     # Written one level below: only its owner may read the temporary folder itself.
     with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=path) as aside:
         written = os.path.join(aside, "version")
         write(written)
         for folder, _, files in os.walk(written):
             for name in (*files, "."):
-                _to_disk(os.path.join(folder, name))
+                to_disk(os.path.join(folder, name))
         target = _renamed(written, path, version)
-        _to_disk(path)
+        to_disk(path)
     return target
 
 
@@ -74,18 +76,10 @@ def _renamed(written, path, version):
             return target
 
 
-def _to_disk(path):
-    """A rename may reach the disk before what was written into the file does."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_leftovers(path):
-    # What an export that was killed has left; whose process is gone cannot be known on a shared disk.
-    for name in os.listdir(path):
+def remove_leftovers(path: str, age: float = _DAY) -> None:
+    """Removes what exports that were killed have left in a folder of versions at least `age` seconds ago; whether a
+    process is gone cannot be known on a shared disk."""
+    for name in os.listdir(path) if os.path.isdir(path) else ():
         folder = os.path.join(path, name)
-        if name.startswith(_ASIDE) and os.path.getmtime(folder) < time.time() - _DAY:
+        if name.startswith(_ASIDE) and os.path.getmtime(folder) <= time.time() - age:
             shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfspline.checks import count, several
+
 
 def requests(name: str, endpoints: Mapping[str, Any], model: Any, batches: Sequence[int]) -> list:
     """A PredictionLog with a PredictRequest for each signature and size of batch: inputs of zeros, black images.
@@ -25,8 +27,7 @@ def requests(name: str, endpoints: Mapping[str, Any], model: Any, batches: Seque
         raise ImportError(
             "Expected tensorflow-serving-api, for warm-up requests: pip install tfspline[serving]. Received: none"
         ) from error
-    if not all(isinstance(batch, int) and batch > 0 for batch in batches):
-        raise ValueError(f"Expected warmup to hold positive sizes of batches. Received: {batches!r}")
+    batches = [count("a batch of warmup", batch) for batch in several("warmup", batches)]
     logs = []
     for signature, function in endpoints.items():
         for batch in batches:

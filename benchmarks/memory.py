@@ -1,0 +1,197 @@
+"""What tfspline takes of memory: peaks of region codes, planning and slimming beside the plain ways, and by what a
+training with an EarlyBird grows, epoch after epoch. Linux only.
+
+python benchmarks/memory.py [--keras=keras] [--networks=ResNet50,EfficientNetB7] [--inputs=8,16] [--epochs=50]
+"""
+
+import concurrent.futures
+import ctypes
+import functools
+import gc
+import multiprocessing
+import os
+import re
+import tempfile
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
+
+import numpy as np  # noqa: E402
+from absl import app, flags  # noqa: E402
+from common import setting  # noqa: E402
+
+import tfspline  # noqa: E402
+from tfspline import _keras, data, models  # noqa: E402
+
+flags.DEFINE_string("keras", "keras", "keras or tf_keras.")
+flags.DEFINE_list("networks", ["ResNet50", "EfficientNetB7"], "Networks of keras.applications, at 224x224; or none.")
+flags.DEFINE_list("inputs", [8, 16], "How many images region codes are taken of, and half as many refitted on.")
+flags.DEFINE_integer("epochs", 50, "Epochs of the trainings with an EarlyBird and without; none if 0.")
+
+SHAPE = (224, 224, 3)
+BATCH = 4
+MB = 1e6
+SETTLED = 10  # epochs after which a training has all that it needs
+
+
+def status(field):
+    """Bytes of memory of this process: "VmRSS" now, "VmHWM" at most since it was last reset."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", file.read())[1])
+
+
+def trim():
+    """Gives memory that nothing uses back to the system, which otherwise would seem to be in use."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def taken(function):
+    """What a function needs at most, beyond what the process has before, in bytes; and what it returns."""
+    trim()
+    before = status("VmRSS")
+    with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
+        file.write("5")  # from here on VmHWM is counted anew
+    result = function()
+    return status("VmHWM") - before, result
+
+
+def images(count):
+    """Normal noise of the size of ImageNet's."""
+    return np.random.default_rng(0).normal(size=(count, *SHAPE)).astype("float32")
+
+
+def codes(keras, model, plan, count):
+    """Region codes; beyond these themselves."""
+    x = images(count)
+    used, found = taken(lambda: tfspline.region_codes(model, x, batch_size=BATCH, approximate=True))
+    packed = sum(found[layer].nbytes for layer in found.layers)
+    return used, f"{count} images, whose codes take {packed / MB:.0f} MB, as float32 {32 * packed / MB:,.0f} MB"
+
+
+def activations(keras, model, plan, count):
+    """The same, as the plain way has it: a model of all activations, whose outputs are kept in float32."""
+    names = tfspline.region_codes(model, images(1), approximate=True).layers
+    outputs = [_keras.layer_paths(model)[name.partition("#")[0]].output for name in names]
+    watched, x = keras.Model(model.inputs, outputs), images(count)
+
+    def keep():
+        kept = [np.empty((count, *output.shape[1:]), "float32") for output in outputs]
+        for start in range(0, count, BATCH):
+            for array, made in zip(kept, watched(x[start : start + BATCH], training=False), strict=True):
+                array[start : start + BATCH] = made
+        return kept
+
+    return taken(keep)[0], ""
+
+
+def planned(keras, model, plan, count):
+    """A plan by the default criterion."""
+    used, made = taken(lambda: tfspline.plan(model, 0.5))
+    made.save(plan)
+    return used, ""
+
+
+def slimmed(keras, model, plan, count):
+    """The plan applied: the small model included."""
+    plan = tfspline.Plan.load(plan, model)
+    used, small = taken(lambda: plan.apply(model))
+    return used, f"of which {4 * small.count_params() / MB:,.0f} MB are weights"
+
+
+def masked(keras, model, plan, count):
+    """The plan's masks put on the model: one byte a weight."""
+    masks = tfspline.Plan.load(plan, model).masks
+    return taken(lambda: masks.apply(model))[0], ""
+
+
+def refitted(keras, model, plan, count):
+    """The plan applied, and what is left refitted on half of the images."""
+    plan, x = tfspline.Plan.load(plan, model), images(count // 2)
+    return taken(lambda: plan.apply(model, x))[0], f"{len(x)} images"
+
+
+def copied(keras, model, plan, count):
+    """What a copy of the model takes, weights carried over as arrays: the weights twice."""
+
+    def copy():
+        other = keras.models.clone_model(model)
+        other.set_weights(model.get_weights())
+        return other
+
+    return taken(copy)[0], ""
+
+
+PLAIN = {codes: activations, planned: copied, slimmed: copied, masked: copied}
+
+
+def measured(keras_name, name, function, plan, count):
+    """What a function of this module takes on a network, a note, and what the network's weights take."""
+    keras = _keras.keras_named(keras_name)
+    model = getattr(keras.applications, name)(weights=None, input_shape=SHAPE)
+    return *function(keras, model, plan, count), 4 * model.count_params()
+
+
+def trained(keras_name, epochs, watched):
+    """Memory in use, bytes [epochs], at the ends of the epochs of a small training, with an EarlyBird or without."""
+    keras = _keras.keras_named(keras_name)
+    digits = data.load("digits")
+    model = models.build("resnet8", digits.input_shape, digits.classes, keras=keras_name)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    used = []
+
+    def note(epoch, logs):
+        trim()
+        used.append(status("VmRSS"))
+
+    bird = tfspline.EarlyBird(stop_training=False, backup_dir=tempfile.mkdtemp())
+    callbacks = [*([bird] if watched else []), keras.callbacks.LambdaCallback(on_epoch_end=note)]
+    batches = digits.train_batches(64, steps=4)
+    model.fit(batches, steps_per_epoch=4, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+    return used
+
+
+def alone(function, *arguments):
+    """What a function returns that runs in a new process, so that no peak hides another one."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def peaks(keras_name, name, counts, folder):
+    """Prints what each function takes of memory on a network, and what the plain way takes."""
+    plan = os.path.join(folder, f"{name}.json")
+    take = functools.cache(lambda function, count: alone(measured, keras_name, name, function, plan, count))
+    print(f"\n{name}, weights {take(planned, counts[0])[2] / MB:,.0f} MB")
+    for function in (planned, slimmed, masked, codes, refitted):
+        for count in counts if function in (codes, refitted) else counts[:1]:
+            used, note, weights = take(function, count)
+            row = f"{function.__name__:9} {used / MB:8,.0f} MB, {used / weights:5.2f}x the weights"
+            if function in PLAIN:
+                plain = take(PLAIN[function], count)[0]
+                row += f", {used / plain:5.2f}x the {plain / MB:,.0f} MB of {PLAIN[function].__name__}"
+            print(f"{row}; {note}".rstrip("; "), flush=True)
+
+
+def growth(keras_name, epochs):
+    """Prints the slopes of the memory in use over the epochs of a training, with an EarlyBird and without."""
+    print(f"\nResNet-8, digits, epochs {SETTLED} to {epochs}:")
+    for watched in (False, True, False, True):
+        used = alone(trained, keras_name, epochs, watched)[SETTLED:]
+        slope = np.polyfit(np.arange(len(used)), used, 1)[0]
+        what = "with an EarlyBird" if watched else "without"
+        print(f"{what:18} {used[-1] / MB:7,.0f} MB at the end, {slope / MB:+.4f} MB an epoch", flush=True)
+
+
+def main(argv):
+    """Measures both."""
+    del argv
+    given = flags.FLAGS
+    print(setting(given.keras))
+    with tempfile.TemporaryDirectory() as folder:
+        for name in given.networks:
+            peaks(given.keras, name, [int(count) for count in given.inputs], folder)
+    if given.epochs:
+        growth(given.keras, given.epochs)
+
+
+if __name__ == "__main__":
+    app.run(main)

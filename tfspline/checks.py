@@ -1,0 +1,61 @@
+"""Refusals of arguments that are of the wrong type or out of their range, as one sentence says them everywhere."""
+
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+
+def count(name: str, value: Any, least: int = 1) -> int:
+    """The argument `name` as an int; ValueError if it is no integer, or less than `least`.
+
+    Example:
+
+    >>> count("batch_size", 0)
+    Traceback (most recent call last):
+    ValueError: Expected `batch_size` to be an integer of at least 1. Received: 0
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"Expected `{name}` to be an integer of at least {least}. Received: {value!r}")
+    return int(value)
+
+
+def share(name: str, value: Any) -> float:
+    """The argument `name`; ValueError if it is no number in (0, 1).
+
+    Example:
+
+    >>> share("ratio", 50)
+    Traceback (most recent call last):
+    ValueError: Expected `ratio` in (0, 1). Received: 50
+    """
+    if not isinstance(value, numbers.Real) or not 0 < value < 1:
+        raise ValueError(f"Expected `{name}` in (0, 1). Received: {value!r}")
+    return value
+
+
+def several(name: str, value: Any) -> tuple:
+    """The argument `name` as a tuple; TypeError if it is a string, or nothing that holds several things.
+
+    Example:
+
+    >>> several("protect", "head")
+    Traceback (most recent call last):
+    TypeError: Expected `protect` to be a list or tuple. Received: 'head'
+    """
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"Expected `{name}` to be a list or tuple. Received: {value!r}")
+    return tuple(value)
+
+
+def instance(name: str, value: Any, kind: type) -> Any:
+    """The argument `name`; TypeError if it is not of a kind.
+
+    Example:
+
+    >>> instance("plan", "plan.json", dict)
+    Traceback (most recent call last):
+    TypeError: Expected `plan` to be a dict. Received: str
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"Expected `{name}` to be a {kind.__name__}. Received: {type(value).__name__}")
+    return value
