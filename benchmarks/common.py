@@ -40,6 +40,11 @@ def clocks(function, *args, **options):
     return {"wall": wall, "CPU": time.process_time() - start}
 
 
+def columns(form):
+    """A function that prints its arguments as a line of a table, at once."""
+    return lambda *cells: print(form.format(*cells), flush=True)
+
+
 def peak():
     """The most memory that this process has ever had, in bytes."""
     unit = 1 if platform.system() == "Darwin" else 1024

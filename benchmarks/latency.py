@@ -15,7 +15,7 @@ import c_api  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
-from common import setting  # noqa: E402
+from common import columns, setting  # noqa: E402
 from networks import NETWORKS  # noqa: E402
 
 import tfspline  # noqa: E402
@@ -23,6 +23,7 @@ from tfspline import _keras, graph  # noqa: E402
 from tfspline.latency import ROUNDS, Stopwatch, clock, in_turns, sample_of  # noqa: E402
 
 _C_RUNS = 3  # a measurement
+row = columns("{:12} {:12} {:>5} {:>8} {:>11} {:>7} {:>9} {:>15}")
 
 
 def predict(model, batch_size):
@@ -70,11 +71,6 @@ def speeds(models_of, runtime, batch_size, rounds):
     """The median seconds of the dense network, and the median speed-up of each of the slim ones."""
     seconds = in_turns([sample_of(model, RUNTIMES[runtime], batch_size) for model in models_of], rounds)
     return np.median(seconds[:, 0]), np.median(seconds[:, :1] / seconds[:, 1:], axis=0)
-
-
-def row(*cells):
-    """Prints a line of the table."""
-    print("{:12} {:12} {:>5} {:>8} {:>11} {:>7} {:>9} {:>15}".format(*cells), flush=True)
 
 
 def layers(model, slim, runtime, batch_size):

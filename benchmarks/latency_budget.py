@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is im
 
 import numpy as np  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
-from common import setting  # noqa: E402
+from common import columns, setting  # noqa: E402
 from networks import NETWORKS  # noqa: E402
 
 import tfspline  # noqa: E402
@@ -25,11 +25,7 @@ flags.DEFINE_list("networks", ["resnet56", "mobilenetv2"], f"Out of: {', '.join(
 flags.DEFINE_list("runtimes", ["tensorflow", "litert"], "tensorflow, litert.")
 flags.DEFINE_list("budgets", ["0.75", "0.5"], "Shares of the latency that may stay.")
 flags.DEFINE_integer("batch_size", 1, "Inputs in a prediction.")
-
-
-def row(*cells):
-    """Prints a line of the table."""
-    print("{:12} {:11} {:>6} {:>9} {:>14} {:>18} {:>7}".format(*cells), flush=True)
+row = columns("{:12} {:11} {:>6} {:>9} {:>14} {:>18} {:>7}")
 
 
 def main(argv):

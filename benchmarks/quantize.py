@@ -10,7 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is im
 
 import numpy as np  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
-from common import setting  # noqa: E402
+from common import columns, setting  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import _keras, litert  # noqa: E402
@@ -21,6 +21,7 @@ from tfspline.run_dir import RunDir  # noqa: E402
 flags.DEFINE_string("run_dir", None, "A finished run of train.py.", required=True)
 flags.DEFINE_integer("batch_size", 100, "Test images at once.")
 flags.DEFINE_integer("samples", 512, "Training images on which int8 measures ranges.")
+row = columns("{:7} {:9} {:>10} {:>8} {:>20} {:>8}")
 
 
 def predictor(path):
@@ -38,11 +39,6 @@ def predictor(path):
         return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
     return predict, interpreter.invoke
-
-
-def row(*cells):
-    """Prints a line of the table."""
-    print("{:7} {:9} {:>10} {:>8} {:>20} {:>8}".format(*cells), flush=True)
 
 
 def main(argv):
