@@ -12,7 +12,6 @@ from tfspline import partition_plots, plots
 from tfspline.callbacks import EarlyBird
 from tfspline.codes import Codes, region_codes
 from tfspline.data import Dataset
-from tfspline.files import write_npz
 from tfspline.flops import flops
 from tfspline.partition import partition_distances
 from tfspline.run_dir import RunDir
@@ -43,7 +42,7 @@ def draw(folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mappi
         epochs = list(codes)
         distances = partition_distances(list(codes.values()), per_layer=True)
         arrays = {name: matrix.astype(np.float32) for name, matrix in distances.items()}
-        folder.put("distances.npz", lambda path: write_npz(path, arrays))
+        folder.put("distances.npz", lambda path: np.savez(path, **arrays))
         mean = np.mean(list(distances.values()), axis=0)
         figures["distances"] = plots.distance_matrix(mean, epochs, early_bird.epoch)
         figures["layer_distances"] = plots.layer_distances(distances, epochs, early_bird.epoch)
