@@ -18,6 +18,7 @@ for rho in RHOS:
 # The options in which a method differs from the recipe of its network and dataset. All rank units within their layer,
 # so that at a ratio all have the same widths, except where they say otherwise.
 REFITTED = {"criterion": "spline_affine", "compensate": "refit"}
+PLAIN = {"criterion": "spline", "compensate": "none"}  # as by default
 SLIMMING = {"criterion": "bn_scale", "gamma_l1": 1e-4}  # the L1 of Liu et al. 2017, and of EB Train
 METHODS = {
     "dense": {"baseline": True},  # to the end; the other half of its run is `spline` at the lowest ratio
@@ -82,7 +83,10 @@ def cpu_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -> 
 def cpu_long_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -> Scale:
     """The same images with the whole network and three times as many epochs, as one would train to convergence."""
     del imagenet_dir
-    return _shrunk(cifar_dir, (0.7,), width=1.0, epochs=60)
+    scale = _shrunk(cifar_dir, (0.7,), width=1.0, epochs=60)
+    # By the ablation, what is trained on for so long gains nothing by being refitted.
+    methods = {name: options | PLAIN for name, options in scale.methods.items()}
+    return dataclasses.replace(scale, methods=methods)
 
 
 def _shrunk(cifar_dir, ratios, **lengths):
