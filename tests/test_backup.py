@@ -123,7 +123,7 @@ CASES = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=6,
+    max_examples=4,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],

@@ -221,7 +221,7 @@ def check(keras, data, folder):
 RELAXED = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=60, **RELAXED)
+@settings(max_examples=40, **RELAXED)
 @given(data=st.data())
 def test_random_graphs(keras, tmp_path_factory, data):
     check(keras, data, tmp_path_factory.getbasetemp())
