@@ -105,7 +105,7 @@ def test_a_unit_of_several_layers_is_the_sum_of_what_they_make(keras, monkeypatc
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="Expected a criterion among .*'spline'.* Received: 'best'"):
+    with pytest.raises(ValueError, match="Expected `criterion` among .*'spline'.* Received: 'best'"):
         criteria.named("best")
     with pytest.raises(TypeError, match="Expected a name and a callable"):
         tfspline.register_criterion("mine", 3)

@@ -205,7 +205,7 @@ def test_unknown_augmentation_is_refused(small):
 
 @pytest.mark.parametrize("split", ["validation", "probe"])
 def test_split_that_is_not_there_is_refused(small, split):
-    with pytest.raises(ValueError, match=f"out of: train, test. Received: '{split}'"):
+    with pytest.raises(ValueError, match=rf"`split` among \('train', 'test'\). Received: '{split}'"):
         small.evaluation_batches(5, split=split)
 
 
@@ -255,7 +255,7 @@ def test_points_are_fed_as_they_are():
 
 
 def test_points_are_not_augmented():
-    with pytest.raises(ValueError, match="augment out of: none. Received: 'crop'"):
+    with pytest.raises(ValueError, match=r"`augment` among \('none',\). Received: 'crop'"):
         data.load("toy2d").train_batches(32, augment="crop")
 
 

@@ -538,7 +538,7 @@ def test_a_state_of_another_bird_or_none_is_refused(tmp_path):
         ({"lookback": 0}, "Expected `lookback` to be an integer of at least 1. Received: 0"),
         ({"lookback": 2.0}, "lookback"),
         ({"every": 0}, "Expected `every` to be an integer of at least 1. Received: 0"),
-        ({"metric": "weights"}, "Expected a metric of .*'partition', 'mask'.* Received: 'weights'"),
+        ({"metric": "weights"}, "Expected `metric` among .*'partition', 'mask'.* Received: 'weights'"),
         ({"probe_size": 0}, "Expected `probe_size` to be an integer of at least 1. Received: 0"),
         ({"ratio": 1}, r"Expected `ratio` in \(0, 1\)"),
         ({"metric": "mask", "probe": np.zeros((2, 4))}, "Expected no probe with metric='mask'"),

@@ -185,7 +185,7 @@ def test_equal_seeds_draw_equal_plans(keras):
         ({}, "Expected exactly one of `ratio`, `flops`, `params`, `latency`. Received: none"),
         ({"ratio": 0.5, "flops": 0.5}, "Expected exactly one of `ratio`, `flops`"),
         ({"ratio": 0.5, "round_to": 0}, "Expected `round_to` to be an integer of at least 1. Received: 0"),
-        ({"ratio": 0.5, "criterion": "best"}, "Expected a criterion among"),
+        ({"ratio": 0.5, "criterion": "best"}, "Expected `criterion` among"),
         ({"ratio": 0.5, "scope": "world"}, "Expected `scope` among .* Received: 'world'"),
         ({"ratio": 0.5, "min_units": 0}, "Expected `min_units` to be an integer of at least 1. Received: 0"),
         ({"ratio": 0.5, "protect": ("a", "b")}, "Expected a model with units that can go.*where all stay"),

@@ -241,7 +241,7 @@ def test_a_state_of_another_pruning_or_none_is_refused(tmp_path):
         ({"schedule": lambda step: (True, "much")}, TypeError, "Received: .True, 'much'."),
         ({"schedule": lambda step: (True, 1.0)}, ValueError, r"sparsities in \[0, 1\). Received: 1.0 at step 0"),
         ({"start": "now"}, ValueError, "Expected `start` to be None or 'early_bird'. Received: 'now'"),
-        ({"criterion": "best"}, ValueError, "Expected a criterion among"),
+        ({"criterion": "best"}, ValueError, "Expected `criterion` among"),
         ({"scope": "world"}, ValueError, "Expected `scope` among .* Received: 'world'"),
         ({"min_units": 0}, ValueError, "Expected `min_units` to be an integer of at least 1. Received: 0"),
     ],

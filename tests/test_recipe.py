@@ -132,10 +132,10 @@ class TestSchedule:
         ("keras", "torch", "'keras' or 'tf_keras'"),
         ("augment", "cutout", "augment to be one of none, crop, crop_flip"),
         ("lr_schedule", "linear", "lr_schedule to be one of cosine, step"),
-        ("criterion", "magic", "criterion among"),
+        ("criterion", "magic", "`criterion` among"),
         ("scope", "block", "scope to be one of layer, global"),
         ("compensate", "auto", "compensate to be one of none, merge, refit"),
-        ("eb_metric", "loss", "metric of"),
+        ("eb_metric", "loss", "`metric` among"),
         ("eb_threshold", 1.5, r"`threshold` in \(0, 1\)"),
         ("eb_lookback", 0, "lookback"),
         ("eb_every", 0, "Expected `every` to be an integer of at least 1"),
@@ -373,7 +373,7 @@ def test_distances_are_those_of_the_early_bird(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"augment": "crop"}, "augment out of: none. Received: 'crop'"),
+        ({"augment": "crop"}, r"`augment` among \('none',\). Received: 'crop'"),
         ({"network": "resnet8"}, r"input_shape=\(height, width, channels\) of .* Received: \(2,\)"),
     ],
 )
@@ -570,7 +570,7 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("argument", "message"),
         [
-            ("--dataset=imagenet", "dataset out of"),
+            ("--dataset=imagenet", "`dataset` among"),
             ("--ratio=1.5", "ratio"),
             ("--batch_size=99999", "batch_size from 1 to"),
             ("--data_dir=/nowhere", "data_dir"),

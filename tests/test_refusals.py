@@ -202,12 +202,12 @@ WRONG = {
     "a criterion in a list": (
         lambda g: tfspline.plan(g.model, 0.5, criterion=["l1"]),
         ValueError,
-        r"Expected a criterion among \['bn_scale', .*'taylor'.*\]. Received: \['l1'\]",
+        r"Expected `criterion` among \('bn_scale', .*'taylor'.*\). Received: \['l1'\]",
     ),
     "a function for a criterion": (
         lambda g: tfspline.plan(g.model, 0.5, criterion=np.mean),
         ValueError,
-        "Expected a criterion among .* Received: <function mean",
+        "Expected `criterion` among .* Received: <function mean",
     ),
     "a criterion that gives nothing": (
         by(lambda units: None),
@@ -521,7 +521,7 @@ WRONG = {
     "a metric in a list": (
         lambda g: tfspline.EarlyBird(metric=["mask"]),
         ValueError,
-        r"Expected a metric of \['partition', 'mask'\]. Received: \['mask'\]",
+        r"Expected `metric` among \('partition', 'mask'\). Received: \['mask'\]",
     ),
     "a probe by its name": (
         lambda g: fit(g, tfspline.EarlyBird(probe="probe")),
@@ -677,7 +677,7 @@ ELSEWHERE = {
     "datasets for one": (
         lambda: data.load(["digits"]),
         ValueError,
-        r"Expected a dataset out of: .* Received: \['digits'\]",
+        r"Expected `dataset` among \('digits', .* Received: \['digits'\]",
     ),
     "a split in a text": (
         lambda: data.load("digits", validation_split="0.1"),
@@ -714,12 +714,12 @@ ELSEWHERE = {
     "augmentations for one": (
         lambda: digits().train_batches(8, augment=["crop"]),
         ValueError,
-        r"Expected augment out of: none, crop, .* Received: \['crop'\]",
+        r"Expected `augment` among \('none', 'crop', .* Received: \['crop'\]",
     ),
     "splits for one": (
         lambda: digits().evaluation_batches(8, ["test"]),
         ValueError,
-        r"Expected a split out of: train, test. Received: \['test'\]",
+        r"Expected `split` among \('train', 'test'\). Received: \['test'\]",
     ),
     "a sample of nothing": (lambda: digits().sample(0), ValueError, INTEGER("size", 1, 0)),
     "a picture of no bird": (
@@ -801,7 +801,7 @@ FLAGS = {
     "--seed=-1": r"`seed` to be an integer of at least 0. Received: -1",
     "--seed=4294967296": r"Expected a seed in \[0, 2\*\*32\). Received: 4294967296",
     "--seed=99999999999999999999": "Expected seed to be int. Received: 99999999999999999999",
-    "--dataset=mnist": "Expected a dataset out of: digits, .* Received: 'mnist'",
+    "--dataset=mnist": r"Expected `dataset` among \('digits', .* Received: 'mnist'",
     "--dataset=image_folder": "Expected data_dir, a folder with train/ and test/, for 'image_folder'. Received: None",
     "--dataset=image_folder --data_dir=empty": "Expected files in data_dir. Received: 'empty', which is empty",
     "--dataset=fashion_mnist --data_dir=full": "Expected 'train-images-idx3-ubyte.gz' in data_dir. Received: 'full'",
@@ -813,7 +813,7 @@ FLAGS = {
     "--validation_split=0.0001": "Expected shares of 1437 images .* Received: 0.0001",
     "--train_images=0": "Expected `train_images` to be an integer of at least 1. Received: 0",
     "--evaluate=validation": "Expected evaluate to be one of test. Received: 'validation'",
-    "--augment=crop --dataset=toy2d": "Expected augment out of: none. Received: 'crop'",
+    "--augment=crop --dataset=toy2d": r"Expected `augment` among \('none',\). Received: 'crop'",
     "--epochs=0": "Expected epochs to be at least 2. Received: 0",
     "--batch_size=0": "Expected batch_size to be at least 1. Received: 0",
     "--batch_size=5000": "Expected a batch_size from 1 to 1437. Received: 5000",
@@ -831,7 +831,7 @@ FLAGS = {
     "--eb_lookback=0": "Expected `lookback` to be an integer of at least 1. Received: 0",
     "--eb_every=12": "Expected eb_every to be at most the 11 steps of an epoch. Received: 12",
     "--schedule=polynomial --pruning_epochs=30": "Expected pruning_epochs to be from 1 to 29, .* Received: 30",
-    "--criterion=best": "Expected a criterion among .* Received: 'best'",
+    "--criterion=best": "Expected `criterion` among .* Received: 'best'",
     "--ratio=70": r"Expected `ratio` in \(0, 1\). Received: 70.0",
     "--flops=0.5": "Expected exactly one of ratio, flops, training_.* Received: {'ratio': 0.5, 'flops': 0.5}",
     "--min_units=0": "Expected min_units to be at least 1. Received: 0",

@@ -299,7 +299,7 @@ def test_two_who_export_at_once_get_two_versions(keras, tmp_path, monkeypatch):
 
 
 REFUSED = {
-    "an input of no known kind": (mlp, {"input": "jpeg"}, ValueError, "among .*Received: 'jpeg'"),
+    "an input of no known kind": (mlp, {"input": "jpeg"}, ValueError, "`input` among .*Received: 'jpeg'"),
     "images for what takes none": (mlp, {"input": "image"}, ValueError, r"images of a known size.*\(None, 4\)"),
     "files for two inputs": (two_headed, {"input": "image_bytes"}, ValueError, "one input.*image.*side"),
     "preprocessing of two inputs": (two_headed, {"preprocessing": tf.identity}, ValueError, "one input"),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfspline.checks import count, share
+from tfspline.checks import among, count, share
 from tfspline.graph import Graph, Group
 from tfspline.latency import Stopwatch
 
@@ -45,8 +45,7 @@ class Budget:
             raise ValueError("Expected the `ratio` of at least one layer. Received: an empty mapping")
         for one in value.values() if by_layer else [value]:
             share(name, one)
-        if self.scope not in SCOPES:
-            raise ValueError(f"Expected `scope` among {SCOPES}. Received: {self.scope!r}")
+        among("scope", self.scope, SCOPES)
         for name in ("min_units", "round_to"):
             count(name, getattr(self, name))
 

@@ -10,7 +10,7 @@ from absl import logging
 
 from tfspline import _keras
 from tfspline.backup import Backup
-from tfspline.checks import count, share
+from tfspline.checks import among, count, share
 from tfspline.codes import Codes, RegionEncoder
 from tfspline.files import read_npz, with_prefix, write_npz
 from tfspline.inputs import check_inputs
@@ -136,9 +136,7 @@ class EarlyBird(_keras.StepCallback):
         every: int | None = None,
     ):
         super().__init__()
-        if metric not in list(_METRICS):
-            raise ValueError(f"Expected a metric of {list(_METRICS)}. Received: {metric!r}")
-        default_threshold, default_lookback, self._below = _METRICS[metric]
+        default_threshold, default_lookback, self._below = _METRICS[among("metric", metric, _METRICS)]
         self.metric = metric
         self.threshold = share("threshold", default_threshold if threshold is None else threshold)
         self.lookback = count("lookback", default_lookback if lookback is None else lookback)

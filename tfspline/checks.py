@@ -47,6 +47,21 @@ def several(name: str, value: Any) -> tuple:
     return tuple(value)
 
 
+def among(name: str, value: Any, known: Iterable) -> Any:
+    """The argument `name`; ValueError if it is none of the known ones, even where it has no hash.
+
+    Example:
+
+    >>> among("scope", ["layer"], ("layer", "global"))
+    Traceback (most recent call last):
+    ValueError: Expected `scope` among ('layer', 'global'). Received: ['layer']
+    """
+    known = tuple(known)
+    if value not in known:
+        raise ValueError(f"Expected `{name}` among {known}. Received: {value!r}")
+    return value
+
+
 def instance(name: str, value: Any, kind: type) -> Any:
     """The argument `name`; TypeError if it is not of a kind.
 

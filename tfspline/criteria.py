@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline.arrays import Reader, Units
+from tfspline.checks import among
 from tfspline.saliency import snip, synflow, taylor
 
 RHO = 0.05  # weight of the offsets' difference in the distance of two hyperplanes
@@ -243,9 +244,7 @@ def register_criterion(name: str, function: Callable[[Units], np.ndarray]) -> No
 
 def named(name: str) -> Callable[[Units], np.ndarray]:
     """The criterion of that name; ValueError that lists the known ones if there is none."""
-    if name not in list(_criteria):
-        raise ValueError(f"Expected a criterion among {sorted(_criteria)}. Received: {name!r}")
-    return _criteria[name]
+    return _criteria[among("criterion", name, sorted(_criteria))]
 
 
 def scores(name: str, units: Units) -> np.ndarray:

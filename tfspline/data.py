@@ -10,7 +10,7 @@ import tensorflow as tf
 from sklearn.model_selection import train_test_split
 
 from tfspline import _readers
-from tfspline.checks import count, several
+from tfspline.checks import among, count, several
 from tfspline.dataset import Dataset, Split
 from tfspline.image_files import ImageFiles
 
@@ -74,8 +74,7 @@ def load(
         >>> digits.input_shape, digits.classes, len(digits.test)
         ((8, 8, 1), 10, 360)
     """
-    if name not in list(_READERS):
-        raise ValueError(f"Expected a dataset out of: {', '.join(_READERS)}. Received: {name!r}")
+    among("dataset", name, _READERS)
     if not isinstance(validation_split, numbers.Real) or not 0 <= validation_split < 1:
         raise ValueError(f"Expected a validation_split in [0, 1). Received: {validation_split!r}")
     if count("seed", seed, least=0) >= 2**32:

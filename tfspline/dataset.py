@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline.augment import AUGMENTATIONS, random_resized_crop
-from tfspline.checks import count
+from tfspline.checks import among, count
 from tfspline.image_files import ImageFiles
 
 _MOMENTS_OF = 2048  # image files, of which mean and standard deviation are taken
@@ -231,10 +231,7 @@ class Dataset:
         Raises:
             ValueError: an unknown `augment`, or one for points.
         """
-        known = list(AUGMENTATIONS) if self.of_images else ["none"]
-        if augment not in known:
-            raise ValueError(f"Expected augment out of: {', '.join(known)}. Received: {augment!r}")
-        return AUGMENTATIONS[augment]
+        return AUGMENTATIONS[among("augment", augment, AUGMENTATIONS if self.of_images else ["none"])]
 
     def evaluation_batches(self, batch_size: int, split: str = "test") -> tf.data.Dataset:
         """All images of a split once, in their order, as they are; the last batch may be smaller.
@@ -251,10 +248,8 @@ class Dataset:
         """
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         there = [name for name in splits if splits[name] is not None]
-        if split not in there:
-            raise ValueError(f"Expected a split out of: {', '.join(there)}. Received: {split!r}")
         count("batch_size", batch_size)
-        images, labels = _on_host(splits[split])
+        images, labels = _on_host(splits[among("split", split, there)])
 
         def one_batch(indices):
             return self.normalize(_gather(images, indices)), tf.gather(labels, indices)

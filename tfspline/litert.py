@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfspline import signatures
 from tfspline._keras import check_model
-from tfspline.checks import count
+from tfspline.checks import among, count
 from tfspline.files import replacing
 from tfspline.inputs import probe_inputs
 
@@ -64,8 +64,7 @@ def export_litert(
         (2, 3)
     """
     check_model(model)
-    if quantize not in QUANTIZATIONS:
-        raise ValueError(f"Expected `quantize` among {QUANTIZATIONS}. Received: {quantize!r}")
+    among("quantize", quantize, QUANTIZATIONS)
     if quantize == "int8" and data is None:
         raise ValueError(
             "Expected `data`, inputs on which quantize='int8' measures the ranges of values. Received: none"

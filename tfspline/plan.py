@@ -12,7 +12,7 @@ from tfspline import criteria, masks
 from tfspline import graph as graphs
 from tfspline._keras import check_model
 from tfspline.budget import Budget
-from tfspline.checks import count, several
+from tfspline.checks import among, count, several
 from tfspline.files import read_json, write_json
 from tfspline.flops import check_static
 from tfspline.inputs import Probe, probe, probe_inputs
@@ -355,8 +355,6 @@ def prune(
 
 
 def _check_compensation(data, compensate, recalibrate):
-    known = ("auto", *compensation.COMPENSATIONS)
-    if compensate not in known:
-        raise ValueError(f"Expected `compensate` among {known}. Received: {compensate!r}")
+    among("compensate", compensate, ("auto", *compensation.COMPENSATIONS))
     if data is None and (compensate == "refit" or recalibrate):
         raise ValueError("Expected `data`, unlabelled inputs, to refit or recalibrate on. Received: none")

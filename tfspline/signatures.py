@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfspline._keras import keras_of, nodes
-from tfspline.checks import several
+from tfspline.checks import among, several
 
 INPUTS = (None, "image", "image_bytes")
 _PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
@@ -98,8 +98,7 @@ def _classifier(model, class_names, top_k):
 
 def _taken(model, input, preprocessing):
     """The specs of what is served takes, and the function that makes the model's inputs of it."""
-    if input not in INPUTS:
-        raise ValueError(f"Expected input among {INPUTS}. Received: {input!r}")
+    among("input", input, INPUTS)
     names = _unique(tensor.name for tensor in model.inputs)
     specs = [
         tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name=name)
