@@ -80,7 +80,8 @@ flags.DEFINE_integer(
     "search_epochs",
     Recipe.search_epochs,
     "Prune after this many epochs if no early bird was found before. Default: a fifth of --epochs, but enough"
-    " for the early bird to compare. 0: prune the network as it is initialised; its gammas are all equal then, and"
+    " for the early bird to compare, which takes one more than --eb_lookback. 0: prune the network as it is"
+    " initialised; its gammas are all equal then, and"
     " bn_scale has nothing to go by.",
 )
 flags.DEFINE_enum("eb_metric", Recipe.eb_metric, ["partition", "mask"], "What has to settle.")

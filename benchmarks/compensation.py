@@ -45,7 +45,7 @@ flags.DEFINE_integer("images", 512, "Unlabelled training images that scores and 
 
 def dense_network(folder, dataset, seed, epochs):
     """The dense network of a seed, trained if it is not there yet."""
-    path = os.path.join(folder, f"dense-{seed}.keras")
+    path = os.path.join(folder, f"dense-{epochs}-{seed}.keras")
     if not os.path.exists(path):
         recipe = Recipe(
             network="resnet20", keras="tf_keras", augment="crop", learning_rate=0.1, weight_decay=5e-4, epochs=epochs,
@@ -65,7 +65,7 @@ def is_stream(layer):
 
 def cell_of(given, seed, ratio, criterion, way):
     """What tells one cut from another; the dense networks have no ratio, criterion or way."""
-    options = {"streams": given.streams, "scope": given.scope, "images": given.images}
+    options = {"epochs": given.epochs, "streams": given.streams, "scope": given.scope, "images": given.images}
     return {"seed": seed, **options, "ratio": ratio, "criterion": criterion, "way": way}
 
 

@@ -4,9 +4,9 @@ python benchmarks/tables.py --scale=cpu --cifar_dir=<folder with train/ and test
 
 What is compared stands in `grid.py`. Cells run beside each other, each in a process of its own; each leaves a line in
 `results.jsonl`, and what is there is not done again. Stop it whenever you like: the same command goes on, inside the
-training that was cut. `table.md` and `accuracy_flops.png` are made of the lines. `--scale=paper` is the full thing, on
-all GPUs. Choices are made with `--validation`, on images held out of the training set, where the test images are never
-looked at; `--grid=ablation` compares choices, always so.
+training that was cut (tfmot_magnitude's begins anew). `table.md` and `accuracy_flops.png` are made of the lines.
+`--scale=paper` is the full thing, on all GPUs. Choices are made with `--validation`, on images held out of the training
+set, where the test images are never looked at; `--grid=ablation` compares choices, always so.
 """
 
 import functools

@@ -202,6 +202,11 @@ def test_gradual_schedule_that_cannot_be_is_refused(fields, message):
         Recipe(**{"ratio": 0.5, **fields})
 
 
+def test_bn_scale_needs_batch_norm():
+    with pytest.raises(ValueError, match="BatchNormalization with criterion='bn_scale'. Received: network=mlp"):
+        Recipe(network="mlp", ratio=0.5, criterion="bn_scale")
+
+
 def test_gradual_schedule_by_hand():
     # A fifth of 31 epochs each. 7 x 9 steps: at every third of them, for 63 // 20 = 3.
     recipe = Recipe(ratio=0.5, epochs=31, schedule="early_bird")
@@ -421,6 +426,27 @@ def test_looks_more_than_an_epoch_apart_are_refused_before_anything_is_written(t
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"flops": 0.001}, "Expected `flops` of at least .*, what has to stay. Received: 0.001"),
+        (
+            {"training_flops_reduction": 1.99, "epochs": 4, "search_epochs": 2},
+            "Expected a training_flops_reduction that can be met after a search of 2 epochs. Received: 1.99, .* 0.005",
+        ),
+        (
+            {"ratio": 0.5, "min_units": 1000},
+            "budget by which units go. Received, of 'mlp', .* ratio=0.5, min_units=1000",
+        ),
+        ({"ratio": 0.001}, "budget by which units go. Received, of 'mlp', .* ratio=0.001"),
+    ],
+)
+def test_budget_that_cannot_be_met_is_refused_before_the_search(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        run(Recipe(**SMALL | {"ratio": None, "weight_pruning": False} | fields), tmp_path / "run", verbose=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_bird_that_never_came_is_null(tmp_path):
     summary = run(Recipe(**SMALL | {"eb_threshold": 1e-9, "baseline": False}), tmp_path, verbose=0)
     assert summary["early_bird_epoch"] is None

@@ -103,6 +103,7 @@ def test_what_a_run_leaves_for_people_and_for_others(source, tmp_path, monkeypat
         ({"epochs": 5}, "epochs=3. Received: epochs=5"),
         ({"search_epochs": 1, "width": 0.5}, "width=0.25, search_epochs=2. Received: width=0.5, search_epochs=1"),
         ({"eb_metric": "mask"}, "eb_metric='partition', ratio=None. Received: eb_metric='mask', ratio=0.5"),
+        ({"eb_every": 2}, "eb_every=None, gradual=None. Received: eb_every=2, gradual=False"),
     ],
 )
 def test_search_of_other_fields_is_refused(source, tmp_path, fields, message):
@@ -137,6 +138,12 @@ def test_fields_that_define_the_search():
     assert Recipe(flops=0.5, epochs=30, retrain_from="random", **same).search_fields() == recipe.search_fields()
     mask = [Recipe(ratio=ratio, eb_metric="mask").search_fields() for ratio in (0.5, 0.7)]
     assert [name for name in mask[0] if mask[0][name] != mask[1][name]] == ["ratio"]
+    gradual = [Recipe(ratio=0.5, schedule=schedule).search_fields() for schedule in ("one_shot", "early_bird")]
+    assert gradual[0] == gradual[1]
+    # Inside an epoch only the one-shot search can end.
+    fields = {"ratio": 0.5, "eb_every": 2}
+    gradual = [Recipe(**fields, schedule=schedule).search_fields() for schedule in ("one_shot", "early_bird")]
+    assert gradual[0] != gradual[1]
     names = {"dataset": "toy2d", "seed": 1, "epochs": 31, "batch_size": 64, "steps_per_epoch": 3, "momentum": 0.5}
     for name, value in names.items():
         assert Recipe(**{"ratio": 0.5, "epochs": 30, name: value}).search_fields() != recipe.search_fields()

@@ -83,7 +83,8 @@ class EarlyBird(_keras.StepCallback):
 
     Attributes:
         found: whether the bird has been found.
-        epoch: how many epochs were trained when it was found, the one under way included; None before.
+        epoch: the epoch in which it was found, counted from 1 as `fit` shows them, a further `fit` with its
+            `initial_epoch`; None before.
         step: how many steps were trained when it was found, with `every`; None before, and without.
         distances: the distance of each epoch (each look), as in the logs.
 

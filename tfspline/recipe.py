@@ -212,11 +212,16 @@ class Recipe:
 
     def search_fields(self) -> dict[str, Any]:
         """The fields that define the dense search, name to value, with what stands for those that were left out; the
-        searches of recipes that agree in them are the same."""
+        searches of recipes that agree in them are the same. Besides them `gradual`, where the bird is looked for inside
+        epochs."""
         bird = self.early_bird()
         fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _AFTER_SEARCH}
         fields |= {"search_epochs": self.search_limit, "eb_threshold": bird.threshold, "eb_lookback": bird.lookback}
-        return fields | ({"ratio": bird.ratio} if self.eb_metric == "mask" else {})
+        if self.eb_metric == "mask":
+            fields["ratio"] = bird.ratio
+        if self.eb_every:
+            fields["gradual"] = self.gradual  # then the search ends with an epoch, otherwise at the look
+        return fields
 
 
 def _as_flag(value):

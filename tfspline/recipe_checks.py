@@ -55,6 +55,7 @@ def check(recipe: Any) -> None:
     _check_search(recipe)
     _check_restart(recipe)
     _check_penalty(recipe)
+    _check_criterion(recipe)
     _check_budget(recipe)
 
 
@@ -135,6 +136,13 @@ def _check_penalty(recipe):
     ):
         if not holds:
             raise ValueError(f"Expected {expected} with gamma_l1. Received: {name}={getattr(recipe, name)}")
+
+
+def _check_criterion(recipe):
+    if recipe.criterion == "bn_scale" and not _normalizes(recipe.network, recipe.keras):
+        raise ValueError(
+            f"Expected a network with BatchNormalization with criterion='bn_scale'. Received: network={recipe.network}"
+        )
 
 
 def _check_budget(recipe):

@@ -54,7 +54,7 @@ def run(
             `checkpoints/` the end of the search, and `SHA256SUMS` of it all.
         verbose: as in Keras' `fit`: 0 is silent, 1 shows a progress bar, 2 prints one line an epoch.
         search_dir: the folder of another run, whose dense search is taken over in place of one of its own; the
-            fields that define the search have to be the same. It is not read again once the search is in `run_dir`.
+            fields that define the search have to be the same. It is not read where `run_dir` has begun a search.
         publish: False leaves out what is made to be looked at or served: `serving/`, pictures, `distances.npz` with
             the region codes that it is made of, and `report.html`.
         dataset: what `recipe.load_dataset()` returns, where many runs share it.

@@ -15,7 +15,9 @@ from tfspline.codes import RegionEncoder
 from tfspline.data import Dataset
 from tfspline.files import read_npz, write_npz
 from tfspline.magnitude import hold_zeros
+from tfspline.plan import plan
 from tfspline.recipe import Recipe
+from tfspline.recipe_checks import BUDGETS
 from tfspline.run_dir import RunDir
 from tfspline.stopping import Stopper
 from tfspline.trouble import not_finite
@@ -79,7 +81,8 @@ class Training:
 
     def check(self) -> None:
         """Raises the ValueError for a recipe that does not fit the images: the network, the augmentation, looks that
-        are rarer than epochs, or batches that the devices cannot share equally."""
+        are rarer than epochs, or batches that the devices cannot share equally; and for a budget that cannot be met
+        after the longest search, or by which no unit goes."""
         recipe, held_out, devices = self.recipe, self.data.validation, self.strategy.num_replicas_in_sync
         models.check(recipe.network, self.data.input_shape, self.data.classes, recipe.width, recipe.keras)
         self.data.augmentation(recipe.augment)
@@ -93,6 +96,27 @@ class Training:
             raise ValueError(
                 f"Expected a batch_size that is a multiple of the number of devices, {devices}, and as many images "
                 f"held out, or a multiple. Received: batch_size={size}, {len(held_out or ())} images held out"
+            )
+        if not self.folder.history:
+            self._check_budget()
+
+    def _check_budget(self):
+        recipe, limit = self.recipe, self.recipe.search_limit
+        options = {"scope": recipe.scope, "min_units": recipe.min_units, "criterion": "random"}  # as many go by any
+        try:
+            chosen = plan(unwrap(self.fresh()), recipe.ratio, flops=recipe.slim_share(limit), **options)
+        except ValueError as error:
+            if recipe.training_flops_reduction is None:
+                raise
+            raise ValueError(
+                f"Expected a training_flops_reduction that can be met after a search of {limit} epochs. Received: "
+                f"{recipe.training_flops_reduction:g}, which leaves too little to the slim network. {error}"
+            ) from error
+        if not chosen.removed.any():
+            given = {name: getattr(recipe, name) for name in (*BUDGETS, "min_units")}
+            raise ValueError(
+                f"Expected a budget by which units go. Received, of {recipe.network!r}, by which none goes: "
+                f"{', '.join(f'{name}={value}' for name, value in given.items() if value is not None)}"
             )
 
     def sample(self) -> tuple:

@@ -47,7 +47,7 @@ def export(
             GIF or BMP image of any size, as input `image_bytes`.
         preprocessing: what is done before the model, in TensorFlow: a function of a batch of inputs, of images as
             float32 `[batch, height, width, channels]` on the scale 0..255. Images are resized afterwards, bilinearly,
-            if it has not done so, to the size that the model takes. `data.normalize` of a `tfspline.data.Data`, a
+            if it has not done so, to the size that the model takes. `data.normalize` of a `tfspline.data.Dataset`, a
             `preprocess_input` of `keras.applications`, a preprocessing layer, or your own, which may crop, too.
         class_names: a name for each of the model's outputs, `[batch, classes]`. There is a second signature then,
             `classify`, with the outputs `classes`, string `[batch, k]`, and `scores`, float32 `[batch, k]`: the
