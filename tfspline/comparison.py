@@ -240,13 +240,14 @@ def _widened(before, after, plan):
     for site in plan.graph.sites:
         places.setdefault((site.layer, site.index), {})[site.axis] = np.flatnonzero(kept[site.units])
     for path, shapes in plan.graph.cut_shapes(kept).items():
-        received = [tuple(weight.shape) for weight in layers[path].weights] if path in layers else None
+        received = [tuple(weight.shape) for weight in _keras.weights(layers[path])] if path in layers else None
         if received != shapes:
             raise ValueError(
                 f"Expected what the plan makes of {before.name!r}, with weights of shapes {shapes} in layer {path!r}. "
                 f"Received: {received}"
             )
-        for i, (weight, narrow) in enumerate(zip(paths[path].weights, layers[path].weights, strict=True)):
+        pairs = zip(_keras.weights(paths[path]), _keras.weights(layers[path]), strict=True)
+        for i, (weight, narrow) in enumerate(pairs):
             value = weight.numpy()
             axes = [places.get((path, i), {}).get(axis, np.arange(n)) for axis, n in enumerate(value.shape)]
             value[np.ix_(*axes)] = narrow.numpy()

@@ -84,7 +84,7 @@ def _varies(node, rule, graph, signals, value):
     if rule is rules.embedding:
         table = layer.embeddings.numpy()
         return np.broadcast_to((table != table[:1]).any(axis=0), value.shape)
-    if rule is rules.batch_normalization and layer.gamma is not None:
+    if rule is rules.batch_normalization and layer.gamma is not None and (node.path, 0) in graph.reads:
         return masks[0] & _along(layer.gamma.numpy() != 0, graph.reads[node.path, 0][0], masks[0])
     if rule in (*_READERS, rules.depthwise):
         axis = graph.reads[node.path, 0][0]

@@ -223,7 +223,10 @@ class Call:
 
     def produce(self, weight: str, axis: int) -> np.ndarray:
         """Fresh ids [channels] for an axis of a weight that makes channels; the same ones at a layer's next call."""
-        return self._site(weight, axis, None, "out")
+        ids = self._site(weight, axis, None, "out")
+        if getattr(self.layer, "quantization_mode", None):
+            self.protect(ids, f"{self.described()} is quantized, by a scale for each; prune before")
+        return ids
 
     def consume(self, weight: str, axis: int, ids: np.ndarray) -> None:
         """The axis of a weight that reads channels."""
@@ -242,7 +245,7 @@ class Call:
             if ids is not None:
                 self.tie(known.units, ids)
             return known.units
-        index = self._index(variable)
+        index = self._index(weight)
         if role == "out":
             self._reader.makers.add(self._path)
         ids = self._reader.fresh(variable.shape[axis]) if ids is None else ids
@@ -260,11 +263,18 @@ class Call:
 
     def macs(self, weight: str | None, positions: int) -> None:
         """The weight is applied `positions` times to one input of the model; None counts work without a weight."""
-        index = None if weight is None else self._index(_keras.weight(self.layer, weight))
+        index = None if weight is None else self._index(weight)
         self._reader.work.append(Work(self._path, index, positions))
 
-    def _index(self, variable):
-        return next(i for i, other in enumerate(self.layer.weights) if other is variable)
+    def _index(self, weight):
+        variable = _keras.weight(self.layer, weight)
+        for i, other in enumerate(self.layer.weights):
+            if other is variable:
+                return i
+        raise ValueError(
+            f"Expected layers whose {weight!r} is one of their weights. Received: {self.described()}, where it is made "
+            "of several, as by LoRA; prune before, or merge them"
+        )
 
 
 class _Reader:
@@ -292,7 +302,8 @@ class _Reader:
         outputs = tf.nest.flatten(rules.rule_for(node.layer)(Call(self, node, args, kwargs)))
         for flow in arguments:
             flow.readers += 1
-        if _keras.of_class(node.layer, "BatchNormalization") and arguments[0].linear:
+        channels = (node.path, 0) in self.reads  # and not, by a wrong axis, rows
+        if _keras.of_class(node.layer, "BatchNormalization") and arguments[0].linear and channels:
             self.folds.append((arguments[0], node.path))
         linear = node.path in self.makers and _keras.activation_name(node.layer) == "linear"
         return [
@@ -331,7 +342,7 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False) -> Graph:
         raise ValueError(f"Expected names of layers in `protect`, among {sorted(paths)}. Received: {unknown}")
 
     for path, layer in paths.items():
-        shapes = [tuple(weight.shape) for weight in getattr(layer, "weights", ())]
+        shapes = [tuple(weight.shape) for weight in _keras.weights(layer)]
         if any(0 in shape for shape in shapes) and not _keras.is_model(layer):
             raise ValueError(f"Expected weights that hold numbers. Received: layer {path!r} with shapes {shapes}")
 
@@ -340,7 +351,8 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False) -> Graph:
     for tensor in model.inputs:
         ids = reader.fresh(tensor.shape[-1] or 1 if len(tensor.shape) > 1 else 1)
         reader.protected.append((ids, "it is an input of the model"))
-        flows.append(_Flow(ids.reshape((1,) * (len(tensor.shape) - 2) + (-1,)), tuple(tensor.shape)[1:]))
+        shape = (1,) * (len(tensor.shape) - 2) + (-1,) if len(tensor.shape) > 1 else ()
+        flows.append(_Flow(ids.reshape(shape), tuple(tensor.shape)[1:]))
     outputs = [(np.ravel(flow.ids), "it feeds an output of the model") for flow in reader.walk(model, flows)]
     reader.protected = outputs + reader.protected  # of several reasons, the first is given
     for site in reader.sites.values():
@@ -364,7 +376,7 @@ def _graph(reader, paths) -> Graph:
     sites = list(reader.sites.values())
     resizes = [(path, key, _of_ids(value_of, unit_of)) for (path, key), value_of in reader.resizes.items()]
     shapes = {
-        path: [tuple(weight.shape) for weight in layer.weights]
+        path: [tuple(weight.shape) for weight in _keras.weights(layer)]
         for path, layer in paths.items()
         if not _keras.is_model(layer) and hasattr(layer, "weights")
     }

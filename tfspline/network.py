@@ -201,6 +201,5 @@ def _linear(layer, args, kwargs):
     # Weights of an activation that is a layer come last; the copy has none.
     for mine, theirs in zip(copy.weights, layer.weights, strict=False):
         mine.assign(tf.cast(tf.convert_to_tensor(theirs), mine.dtype))
-    if hasattr(copy, "finalize_state"):  # Normalization reads its weights only here
-        copy.finalize_state()
+    _keras.finalize(copy)
     return copy

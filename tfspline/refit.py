@@ -50,13 +50,13 @@ def goals(model: Any, graph: Graph) -> dict[str, Goal]:
         if node.path in graph.shared or not is_linear(node.layer):
             continue
         if _keras.activation_name(node.layer) != "linear":
-            found[node.path] = Goal(relu=_keras.activation_name(node.layer) == "relu")
+            found[node.path] = Goal(relu=_has_relu(node.layer))
             continue
         bn, others, after, end = None, (), only_reader(node), node
         if after and after.path == graph.folded.get(node.path) and after.path not in graph.shared:
             bn, after, end = after.path, only_reader(after), after
             if getattr(end.layer, "activation", None):  # a SplineUnit
-                found[node.path] = Goal(bn, relu=is_relu(end.layer.activation))
+                found[node.path] = Goal(bn, relu=_has_relu(end.layer))
                 continue
         if after and is_add(after.layer) and len({shapes.get(tensor) for tensor in after.inputs}) == 1:
             others = tuple(tensor for tensor in after.inputs if tensor not in end.outputs)
@@ -88,7 +88,12 @@ def is_relu(layer: Any) -> bool:
     """Whether a layer or bare op is max(x, 0)."""
     if _keras.of_class(layer, "ReLU"):
         return layer.max_value is None and not layer.negative_slope and not layer.threshold
-    return _keras.of_class(layer, "Activation") and _keras.activation_name(layer) == "relu"
+    return _keras.of_class(layer, "Activation") and _has_relu(layer)
+
+
+def _has_relu(layer):
+    """Whether the activation of a layer is max(x, 0), by name or as a layer."""
+    return _keras.activation_name(layer) == "relu" or is_relu(layer.activation)
 
 
 def channel_axis(layer: Any) -> int:

@@ -96,7 +96,7 @@ def rescaling(call):
 def activated(call, ids):
     """`ids` after the layer's own activation."""
     activation = getattr(call.layer, "activation", None)
-    name = getattr(activation, "__name__", type(activation).__name__)
+    name = _keras.activation_name(call.layer)
     homes = [
         tf.nn,
         tf.math,
@@ -130,7 +130,7 @@ def merge(call):
             met.append(np.broadcast_to(ids, target))
     for other in met[1:]:
         call.tie(met[0], other)
-    return met[0]
+    return met[0] if met else call.opaque()
 
 
 def divide(call):
@@ -153,10 +153,13 @@ def reduce(call):
 def batch_normalization(call):
     """Scale, offset and statistics travel with their channel; a SplineUnit has an activation too."""
     axis = call.layer.axis
-    ids = call.channels(axis=call.axis(axis if isinstance(axis, int) else axis[0]))
+    axis = call.axis(axis if isinstance(axis, int) else axis[0])
+    if call.inputs[0].shape[axis] == 1 != call.shape()[axis]:  # not the axis of the channels
+        return activated(call, call.inputs[0])
+    ids = call.channels(axis=axis)
     for weight in ("gamma", "beta"):
         call.carry(weight, 0, ids)
-    for weight in ("moving_mean", "moving_variance"):
+    for weight in ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev"):
         call.carry(weight, 0, ids, state=True)
     return activated(call, call.inputs[0])
 
@@ -363,7 +366,7 @@ def flatten(call):
     if ids is None:
         return unknown(call)
     # Keras flattens in channels_last order whatever the input's order.
-    return np.moveaxis(ids, call.channel_axis(), -1).reshape(-1)
+    return np.moveaxis(np.atleast_1d(ids), call.channel_axis(), -1).reshape(-1)
 
 
 def reshape(call, key="target_shape", batch=()):

@@ -1,5 +1,6 @@
 """Cuts units out of a model: the model cloned narrower, its weights sliced."""
 
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,8 +32,11 @@ def cut(model: Any, graph: Graph, kept: np.ndarray, configs: Mapping[str, dict] 
         resizes.setdefault(path, []).append((key, value_of))
 
     def copies_of(path, layer):
+        config = _keras.config_of(layer)
+        if path in resizes:  # an initializer that is a matrix has the old shape
+            config |= {key: "zeros" for key, value in config.items() if _is_matrix(key, value)}
         narrower = {key: value_of(kept) for key, value_of in resizes.get(path, ())}
-        return [_keras.from_config(type(layer), layer.get_config() | narrower | (configs or {}).get(path, {}))]
+        return [_keras.from_config(type(layer), config | narrower | (configs or {}).get(path, {}))]
 
     slim = _keras.rebuild(model, copies_of)
     sites = {}
@@ -41,13 +45,20 @@ def cut(model: Any, graph: Graph, kept: np.ndarray, configs: Mapping[str, dict] 
     sources = _keras.layer_paths(model)
     copies = _keras.layer_paths(slim)
     for path in graph.shapes:
-        for i, (source, copy) in enumerate(zip(sources[path].weights, copies[path].weights, strict=False)):
+        pairs = zip(_keras.weights(sources[path]), _keras.weights(copies[path]), strict=False)
+        for i, (source, copy) in enumerate(pairs):
             value = tf.convert_to_tensor(source)
             for site in sites.get((path, i), ()):
                 if not kept[site.units].all():
                     value = tf.gather(value, np.flatnonzero(kept[site.units]), axis=site.axis)
             copy.assign(value)
+        _keras.finalize(copies[path])
     return slim
+
+
+def _is_matrix(key, value):
+    constant = key.endswith("_initializer") and isinstance(value, dict) and value["class_name"] == "Constant"
+    return constant and not isinstance(value["config"]["value"], numbers.Real)
 
 
 def difference(model: Any, other: Any, inputs: list) -> float:
@@ -73,7 +84,7 @@ def check_same(model: Any, graph: Graph, made: str = "plan was") -> None:
             raise ValueError(
                 f"Expected the model that the {made} made for, with a layer {path!r}. Received: {model.name!r}"
             )
-        received = [tuple(weight.shape) for weight in paths[path].weights]
+        received = [tuple(weight.shape) for weight in _keras.weights(paths[path])]
         if received != shapes:
             raise ValueError(
                 f"Expected the model that the {made} made for, with weights of shapes {shapes} in layer {path!r}. "

@@ -91,15 +91,16 @@ def unwrap(model: Any) -> Any:
 
 
 def _copy(layer):
-    return _keras.from_config(type(layer), layer.get_config())
+    return _keras.from_config(type(layer), _keras.config_of(layer))
 
 
 def _rebuilt(model, copies_of):
     copy = _keras.rebuild(model, copies_of)
     copies = _keras.layer_paths(copy)
     for path, layer in _keras.layer_paths(model).items():
-        if getattr(layer, "weights", None) and not _keras.is_model(layer):
+        if _keras.weights(layer) and not _keras.is_model(layer):
             copies[path].set_weights(layer.get_weights())
+            _keras.finalize(copies[path])
     return copy
 
 

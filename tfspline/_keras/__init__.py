@@ -28,10 +28,13 @@ from tfspline._keras.layers import (
     activation_name,
     arguments,
     builtin_class_name,
+    config_of,
+    finalize,
     from_config,
     op_name,
     sublayers,
     weight,
+    weights,
 )
 from tfspline._keras.modules import is_model, keras_named, keras_of, kerases, of_class, tfmot
 from tfspline._keras.saving import load_model

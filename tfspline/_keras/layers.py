@@ -5,7 +5,10 @@ from typing import Any
 
 import keras
 
-from tfspline._keras.modules import kerases
+from tfspline._keras.modules import kerases, of_class
+
+_COMPUTING = ("call", "convolution_op", "kernel")  # `kernel` is a property in Keras 3
+_LOOKUPS = ("TextVectorization", "StringLookup", "IntegerLookup")
 
 
 def op_name(layer: Any) -> str | None:
@@ -18,18 +21,20 @@ def op_name(layer: Any) -> str | None:
 
 
 def activation_name(layer: Any) -> str:
-    """The name of the activation that a layer has of its own; "linear" without one."""
-    return getattr(getattr(layer, "activation", None), "__name__", "linear")
+    """The name of the activation that a layer has of its own, the class of one that is a layer; "linear" without."""
+    activation = getattr(layer, "activation", None)
+    return "linear" if activation is None else getattr(activation, "__name__", type(activation).__name__)
 
 
 def builtin_class_name(layer: Any) -> str | None:
     """The name of Keras' own class whose behaviour `layer` has; None where it has its own.
 
-    A subclass that overrides `call` may do anything, so it does not count as its base class.
+    A subclass that overrides what is computed may do anything, so it does not count as its base class.
     """
     for base in type(layer).__mro__:
         if base.__module__.partition(".")[0] in ("keras", "tf_keras"):
-            return base.__name__ if type(layer).call is base.call else None
+            own = any(getattr(type(layer), name, None) is not getattr(base, name, None) for name in _COMPUTING)
+            return None if own else base.__name__
     return None
 
 
@@ -49,10 +54,30 @@ def weight(layer: Any, path: str) -> Any:
     return layer
 
 
+def weights(layer: Any) -> list:
+    """All weights of a layer or, without any, of a bare op."""
+    # A vocabulary of tf_keras is among the weights, but no array.
+    return [weight for weight in getattr(layer, "weights", ()) if hasattr(weight, "shape")]
+
+
 def sublayers(layer: Any) -> list:
     """All layers inside a layer, at any depth."""
     # Private, but Keras 3 has no public way to them.
     return list(layer._flatten_layers(include_self=False))
+
+
+def config_of(layer: Any) -> dict:
+    """The config of a layer, with the vocabulary that it has adapted to, which is in no weight."""
+    config = layer.get_config()
+    if any(of_class(layer, name) for name in _LOOKUPS):
+        config["vocabulary"] = layer.get_vocabulary(include_special_tokens=False)
+    return config
+
+
+def finalize(layer: Any) -> None:
+    """Lets a Normalization, which reads its weights only here, see those that it has been given."""
+    if of_class(layer, "Normalization"):
+        layer.finalize_state()
 
 
 def from_config(layer_class: type, config: dict) -> Any:
