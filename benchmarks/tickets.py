@@ -126,7 +126,7 @@ def draw(rows, criteria):
     for criterion in criteria:
         # The last ticket is all of itself, whatever the criterion.
         shares = 100 * np.array([row["overlap"][criterion][:-1] for row in rows])
-        style = {"color": "grey"} if criterion == "random" else {}  # the other ten have a colour each
+        style = {"color": "black"} if criterion == "random" else {}  # the other ten have a colour each
         (line,) = axes.plot(range(last), shares.mean(axis=0), marker="o", markersize=3, label=criterion, **style)
         axes.fill_between(range(last), shares.min(axis=0), shares.max(axis=0), color=line.get_color(), alpha=0.15)
     kept = 100 * statistics.mean(row["kept"] for row in rows)
