@@ -41,6 +41,14 @@ RECIPES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """What a shell has started in its background ignores SIGINT, and so would all that the tests start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def rows_of(folder):
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]

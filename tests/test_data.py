@@ -199,7 +199,7 @@ def test_shares_that_are_not_there_are_refused(small, share):
 
 
 def test_unknown_augmentation_is_refused(small):
-    with pytest.raises(ValueError, match="none, crop, crop_flip, random_resized_crop. Received: 'mixup'"):
+    with pytest.raises(ValueError, match="'none', 'crop', 'crop_flip', 'random_resized_crop'.. Received: 'mixup'"):
         small.train_batches(5, augment="mixup")
 
 
@@ -298,7 +298,7 @@ def test_validation_is_a_seeded_stratified_share_of_train():
 
 
 def test_unknown_dataset_is_refused_with_those_known():
-    with pytest.raises(ValueError, match="digits, fashion_mnist, cifar10, .*image_folder. Received: 'mnist'"):
+    with pytest.raises(ValueError, match="'digits', 'fashion_mnist', 'cifar10', .*'image_folder'.. Received: 'mnist'"):
         data.load("mnist")
 
 
