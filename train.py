@@ -14,12 +14,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is im
 import tensorflow as tf  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 
-from tfspline.augment import AUGMENTATIONS  # noqa: E402
-from tfspline.recipe import Recipe  # noqa: E402
-from tfspline.recipe_checks import RETRAIN_FROM, SCHEDULES, STRATEGIES  # noqa: E402
-from tfspline.report import table  # noqa: E402
-from tfspline.runner import run  # noqa: E402
-from tfspline.stopping import Stopped  # noqa: E402
+from tfspline.datasets.augment import AUGMENTATIONS  # noqa: E402
+from tfspline.recipe.recipe import Recipe  # noqa: E402
+from tfspline.recipe.recipe_checks import RETRAIN_FROM, SCHEDULES, STRATEGIES  # noqa: E402
+from tfspline.recipe.report import table  # noqa: E402
+from tfspline.recipe.runner import run  # noqa: E402
+from tfspline.recipe.stopping import Stopped  # noqa: E402
 
 flags.DEFINE_string(
     "network",

@@ -21,7 +21,7 @@ from common import peak, seconds, setting  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import _keras, models  # noqa: E402
-from tfspline.codes import RegionEncoder  # noqa: E402
+from tfspline.spline.codes import RegionEncoder  # noqa: E402
 
 flags.DEFINE_string("keras", "keras", "keras or tf_keras.")
 flags.DEFINE_list("networks", ["resnet56", "vgg16", "mobilenetv2"], "Networks of tfspline.models.")

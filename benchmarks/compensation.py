@@ -19,8 +19,8 @@ from common import Results, accuracy, compiled, network, setting, train  # noqa:
 from matplotlib.figure import Figure  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import data  # noqa: E402
-from tfspline.recipe import Recipe  # noqa: E402
+from tfspline import datasets as data  # noqa: E402
+from tfspline.recipe.recipe import Recipe  # noqa: E402
 
 CRITERIA = ("spline_affine", "spline_data", "spline", "bn_scale", "l1", "fpgm", "random")
 WAYS = {

@@ -20,8 +20,9 @@ import tensorflow as tf  # noqa: E402
 from absl import app, flags  # noqa: E402
 from common import setting  # noqa: E402
 
-from tfspline import _keras, data, models  # noqa: E402
-from tfspline.image_files import ImageFiles  # noqa: E402
+from tfspline import _keras, models  # noqa: E402
+from tfspline import datasets as data  # noqa: E402
+from tfspline.datasets.image_files import ImageFiles  # noqa: E402
 
 SIZE = (224, 224)
 

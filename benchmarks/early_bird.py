@@ -20,11 +20,12 @@ import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
 from common import compiled, network, setting, train  # noqa: E402
 
-from tfspline import EarlyBird, _keras, data, partition_distances  # noqa: E402
-from tfspline.codes import RegionEncoder  # noqa: E402
-from tfspline.recipe import Recipe  # noqa: E402
+from tfspline import EarlyBird, _keras, partition_distances  # noqa: E402
+from tfspline import datasets as data  # noqa: E402
+from tfspline.recipe.recipe import Recipe  # noqa: E402
+from tfspline.spline.codes import RegionEncoder  # noqa: E402
 
-flags.DEFINE_string("dataset", "digits", "A dataset of tfspline.data.load.")
+flags.DEFINE_string("dataset", "digits", "A dataset of tfspline.datasets.load.")
 flags.DEFINE_string("data_dir", None, "Its files, if not in their usual place.")
 flags.DEFINE_string("network", "vgg8", "A network of tfspline.models.build.")
 flags.DEFINE_float("width", 0.25, "Its width.")

@@ -7,8 +7,9 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from tfspline import criteria, register_criterion
-from tfspline.recipe import Recipe
+from tfspline import register_criterion
+from tfspline.pruning import criteria
+from tfspline.recipe.recipe import Recipe
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 RHOS = (0, 0.01, 0.2, 1)  # beside 0.05, which is `spline`

@@ -27,9 +27,10 @@ from common import Results, accuracy, compiled, markdown, network, setting, spre
 from matplotlib.figure import Figure  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import data, partition_plots  # noqa: E402
+from tfspline import datasets as data  # noqa: E402
 from tfspline._keras import keras_named  # noqa: E402
-from tfspline.recipe import Recipe  # noqa: E402
+from tfspline.plots import partitions as partition_plots  # noqa: E402
+from tfspline.recipe.recipe import Recipe  # noqa: E402
 
 # The toy as in configs/toy2d.cfg, with twice the units: an eighth of 16 could not tell an X from what is around it.
 RECIPES = {

@@ -19,8 +19,9 @@ from common import columns, setting  # noqa: E402
 from networks import NETWORKS  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import _keras, graph  # noqa: E402
-from tfspline.latency import ROUNDS, Stopwatch, clock, in_turns, sample_of  # noqa: E402
+from tfspline import _keras  # noqa: E402
+from tfspline.deployment.timing import ROUNDS, Stopwatch, clock, in_turns, sample_of  # noqa: E402
+from tfspline.graph import reader as graph  # noqa: E402
 
 _C_RUNS = 3  # a measurement
 row = columns("{:12} {:12} {:>5} {:>8} {:>11} {:>7} {:>9} {:>15}")

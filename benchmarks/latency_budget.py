@@ -18,7 +18,7 @@ from networks import NETWORKS  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import _keras  # noqa: E402
-from tfspline.latency import in_turns, sample_of  # noqa: E402
+from tfspline.deployment.timing import in_turns, sample_of  # noqa: E402
 
 flags.DEFINE_string("keras", "keras", "keras or tf_keras.")
 flags.DEFINE_list("networks", ["resnet56", "mobilenetv2"], f"Out of: {', '.join(NETWORKS)}.")

@@ -7,9 +7,9 @@ from common import accuracy, compiled, network, train
 
 import tfspline
 from tfspline import _keras
-from tfspline.data import Dataset
-from tfspline.recipe import Recipe
-from tfspline.training import strategy_of
+from tfspline.datasets import Dataset
+from tfspline.recipe.recipe import Recipe
+from tfspline.recipe.training import strategy_of
 
 
 def run(recipe: Recipe, dataset: Dataset, params: int, begin_epoch: int) -> dict:

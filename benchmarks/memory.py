@@ -20,7 +20,8 @@ from absl import app, flags  # noqa: E402
 from common import setting  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import _keras, data, models  # noqa: E402
+from tfspline import _keras, models  # noqa: E402
+from tfspline import datasets as data  # noqa: E402
 
 flags.DEFINE_string("keras", "keras", "keras or tf_keras.")
 flags.DEFINE_list("networks", ["ResNet50", "EfficientNetB7"], "Networks of keras.applications, at 224x224; or none.")

@@ -13,10 +13,11 @@ from absl import app, flags, logging  # noqa: E402
 from common import columns, setting  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import _keras, litert  # noqa: E402
-from tfspline.latency import clock, in_turns  # noqa: E402
-from tfspline.recipe import Recipe  # noqa: E402
-from tfspline.run_dir import RunDir  # noqa: E402
+from tfspline import _keras  # noqa: E402
+from tfspline.deployment import litert  # noqa: E402
+from tfspline.deployment.timing import clock, in_turns  # noqa: E402
+from tfspline.recipe.recipe import Recipe  # noqa: E402
+from tfspline.recipe.run_dir import RunDir  # noqa: E402
 
 flags.DEFINE_string("run_dir", None, "A finished run of train.py.", required=True)
 flags.DEFINE_integer("batch_size", 100, "Test images at once.")

@@ -27,9 +27,9 @@ from tqdm import tqdm  # noqa: E402
 from workers import Workers  # noqa: E402
 
 from tfspline._keras import keras_named  # noqa: E402
-from tfspline.files import replacing  # noqa: E402
-from tfspline.recipe import Recipe  # noqa: E402
-from tfspline.runner import run  # noqa: E402
+from tfspline._utils.files import replacing  # noqa: E402
+from tfspline.recipe.recipe import Recipe  # noqa: E402
+from tfspline.recipe.runner import run  # noqa: E402
 
 HELD_OUT = 0.1  # share of the training images, for --validation
 _OF_DATASET = ("dataset", "data_dir", "image_size", "validation_split", "train_images", "seed")

@@ -24,9 +24,10 @@ from common import Results, compiled, markdown, network, setting, spread, train 
 from matplotlib.figure import Figure  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import data, plots  # noqa: E402
+from tfspline import datasets as data  # noqa: E402
 from tfspline._keras import keras_named  # noqa: E402
-from tfspline.recipe import Recipe  # noqa: E402
+from tfspline.plots import training as plots  # noqa: E402
+from tfspline.recipe.recipe import Recipe  # noqa: E402
 
 CRITERIA = (
     "spline", "spline_data", "spline_affine", "bn_scale", "l1", "l2", "fpgm", "taylor", "snip", "synflow", "random",

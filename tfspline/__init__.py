@@ -1,23 +1,23 @@
 """Pruning Keras networks, seen as splines: region codes, early birds, plans of what goes, and slim models."""
 
 from tfspline import layers
-from tfspline.affine import affine_map
-from tfspline.callbacks import EarlyBird
-from tfspline.codes import Codes, region_codes
-from tfspline.comparison import PartitionReport, partition_report
-from tfspline.criteria import register_criterion
-from tfspline.flops import flops, training_flops
-from tfspline.latency import latency
-from tfspline.litert import export_litert
-from tfspline.masks import Masks
-from tfspline.partition import partition_distance, partition_distances, plane
-from tfspline.plan import Plan, plan, prune
-from tfspline.polygons import Polygons, partition_polygons
-from tfspline.pruning import SplinePruning
-from tfspline.rules import register_channel_rule
-from tfspline.serving import export
-from tfspline.wrapping import unwrap, wrap
-from tfspline.zeros import slim
+from tfspline.callbacks.early_bird import EarlyBird
+from tfspline.callbacks.spline_pruning import SplinePruning
+from tfspline.deployment.litert import export_litert
+from tfspline.deployment.saved_model import export
+from tfspline.deployment.timing import latency
+from tfspline.graph.cost import flops, training_flops
+from tfspline.graph.layer_specs import register_channel_rule
+from tfspline.layers.wrapping import unwrap, wrap
+from tfspline.pruning.criteria import register_criterion
+from tfspline.pruning.masks import Masks
+from tfspline.pruning.planning import Plan, plan, prune
+from tfspline.pruning.slimming import slim
+from tfspline.spline.affine import affine_map
+from tfspline.spline.codes import Codes, region_codes
+from tfspline.spline.comparison import PartitionReport, partition_report
+from tfspline.spline.distance import partition_distance, partition_distances, plane
+from tfspline.spline.polygons import Polygons, partition_polygons
 
 __all__ = [
     "Codes",

@@ -6,10 +6,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline.codes import code_bits, pack_bits
-from tfspline.constraints import hold
-from tfspline.cuts import shape_of
-from tfspline.rules import batch_normalization, register_channel_rule
+from tfspline._keras.constraints import hold
+from tfspline.graph.layer_specs import batch_normalization, register_channel_rule
+from tfspline.spline.activations import shape_of
+from tfspline.spline.codes import code_bits, pack_bits
 
 ACTIVATIONS = ("relu", "leaky_relu", "relu6")  # rising, and zero at zero
 

@@ -1,0 +1,568 @@
+"""EarlyBird in the fit of both Kerases: what it finds, and that nothing is left of it."""
+
+import collections
+import csv
+import logging
+import math
+import types
+
+import keras as keras3
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfspline import _keras
+from tfspline.callbacks.early_bird import EarlyBird
+from tfspline.callbacks.pruning_mask import pruning_mask
+from tfspline.spline.codes import Codes
+
+
+@pytest.fixture
+def data(rng):
+    x = rng.normal(size=(70, 4)).astype("float32")
+    return x, x[:, :1] * x[:, 1:2]
+
+
+def small_model(keras, learning_rate=1e-4, jit_compile=False, **compile_arguments):
+    """A model that settles at once with its small learning rate; with dropout, so that seeds matter."""
+    inputs = keras.Input((4,))
+    hidden = keras.layers.BatchNormalization()(keras.layers.Dense(8, "relu", name="relu")(inputs))
+    hidden = keras.layers.Dropout(0.3)(hidden)
+    model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
+    model.compile(
+        keras.optimizers.SGD(learning_rate, momentum=0.9), "mse", jit_compile=jit_compile, **compile_arguments
+    )
+    return model
+
+
+def fit(model, data, *callbacks, epochs=6, **kwargs):
+    return model.fit(*data, epochs=epochs, batch_size=16, verbose=0, callbacks=list(callbacks), **kwargs)
+
+
+def replay(monkeypatch, model, moments, bird, losses=None):
+    """Feeds the bird one row of bits an epoch, in place of the codes of a model."""
+    bird.set_model(model)
+    codes = [Codes({"relu": np.packbits([row], axis=1, bitorder="little")}, {"relu": len(row)}) for row in moments]
+    remaining = iter(codes)
+    monkeypatch.setattr(bird, "_code", lambda: next(remaining))
+    every_logs = []
+    for epoch in range(len(moments)):
+        logs = {"loss": losses[epoch] if losses else 1.0}
+        if not math.isfinite(logs["loss"]):
+            next(remaining)
+        bird.on_epoch_end(epoch, logs)
+        every_logs.append(logs)
+    return every_logs
+
+
+TEN = [[0] * 10, [1] * 10, [1] * 9 + [0], [1] * 8 + [0, 0], [1] * 8 + [0, 0], [1] * 8 + [0, 0]]
+
+
+def test_the_bird_is_found_when_all_of_the_lookback_are_near(keras, monkeypatch):
+    bird = EarlyBird(threshold=0.25, lookback=3)
+    model = small_model(keras)
+    logs = replay(monkeypatch, model, TEN, bird)
+    assert math.isnan(bird.distances[0])
+    # Epoch 3 is 0.2 from epoch 1, but 0.8 from epoch 0; epoch 4 is at most 0.2 from the three before it.
+    assert bird.distances[1:] == [1.0, 0.9, 0.8, 0.2, 0.1]
+    assert bird.epoch == 5
+    assert bird.found
+    assert model.stop_training
+    assert [entry["partition_distance"] for entry in logs[1:]] == bird.distances[1:]
+    assert len(bird._looks.codes) == 3
+
+
+def test_no_bird_before_there_are_lookback_earlier_epochs(keras, monkeypatch):
+    bird = EarlyBird(lookback=3)
+    replay(monkeypatch, small_model(keras), [[0, 1]] * 3, bird)
+    assert bird.distances[1:] == [0, 0]
+    assert not bird.found
+    assert bird.epoch is None
+
+
+def test_a_distance_equal_to_the_threshold_is_not_below_it(keras, monkeypatch):
+    bird = EarlyBird(threshold=0.5, lookback=1)
+    replay(monkeypatch, small_model(keras), [[0, 1], [1, 1]], bird)
+    assert bird.distances[1] == 0.5
+    assert not bird.found
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_never_counts_as_settled(keras, monkeypatch, loss):
+    bird = EarlyBird(lookback=1)
+    replay(monkeypatch, small_model(keras), [[0, 1]] * 4, bird, losses=[1.0, loss, 1.0, 1.0])
+    assert [math.isnan(distance) for distance in bird.distances] == [True, True, True, False]
+    assert bird.epoch == 4
+
+
+def test_without_stop_training_the_first_bird_stays_the_bird(keras, monkeypatch):
+    model = small_model(keras)
+    model.stop_training = False
+    bird = EarlyBird(lookback=1, stop_training=False)
+    replay(monkeypatch, model, [[0, 1]] * 4, bird)
+    assert bird.epoch == 2
+    assert not model.stop_training
+    assert len(bird.distances) == 4
+
+
+def test_finds_the_bird_of_a_small_model(keras, data):
+    bird = EarlyBird()
+    history = fit(small_model(keras), data, bird, epochs=20)
+    assert bird.epoch == 4  # nothing moves, so as soon as there are three epochs to look back at
+    assert len(history.epoch) == 4
+    np.testing.assert_array_equal(history.history["partition_distance"], bird.distances)
+    assert math.isnan(bird.distances[0])
+    assert all(0 <= distance < 0.16 for distance in bird.distances[1:])
+
+
+def test_no_bird_while_the_partition_moves(keras, data):
+    bird = EarlyBird(threshold=0.001)
+    fit(small_model(keras, learning_rate=0.05), data, bird)
+    assert not bird.found
+    assert bird.epoch is None
+    assert len(bird.distances) == 6
+    assert bird.distances[-1] >= 0.001
+
+
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("what", ["statistics", "loss"])
+def test_a_training_that_has_failed_is_told_and_never_counts_as_settled(keras, data, caplog, what, every):
+    model = small_model(keras, 1e-4 if what == "statistics" else 1e25)
+
+    class Break(keras.callbacks.Callback):
+        """The statistics are not used in training: the loss stays finite, and the codes are those before them."""
+
+        def on_epoch_end(self, epoch, logs=None):
+            if what == "statistics" and epoch == 1:
+                self.model.layers[2].moving_variance.assign([np.nan] * 8)
+
+    bird = EarlyBird(lookback=2, every=every, probe=data[0])
+    with caplog.at_level(logging.WARNING, "absl"):
+        history = fit(model, data, Break(), bird)
+    assert not bird.found and len(history.epoch) == 6
+    assert all(map(math.isnan, bird.distances[1 if every is None else 5 :]))  # five steps an epoch
+    assert np.isfinite(history.history["loss"]).all() == (what == "statistics")
+    (message,) = (record.getMessage() for record in caplog.records if record.name == "absl")
+    first = {"statistics": {None: "2", 2: "3, step 12"}, "loss": {None: "1", 2: "1, step 2"}}[what][every]
+    name = model.layers[2].name if what == "statistics" else "the loss"
+    assert message == f"EarlyBird: Epoch {first}: not finite any more: {name}"
+
+
+def test_dead_layers_are_told_once(keras, data, caplog):
+    x = inputs = keras.Input((4,))
+    for activation, name in (("relu", "alive"), ("relu", "dead"), ("relu6", "gone"), ("leaky_relu", "linear")):
+        layer = keras.layers.LeakyReLU() if activation == "leaky_relu" else activation
+        x = keras.layers.Dense(8, layer, name=name, bias_initializer="zeros" if name == "alive" else "ones")(x)
+    model = keras.Model(inputs, keras.layers.Dense(1)(x))
+    for name in ("dead", "gone", "linear"):
+        layer = model.get_layer(name)
+        layer.set_weights([layer.get_weights()[0], np.full(8, -100.0)])
+    model.compile(keras.optimizers.SGD(1e-6), "mse", jit_compile=False)
+    bird = EarlyBird()
+    with caplog.at_level(logging.WARNING, "absl"):
+        fit(model, data, bird)
+    assert bird.epoch == 4
+    (message,) = (record.getMessage() for record in caplog.records if record.name == "absl")
+    assert message == "EarlyBird: dead layers, of which no input of the probe switches any unit on: dead, gone"
+
+
+def test_verbose_prints_one_line(keras, data, capsys):
+    fit(small_model(keras), data, EarlyBird(verbose=1))
+    assert capsys.readouterr().out.count("Epoch 4: early bird found, partition distance 0.0") == 1
+
+
+def watch(walk, steps, **options):
+    """The bird of a training of `steps` an epoch, whose codes are a row of bits a step."""
+    bird = EarlyBird(probe=np.zeros(1), stop_training=False, **options)
+    strategy = tf.distribute.get_strategy()
+    bird.set_model(types.SimpleNamespace(stop_training=False, distribute_strategy=strategy, _nodes_by_depth={}))
+    bird.set_params({"steps": steps, "epochs": len(walk) // steps})
+    bird._code = lambda: Codes({"relu": np.packbits([walk[now]], axis=1, bitorder="little")}, {"relu": walk.shape[1]})
+    for epoch in range(len(walk) // steps):
+        bird.on_epoch_begin(epoch)
+        for batch in range(steps):
+            now = epoch * steps + batch
+            bird.on_train_batch_begin(batch)
+            bird.on_train_batch_end(batch, {"loss": 1.0})
+        bird.on_epoch_end(epoch, {"loss": 1.0})
+    return bird
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 0.9, 1.0]), st.integers(1, 3))
+def test_a_distance_means_the_same_at_any_frequency(seed, straightness, lookback):
+    # 400 cuts that move as particles with friction, ever more slowly: straight on for a while, then to and fro.
+    rng, steps = np.random.default_rng(seed), 12
+    pushes = rng.normal(size=(10 * steps, 400)) * np.linspace(1, 0.05, 10 * steps)[:, None]
+    speeds = np.zeros_like(pushes)
+    for step in range(1, len(pushes)):
+        speeds[step] = straightness * speeds[step - 1] + pushes[step]
+    walk = rng.normal(size=400) + speeds.cumsum(0) * (1.001 - straightness) > 0
+    birds = {every: watch(walk, steps, lookback=lookback, every=every) for every in (1, 2, 3, 6, 12)}
+    by_epoch = watch(walk, steps, lookback=lookback)
+    np.testing.assert_array_equal(birds[12].distances, by_epoch.distances)
+    assert by_epoch.step is None and birds[12].epoch == by_epoch.epoch
+    for every in (2, 3, 6, 12):
+        # All that the rarer looks see the more frequent ones see, at the same steps.
+        first = lookback * steps // every
+        np.testing.assert_array_equal(birds[every].distances[first:], birds[1].distances[every - 1 :: every][first:])
+        if birds[every].found:
+            assert birds[1].step <= birds[every].step and birds[every].epoch == -(-birds[every].step // steps)
+
+
+def test_looks_by_hand():
+    # An epoch of 4 steps, a look every 3: after 3, 6, 9, 12, 15. An epoch before 9 was 5, nearest to which was 6;
+    # before 12 was 8: 9; before 15 was 11: 12.
+    walk = np.zeros((16, 10), bool)
+    walk[5, :5] = walk[8, :2] = walk[14, :1] = True
+    bird = watch(walk, 4, every=3, lookback=1, threshold=0.15)
+    assert bird.distances[2:] == [pytest.approx(0.3), pytest.approx(0.2), pytest.approx(0.1)]
+    assert (bird.step, bird.epoch) == (15, 4)
+
+
+@pytest.mark.parametrize("executed", [1, 4])
+def test_stops_inside_an_epoch(keras, data, executed, capsys):
+    model = small_model(keras, steps_per_execution=executed)
+    bird, seen = EarlyBird(lookback=1, every=2, probe_size=16, verbose=1), []
+    count = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs["partition_distance"]))
+    history = model.fit(data[0][:64], data[1][:64], 8, 20, 0, [bird, count])  # 8 steps an epoch
+    assert bird.step == {1: 10, 4: 12}[executed]
+    assert _keras.iterations(model) == bird.step and bird.epoch == 2
+    assert history.history["partition_distance"][1] == seen[1] == bird.distances[-1]
+    assert math.isnan(seen[0])
+    assert f"Epoch 2, step {bird.step}: early bird found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("keras", "metric"), [(keras3, "partition"), (tf_keras, "mask")], indirect=["keras"])
+def test_looks_at_the_ends_of_epochs_see_what_the_bird_once_an_epoch_sees(keras, data, metric):
+    options = {"metric": metric, "stop_training": False, "probe": None if metric == "mask" else data[0]}
+    often, seldom = EarlyBird(every=1, **options), EarlyBird(**options)
+    fit(small_model(keras, 0.05), data, often, seldom, epochs=7)
+    first = often.lookback
+    assert len(often.distances) == 7 * 5
+    np.testing.assert_array_equal(often.distances[4::5][first:], seldom.distances[first:])
+    assert len(often._looks.codes) == first * 5
+
+
+def test_the_first_epoch_tells_how_long_epochs_are(keras, data):
+    def batches():
+        for start in range(0, 70, 16):
+            yield data[0][start : start + 16], data[1][start : start + 16]
+
+    signature = tuple(tf.TensorSpec([None, array.shape[1]], tf.float32) for array in data)
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    bird = EarlyBird(lookback=1, every=1)
+    small_model(keras).fit(dataset, epochs=6, verbose=0, callbacks=[bird])
+    # The whole first epoch is too little for the probe: there is no look in it, so that the first comparison is with
+    # the first look of the second.
+    assert bird.step == 11 and len(bird._recorded[0]) == 70
+    with pytest.raises(ValueError, match="Expected `every` to be at most the 5 steps of an epoch. Received: 6"):
+        small_model(keras).fit(dataset, epochs=6, verbose=0, callbacks=[EarlyBird(every=6)])
+
+
+def variants(data):
+    dataset = tf.data.Dataset.from_tensor_slices(data).batch(16)
+    weighted = {"validation_data": data, "sample_weight": np.ones(70)}
+    return {
+        "compiled": ({"jit_compile": True}, lambda model, bird: fit(model, data, bird, shuffle=False)),
+        "validated": ({}, lambda model, bird: fit(model, data, bird, shuffle=False, **weighted)),
+        "many steps": ({"steps_per_execution": 4}, lambda model, bird: fit(model, data, bird, shuffle=False)),
+        "eager": ({"run_eagerly": True}, lambda model, bird: fit(model, data, bird, shuffle=False)),
+        "dataset": ({}, lambda model, bird: model.fit(dataset, epochs=6, callbacks=[bird], verbose=0)),
+    }
+
+
+@pytest.mark.parametrize("variant", ["validated", "many steps", "eager", "dataset"])
+def test_records_the_first_inputs_and_leaves_nothing_behind(keras, data, variant):
+    compile_arguments, train = variants(data)[variant]
+    model = small_model(keras, **compile_arguments)
+    attributes = set(vars(model))
+    bird = EarlyBird(probe_size=20)
+    train(model, bird)
+    np.testing.assert_array_equal(bird._recorded[0], data[0][:20])
+    assert bird.epoch == 4
+    assert "train_step" not in vars(model)
+    assert set(vars(model)) - attributes <= {"history", "stop_evaluating", "_eval_epoch_iterator"}
+    assert bird not in _reachable(model.train_function)
+
+
+def _reachable(function):
+    """Whatever a train function holds on to, through closures and bound methods."""
+    found, queue = [], collections.deque([function])
+    while queue:
+        item = queue.popleft()
+        if any(item is seen for seen in found) or len(found) > 200:
+            continue
+        found.append(item)
+        item = getattr(item, "python_function", item)
+        queue.extend(cell.cell_contents for cell in getattr(item, "__closure__", None) or [])
+        if hasattr(item, "__self__"):
+            queue.append(item.__self__)
+    return [type(item).__name__ for item in found]
+
+
+def test_the_train_function_is_the_models_own_again(keras, data):
+    model = small_model(keras)
+    fit(model, data, epochs=1)
+    own = model.train_function
+    fit(model, data, EarlyBird())
+    assert model.train_function is own
+    other = small_model(keras)
+    fit(other, data, EarlyBird())
+    assert "Recorder" not in _reachable(other.train_function)
+
+
+@pytest.mark.parametrize(
+    ("keras", "variant"),
+    [(keras3, "compiled"), (keras3, "many steps"), (tf_keras, "many steps")],  # Keras 3 compiles by default
+    indirect=["keras"],
+)
+def test_training_is_the_same_bit_for_bit(keras, data, variant):
+    weights = []
+    for callback in [keras.callbacks.Callback(), EarlyBird(stop_training=False)]:
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(3)
+        compile_arguments, train = variants(data)[variant]
+        model = small_model(keras, 0.01, **compile_arguments)
+        train(model, callback)
+        weights.append(model.get_weights() + [np.array(v) for v in _variables(model.optimizer)])
+    np.testing.assert_array_equal(callback._recorded[0], data[0])  # so the recording was really there
+    for without, with_bird in zip(*weights, strict=True):
+        np.testing.assert_array_equal(without, with_bird)
+
+
+def _variables(optimizer):
+    return optimizer.variables() if callable(optimizer.variables) else optimizer.variables
+
+
+def test_a_train_step_of_the_users_own_is_kept(keras, data):
+    class Model(keras.Model):
+        calls = 0
+
+        def train_step(self, data):
+            type(self).calls += 1
+            return {"loss": super().train_step(data)["loss"], "mine": 1.0}
+
+    inputs = keras.Input((4,))
+    model = Model(inputs, keras.layers.Dense(1)(keras.layers.ReLU()(inputs)))
+    model.compile("sgd", "mse", jit_compile=False)
+    bird = EarlyBird()
+    history = fit(model, data, bird)
+    assert Model.calls
+    assert history.history["mine"][0] == 1.0
+    assert model.train_step.__func__ is Model.train_step
+    assert len(bird._recorded[0]) == 70  # all there are
+
+    model = small_model(keras)
+    own = model.train_step
+    vars(model)["train_step"] = lambda data: own(data)
+    patched = model.train_step
+    fit(model, data, EarlyBird())
+    assert model.train_step is patched
+
+
+@pytest.mark.parametrize(("keras", "error"), [(keras3, KeyboardInterrupt), (tf_keras, ValueError)], indirect=["keras"])
+def test_an_interrupted_training_leaves_nothing_behind(keras, data, error):
+    model = small_model(keras, run_eagerly=True)
+    fit(model, data, epochs=1)
+    own = model.train_function
+    original = type(model).train_step
+
+    def failing(self, data):
+        raise error
+
+    bird = EarlyBird()
+    type(model).train_step = failing
+    try:
+        with pytest.raises(error):
+            fit(model, data, bird)
+    finally:
+        type(model).train_step = original
+    assert "train_step" not in vars(model)
+    assert model.train_function is own
+    fit(model, data, bird)
+    assert bird.epoch == 4
+
+
+def test_an_error_between_two_steps_does_not_harm_the_next_fit(keras, data):
+    class Fails(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise RuntimeError
+
+    model = small_model(keras)
+    bird = EarlyBird()
+    with pytest.raises(RuntimeError):
+        fit(model, data, bird, Fails())
+    assert "train_step" not in vars(model)
+    fit(model, data, bird)
+    assert "Recorder" not in _reachable(model.train_function)
+
+
+def test_codes_are_taken_on_a_given_probe(keras, data, rng):
+    model = small_model(keras)
+    bird = EarlyBird(probe=rng.normal(size=(5, 4)))
+    own = fit(model, data, epochs=1) and model.train_function
+    fit(model, data, bird)
+    assert len(bird._looks.codes[0]) == 5
+    assert model.train_function is own
+    assert bird._recorded is None
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_several_inputs_are_recorded_each_on_its_own(keras, rng, as_dict):
+    a, b = keras.Input((2,), name="a"), keras.Input((3,), name="b", dtype="int32")
+    both = keras.layers.Concatenate()([a, keras.layers.Rescaling(0.5)(b)])
+    model = keras.Model([a, b], keras.layers.Dense(1)(keras.layers.Dense(6, "relu")(both)))
+    model.compile("sgd", "mse", jit_compile=False)
+    x = {"a": rng.normal(size=(30, 2)).astype("float32"), "b": rng.integers(0, 9, (30, 3)).astype("int32")}
+    bird = EarlyBird(probe_size=25, stop_training=False)
+    fit(model, (x if as_dict else list(x.values()), np.zeros(30)), bird, epochs=2, shuffle=False)
+    for recorded, trained_on in zip(bird._recorded, x.values(), strict=True):
+        np.testing.assert_array_equal(recorded, trained_on[:25])
+
+
+def test_loggers_behind_the_bird_see_the_distance(keras, data, tmp_path):
+    bird = EarlyBird()
+    loggers = [
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        keras.callbacks.TensorBoard(tmp_path / "board"),
+    ]
+    fit(small_model(keras), data, bird, *loggers)
+    with open(tmp_path / "log.csv", newline="") as file:
+        column = [float(row["partition_distance"]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(column, bird.distances)
+    events = [
+        value
+        for path in (tmp_path / "board" / "train").iterdir()
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+        if value.tag.endswith("partition_distance")
+    ]
+    np.testing.assert_allclose([tf.make_ndarray(value.tensor) for value in events], bird.distances, rtol=1e-6)
+
+
+def masked_model(keras, gammas):
+    inputs = keras.Input((3,))
+    x = inputs
+    for gamma in gammas:
+        x = keras.layers.Dense(len(gamma))(x)
+        norm = keras.layers.BatchNormalization()
+        x = norm(x)
+        norm.gamma.assign(gamma)
+    return keras.Model(inputs, keras.layers.Dense(2)(x))
+
+
+def test_the_mask_ranks_all_scales_of_the_model_together(keras):
+    model = masked_model(keras, [[0.1, -3.0], [0.2, 0.3, -0.25]])
+    assert pruning_mask(model, 0.4).unpack("mask").tolist() == [[0, 1, 0, 1, 1]]
+    assert pruning_mask(model, 0.6).unpack("mask").tolist() == [[0, 1, 0, 1, 0]]
+
+
+def test_the_mask_without_batch_norm_takes_the_norms_of_the_kernels(keras):
+    inputs = keras.Input((2,))
+    hidden, head = keras.layers.Dense(3), keras.layers.Dense(1)
+    model = keras.Model(inputs, head(keras.layers.ReLU()(hidden(inputs))))
+    hidden.set_weights([np.array([[1.0, -2.0, 0.5], [1.0, -2.0, -0.1]]), np.zeros(3)])  # l1 norms 2, 4, 0.6
+    assert pruning_mask(model, 0.5).unpack("mask").tolist() == [[0, 1, 0]]
+    assert pruning_mask(model, 0.3).unpack("mask").tolist() == [[1, 1, 0]]
+
+
+def test_the_mask_bird_is_found_at_five_masks_that_agree(keras, data):
+    class Swap(keras.callbacks.Callback):
+        """From the third epoch on the tenth and the eleventh of 20 scales are swapped: 2 mask bits change."""
+
+        def on_epoch_end(self, epoch, logs=None):
+            gamma = np.arange(1.0, 21.0)
+            if epoch >= 2:
+                gamma[[9, 10]] = gamma[[10, 9]]
+            self.model.layers[2].gamma.assign(gamma)
+
+    inputs = keras.Input((4,))
+    hidden = keras.layers.BatchNormalization()(keras.layers.Dense(20)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
+    model.compile(keras.optimizers.SGD(1e-9), "mse", jit_compile=False)
+    bird = EarlyBird(metric="mask", ratio=0.5)
+    history = fit(model, data, Swap(), bird, epochs=12)
+    assert (bird.threshold, bird.lookback) == (0.1, 4)
+    assert bird.epoch == 5
+    assert bird.distances[1:] == [0.0, 0.1, 0.1, 0.1]  # 0.1 is still near enough
+    np.testing.assert_array_equal(history.history["mask_distance"], bird.distances)
+
+
+@pytest.mark.parametrize(
+    ("keras", "metric", "every"),
+    [(tf_keras, "partition", None), (keras3, "partition", 3), (tf_keras, "mask", None)],
+    indirect=["keras"],
+)
+def test_a_resumed_bird_is_the_same_bird(keras, data, tmp_path, metric, every):
+    def birds():
+        return EarlyBird(metric=metric, threshold=0.2, lookback=3, probe_size=20, stop_training=False, every=every)
+
+    whole, first, second = birds(), birds(), birds()
+    model = small_model(keras, 0.02)
+    fit(model, data, whole, first, epochs=2, shuffle=False)
+    first.save(tmp_path / "bird.npz")
+    second.load(tmp_path / "bird.npz")
+    assert list(second._looks.codes) == list(whole._looks.codes)
+    fit(model, data, whole, second, epochs=8, initial_epoch=2, shuffle=False)
+    np.testing.assert_array_equal(second.distances, whole.distances)
+    assert second.epoch == whole.epoch
+    assert len(second.distances) == (8 if every is None else 8 * 5 // 3)
+    second.save(tmp_path / "bird.npz")
+    third = birds()
+    third.load(tmp_path / "bird.npz")
+    assert (third.epoch, third.step, third.found) == (whole.epoch, whole.step, whole.found)
+
+
+def test_a_state_of_another_bird_or_none_is_refused(tmp_path):
+    path = tmp_path / "bird.npz"
+    EarlyBird(lookback=2).save(path)
+    for other in [EarlyBird(), EarlyBird(lookback=2, threshold=0.2), EarlyBird(lookback=2, probe_size=3)]:
+        with pytest.raises(ValueError, match="Expected the state of an EarlyBird with metric=partition .* Received"):
+            other.load(path)
+    Codes({"relu": np.zeros((1, 1), "uint8")}, {"relu": 8}).save(path)
+    with pytest.raises(ValueError, match="Expected a file that tfspline has written"):
+        EarlyBird().load(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threshold": 0}, r"Expected `threshold` in \(0, 1\). Received: 0"),
+        ({"threshold": 1.0}, "threshold"),
+        ({"threshold": "low"}, "Received: 'low'"),
+        ({"threshold": math.nan}, "threshold"),
+        ({"lookback": 0}, "Expected `lookback` to be an integer of at least 1. Received: 0"),
+        ({"lookback": 2.0}, "lookback"),
+        ({"every": 0}, "Expected `every` to be an integer of at least 1. Received: 0"),
+        ({"metric": "weights"}, "Expected `metric` among .*'partition', 'mask'.* Received: 'weights'"),
+        ({"probe_size": 0}, "Expected `probe_size` to be an integer of at least 1. Received: 0"),
+        ({"ratio": 1}, r"Expected `ratio` in \(0, 1\)"),
+        ({"metric": "mask", "probe": np.zeros((2, 4))}, "Expected no probe with metric='mask'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_at_once(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EarlyBird(**arguments)
+
+
+def test_what_cannot_be_watched_is_refused_before_the_first_step(keras, data):
+    def refused(model, bird, message):
+        before = model.get_weights()
+        with pytest.raises(ValueError, match=message):
+            fit(model, data, bird)
+        assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+    refused(small_model(keras), EarlyBird(probe=np.zeros((2, 5))), r"\(samples, 4\).*Received: \(2, 5\)")
+    refused(small_model(keras), EarlyBird(every=6), "`every` to be at most the 5 steps of an epoch. Received: 6")
+    linear = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    linear.compile("sgd", "mse")
+    refused(linear, EarlyBird(), "at least one piecewise-affine unit")
+    refused(linear, EarlyBird(metric="mask"), "Expected a model with units to mask")
+    inputs = keras.Input((None, 4))
+    model = keras.Model(inputs, keras.layers.Dense(1, "relu")(inputs))
+    model.compile("sgd", "mse", jit_compile=False)
+    refused(model, EarlyBird(), r"Expected inputs of one size.*\(None, None, 4\)")

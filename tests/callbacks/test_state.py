@@ -1,0 +1,316 @@
+"""Trainings that are cut and go on: as if they had never been, whatever Keras' own backup brings back."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.trainings import EPOCHS, STEPS, Training, schedule
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tfspline import EarlyBird, SplinePruning
+from tfspline.callbacks.state import Backup
+
+
+class Cut(BaseException):
+    """Stands for whatever ends a process."""
+
+
+def cutter(keras, at, last):
+    """A callback that raises at the `at`th time that it is called; at the end of the training only if it is not the
+    last, since Keras throws its own backup away there."""
+
+    class Cutter(keras.callbacks.Callback):
+        calls = 0
+
+        def _call(self, *_, **__):
+            self.calls += 1
+            if self.calls == at:
+                raise Cut
+
+        on_epoch_begin = on_epoch_end = on_train_batch_begin = on_train_batch_end = _call
+
+        def on_train_begin(self, logs=None):
+            self._call()
+
+        def on_train_end(self, logs=None):
+            if not last:
+                self._call()
+
+    return Cutter()
+
+
+def assert_same(one, other):
+    assert one[0] == other[0]
+    np.testing.assert_array_equal(one[1], other[1])
+    for a, b in zip(one[2], other[2], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory):
+    """What trainings that were never cut came to, by their arguments."""
+    found = {}
+
+    def whole(keras, **options):
+        key = (keras.__name__, *options.items())
+        if key not in found:
+            found[key] = Training(keras, tmp_path_factory.mktemp("whole"), **options).run().outcome()
+        return found[key]
+
+    return whole
+
+
+CASES = st.fixed_dictionaries(
+    {
+        "start": st.sampled_from([None, "early_bird"]),
+        "regrow": st.booleans(),
+        "given": st.booleans(),
+        "every": st.sampled_from([None, 2]),
+    }
+)
+
+
+@settings(
+    max_examples=4,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(CASES, st.permutations("bpkc"), st.lists(st.integers(1, 3 + EPOCHS * (2 + 2 * STEPS)), min_size=1, max_size=2))
+def test_cut_anywhere_and_resumed(keras, wholes, tmp_path_factory, case, order, cuts):
+    order = "".join(order)
+    if not case["given"]:  # with a recorded probe the bird has to be there before Keras' backup
+        order = "b" + order.replace("b", "")
+    whole = wholes(keras, **case)
+    folder, last = tmp_path_factory.mktemp("cut"), order[0] != "c"
+    for cut in cuts:
+        training = Training(keras, folder, order, **case)
+        try:
+            training.run(cutter(keras, cut, last))
+            break
+        except Cut:
+            pass
+    else:
+        training = Training(keras, folder, order, **case).run()
+    assert_same(training.outcome(), whole)
+    assert not (folder / "ours").exists()
+
+
+@pytest.mark.parametrize(("order", "regrow"), [("pkc", True), ("kpc", True), ("kcp", True), ("kcp", False)])
+def test_backups_inside_an_epoch(keras, tmp_path, order, regrow):
+    # Keras 3 begins such an epoch anew, tf_keras only its data; so all batches are the same here. At the step of the
+    # backup units go, after it, before it, or not at all since the cut comes in between.
+    def run(folder, *callbacks):
+        training = Training(keras, folder, order, regrow=regrow, save_freq=5)
+        training.x[:], training.y[:] = np.tile(training.x[:6], (STEPS, 1)), np.tile(training.y[:6], (STEPS, 1))
+        seen = {}
+
+        def note(*_, **__):
+            seen[training.iterations()] = [
+                training.pruning.step,
+                training.pruning.masks.off,
+                *training.model.get_weights(),
+            ]
+
+        watch = keras.callbacks.LambdaCallback(on_train_batch_begin=note)
+        with contextlib.suppress(Cut):
+            training.run(*callbacks, watch)
+        return seen
+
+    whole, cut = run(tmp_path / "whole"), run(tmp_path / "cut", cutter(keras, 14, last=True))
+    resumed = run(tmp_path / "cut")
+    assert list(cut) == list(range(5)) and min(resumed) == 5 and max(resumed) >= max(whole) == EPOCHS * STEPS - 1
+    for iterations in range(5, EPOCHS * STEPS):
+        assert resumed[iterations][0] == iterations
+        for a, b in zip(resumed[iterations], whole[iterations], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bird_that_has_stopped_the_training(keras, tmp_path):
+    def run(folder, *callbacks):
+        training = Training(keras, folder, "bkc", given=True)
+        training.bird = EarlyBird(0.4, 1, probe=training.x, backup_dir=folder / "ours")
+        with contextlib.suppress(Cut):
+            training.run(*callbacks)
+        assert training.model.train_function is not None
+        return training.bird.epoch, training.bird.distances[1:], training.model.get_weights()
+
+    whole = run(tmp_path / "whole")
+    assert 2 <= whole[0] < EPOCHS
+    end = 1 + whole[0] * (2 + 2 * STEPS)  # Keras' backup has been made, the training has not ended
+    run(tmp_path / "cut", cutter(keras, end, last=True))
+    assert sorted(os.listdir(tmp_path / "cut")) == ["keras", "ours"]
+    assert_same(run(tmp_path / "cut"), whole)
+
+
+def test_a_model_of_a_model_checkpoint_goes_on(keras, wholes, tmp_path):
+    training = Training(keras, tmp_path, "bpc", start="early_bird", regrow=True)
+    path = str(tmp_path / "{epoch}.keras")
+    with pytest.raises(Cut):
+        training.run(keras.callbacks.ModelCheckpoint(path), cutter(keras, 2 + 3 * (2 + 2 * STEPS), last=True))
+    for epoch in (3, 2):  # the last one, then the one before
+        kept = {path: path.read_bytes() for path in (tmp_path / "ours").iterdir()}
+        resumed = Training(keras, tmp_path, "bpc", start="early_bird", regrow=True)
+        resumed.model = keras.models.load_model(path.format(epoch=epoch))
+        resumed.model.run_eagerly = True
+        resumed.run(initial_epoch=epoch)
+        assert_same(resumed.outcome(), wholes(keras, start="early_bird", regrow=True, given=False))
+        assert not (tmp_path / "ours").exists()
+        (tmp_path / "ours").mkdir()
+        for file, content in kept.items():
+            file.write_bytes(content)
+    for name, epoch in (("EarlyBird", 0), ("SplinePruning", 2)):
+        fresh = Training(keras, tmp_path, "bp", start="early_bird", regrow=True)
+        with pytest.raises(ValueError, match=f"Expected a model restored to where {name} has left .*one after 0"):
+            fresh.run(initial_epoch=epoch)
+
+
+def left(keras, folder, **options):
+    """What a training leaves that was cut in its third epoch."""
+    with pytest.raises(Cut):
+        Training(keras, folder, **options, order="bpkc").run(cutter(keras, 2 * (2 + 2 * STEPS) + 4, last=True))
+    return sorted((folder / "ours").iterdir())
+
+
+def test_what_does_not_fit_is_refused_by_name(keras, tmp_path):
+    states = left(keras, tmp_path)
+    names = {path.name for path in states}
+    assert {"EarlyBird-0.npz", "EarlyBird-2.npz", f"SplinePruning-{2 * STEPS}.npz"} <= names
+    other = Training(keras, tmp_path)
+    other.pruning = SplinePruning(schedule, "l1", backup_dir=tmp_path / "ours")
+    with pytest.raises(ValueError, match="Expected the state of a SplinePruning with criterion=l1"):
+        other.run()
+    other = Training(keras, tmp_path)
+    other.bird = EarlyBird(0.3, backup_dir=tmp_path / "ours")
+    with pytest.raises(ValueError, match="Expected the state of an EarlyBird with metric=partition threshold=0.3"):
+        other.run()
+    for name, message in (("p", "Expected the state of a SplinePruning of a model with the layers"), ("b", "")):
+        other = Training(keras, tmp_path, order=name)
+        inputs = keras.Input((6,))
+        hidden = keras.layers.Dense(9, "relu", name="a")(inputs)
+        other.model = keras.Model(inputs, keras.layers.Dense(3, name="z")(hidden))
+        other.model.compile("sgd", "mse", run_eagerly=True)
+        other.model.optimizer.iterations.assign(2 * STEPS)
+        with pytest.raises(ValueError, match=message or "Expected codes of the same layers"):
+            other.run(initial_epoch=2)
+    assert {path.name for path in (tmp_path / "ours").iterdir()} == names
+    for name in ("EarlyBird-2.npz", f"SplinePruning-{2 * STEPS}.npz"):
+        whole = (tmp_path / "ours" / name).read_bytes()
+        (tmp_path / "ours" / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=f"Expected a file that tfspline has written, whole. Received: .*{name}"):
+            Training(keras, tmp_path).run()
+        (tmp_path / "ours" / name).write_bytes(whole)
+    Training(keras, tmp_path).run()
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_bird_behind_keras_backup_that_missed_the_probe_is_refused(keras, tmp_path):
+    with pytest.raises(Cut):  # the epoch is over for Keras, and the bird has not seen its end
+        Training(keras, tmp_path, order="kcb").run(cutter(keras, 3 + 2 * STEPS, last=True))
+    with pytest.raises(ValueError, match="EarlyBird has left states .* after 0 epochs. Received: one after 1; remove"):
+        Training(keras, tmp_path, order="kb").run()
+
+
+def test_a_pruning_with_a_backup_wants_a_bird_with_one(keras, tmp_path):
+    training = Training(keras, tmp_path, start="early_bird")
+    training.bird = EarlyBird(stop_training=False)
+    with pytest.raises(ValueError, match="Expected an EarlyBird with a backup_dir as well"):
+        training.run()
+
+
+def test_what_was_begun_at_a_late_bird_is_not_refused_when_it_goes_on(keras, tmp_path):
+    def late():
+        training = Training(keras, tmp_path, order="bpkc", start="early_bird")
+        training.pruning.schedule = lambda step: (True, min(0.9, step / 100))  # ends long after the fit
+        training.bird = EarlyBird(0.9, 1, stop_training=False, backup_dir=tmp_path / "ours")
+        return training
+
+    first = late()
+    first.pruning._check = lambda *arguments, **options: None
+    with pytest.raises(Cut):
+        first.run(cutter(keras, 3 * (2 + 2 * STEPS) + 4, last=True))
+    assert first.bird.epoch == 2
+    resumed = late().run()
+    assert resumed.pruning.step == EPOCHS * STEPS and resumed.pruning.sparsity > 0
+
+
+def test_states_of_the_past_and_of_a_future_that_was_cut_go(tmp_path):
+    class State:
+        value = 0
+        model = types.SimpleNamespace(distribute_strategy=tf.distribute.get_strategy())
+
+        def save(self, path):
+            with open(path, "w") as file:
+                file.write(str(self.value))
+
+        def load(self, path):
+            with open(path) as file:
+                self.value = int(file.read())
+
+    state = State()
+    backup = Backup(tmp_path / "folder", state, "steps")
+    assert backup.take(5) is None
+    for state.value in (3, 10, 20, 30):
+        backup.put(state.value)
+    (tmp_path / "folder" / "State-x.npz").touch()
+    assert backup.take(25) == 20 == state.value
+    assert backup.take(30) == 30 == state.value  # to look is not to take the future away
+    assert backup.take(10) == 10
+    state.value = 15
+    backup.put(15, oldest=10)
+    assert sorted(os.listdir(tmp_path / "folder")) == ["State-10.npz", "State-15.npz", "State-x.npz"]
+    with pytest.raises(ValueError, match="State has left states in .*: after 10, 15 steps. Received: one after 9"):
+        backup.take(9)
+    (tmp_path / "folder" / "notes.txt").touch()
+    backup.clear()
+    assert os.listdir(tmp_path / "folder") == ["notes.txt"]
+    (tmp_path / "folder" / "notes.txt").unlink()
+    backup.clear()
+    backup.clear()
+    assert not (tmp_path / "folder").exists()
+
+
+KILLED = """
+import importlib, os, pathlib, signal, sys
+sys.path[:0] = [sys.argv[2]]
+import numpy as np
+from helpers.trainings import Training
+
+keras, folder, step = importlib.import_module(sys.argv[1]), pathlib.Path(sys.argv[3]), int(sys.argv[4])
+training = Training(keras, folder, "bpkc", start="early_bird", regrow=True)
+
+def kill(batch, logs=None):
+    if training.iterations() == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+training.run(keras.callbacks.LambdaCallback(on_train_batch_end=kill))
+"""
+
+
+def test_killed_and_started_anew(keras, wholes, tmp_path):
+    whole = wholes(keras, start="early_bird", regrow=True, given=False)
+    begin, step = whole[0][3], 2 * STEPS + 2
+    assert 0 < begin < step  # units have gone already
+    command = [
+        sys.executable,
+        "-c",
+        KILLED,
+        keras.__name__,
+        str(pathlib.Path(__file__).parents[1]),
+        str(tmp_path),
+        str(step),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    resumed = Training(keras, tmp_path, start="early_bird", regrow=True).run()
+    assert len(resumed.model.history.epoch) == EPOCHS - 2
+    assert_same(resumed.outcome(), whole)

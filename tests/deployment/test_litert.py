@@ -1,0 +1,170 @@
+"""A LiteRT file answers as Keras does, and is whole or not there."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.zoo import FAMILIES, flattened, inputs_for, inverted, residual, scramble, shared_and_nested
+from sklearn.datasets import load_digits
+
+from tfspline import export_litert
+from tfspline.deployment.litert import interpreter
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
+
+
+def answers(path, model, inputs):
+    """The outputs of a LiteRT file, in the order of those of the model that it was made of."""
+    with open(path, "rb") as file:
+        run = interpreter(file.read()).get_signature_runner("serving_default")
+    outputs = run(**{tensor.name: x for tensor, x in zip(model.inputs, tf.nest.flatten(inputs), strict=True)})
+    return [outputs[name] for name in model.output_names]
+
+
+def check(keras, family, path, rng, batch_size):
+    model = scramble(family(keras), rng)
+    export_litert(model, path, batch_size=batch_size)
+    for size in [batch_size] if batch_size else [1, 5]:
+        x = inputs_for(model, rng, size)
+        for expected, answer in zip(tf.nest.flatten(model(x)), answers(path, model, x), strict=True):
+            np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("family", "batch_size"), [(residual, None), (shared_and_nested, None), (inverted, 3)])
+def test_the_file_answers_as_keras_does(keras, family, batch_size, tmp_path, rng):
+    check(keras, family, tmp_path / "model.tflite", rng, batch_size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [None, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_answers_as_keras_does(keras, family, batch_size, tmp_path, rng):
+    check(keras, family, tmp_path / "model.tflite", rng, batch_size)
+
+
+def ops(path):
+    with open(path, "rb") as file:
+        one = interpreter(file.read())
+    one.allocate_tensors()
+    # Private, but the one way to see what was handed to XNNPACK ("DELEGATE").
+    return [op["op_name"] for op in one._get_ops_details()]
+
+
+def test_a_fixed_batch_runs_in_xnnpack_from_end_to_end(tmp_path):
+    import keras
+
+    free, fixed = (export_litert(flattened(keras), tmp_path / f"{n}.tflite", batch_size=n) for n in (None, 1))
+    assert ops(fixed).count("DELEGATE") == 1 < ops(free).count("DELEGATE")
+    assert "SHAPE" in ops(free) and "SHAPE" not in ops(fixed)
+    assert ops(fixed)[-1] == "DELEGATE"
+
+
+@pytest.mark.parametrize("quantize", ["dynamic", "int8"])
+def test_quantised_files_are_small_and_nearly_as_accurate(keras, quantize, tmp_path):
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype("float32").reshape(-1, 8, 8, 1)
+    layers = keras.layers
+    h = inputs = keras.Input((8, 8, 1), name="image")
+    h = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(16, 3, padding="same", use_bias=False)(h)))
+    h = layers.Flatten()(layers.Conv2D(48, 3, 2, activation="relu")(h))
+    model = keras.Model(inputs, layers.Dense(10, name="logits")(layers.Dense(64, "relu")(h)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.003), loss)
+    model.fit(x[:1200], y[:1200], 64, epochs=4, verbose=0)
+    seen = tf.data.Dataset.from_tensor_slices((x[:200], y[:200])).batch(50) if quantize == "int8" else None
+    whole = export_litert(model, tmp_path / "whole.tflite")
+    small = export_litert(model, tmp_path / "small.tflite", quantize, seen)
+    assert os.path.getsize(small) < 0.4 * os.path.getsize(whole)
+    right, logits = {}, {}
+    for path in (whole, small):
+        (logits[path],) = answers(path, model, x[1200:])
+        right[path] = np.mean(logits[path].argmax(1) == y[1200:])
+    assert logits[small].dtype == np.float32
+    assert (logits[small] != logits[whole]).any()
+    assert right[whole] > 0.8 and right[small] >= right[whole] - 0.02
+    assert ("QUANTIZE" in ops(small)) == (quantize == "int8")  # of the image, which is then computed with in integers
+
+
+def test_several_inputs_are_quantised_on_their_own_data(keras, tmp_path, rng):
+    model = scramble(shared_and_nested(keras), rng)
+    data = inputs_for(model, rng, 50)
+    data[1] *= 100  # the names tell which is which: mixed up, the ranges would be wrong
+    path = export_litert(model, tmp_path / "model.tflite", "int8", data, batch_size=10)
+    x = [array[:10] for array in data]
+    for expected, answer in zip(model(x), answers(path, model, x), strict=True):
+        assert np.abs(answer - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_a_process_with_nothing_but_litert_answers(keras, tmp_path, rng):
+    pytest.importorskip("ai_edge_litert")
+    model = scramble(residual(keras), rng)
+    x = inputs_for(model, rng)
+    np.save(tmp_path / "x.npy", x)
+    path = export_litert(model, str(tmp_path / "model.tflite"))
+    program = (
+        "import sys\n"
+        "for name in ('tensorflow', 'keras', 'tf_keras', 'tfspline'): sys.modules[name] = None\n"
+        "import numpy as np\n"
+        "from ai_edge_litert.interpreter import Interpreter\n"
+        f"run = Interpreter({path!r}).get_signature_runner()\n"
+        f"np.save('y.npy', run(**{{{model.inputs[0].name!r}: np.load('x.npy')}})['head'])\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), model(x), rtol=1e-5, atol=1e-5)
+
+
+def dense(keras):
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+
+
+def test_a_folder_is_made_and_a_file_replaced(keras, tmp_path):
+    path = tmp_path / "new" / "model.tflite"
+    assert export_litert(dense(keras), path) == str(path)
+    first = path.read_bytes()
+    export_litert(dense(keras), path, batch_size=2)
+    assert path.read_bytes() != first
+    assert os.listdir(path.parent) == ["model.tflite"]
+
+
+def test_what_litert_cannot_do_is_refused_and_leaves_the_old_file(keras, tmp_path):
+    inputs = keras.Input((2, 2))
+    model = keras.Model(inputs, keras.layers.Lambda(tf.linalg.inv, output_shape=(2, 2))(inputs))
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"old")
+    with pytest.raises(Exception, match="MatrixInverse"):
+        export_litert(model, path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["model.tflite"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "int4"}, r"Expected `quantize` among .*'int8'\). Received: 'int4'"),
+        ({"quantize": "int8"}, "Expected `data`, inputs on which .* Received: none"),
+        ({"data": np.zeros((2, 4))}, "Expected `data` with quantize='int8' only. Received: `data` and quantize=None"),
+        ({"quantize": "dynamic", "data": np.zeros((2, 4))}, "`data` and quantize='dynamic'"),
+        ({"quantize": "int8", "data": np.zeros((2, 5))}, r"Expected inputs of shape \(samples, 4\)"),
+        ({"quantize": "int8", "data": np.zeros((2, 4)), "batch_size": 3}, "at least a batch, 3, .* Received: 2"),
+        ({"batch_size": 0}, "Expected `batch_size` to be an integer of at least 1. Received: 0"),
+    ],
+)
+def test_refusals_write_nothing(keras, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        export_litert(dense(keras), tmp_path / "new" / "model.tflite", **options)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_in_place_of_the_file_is_refused(keras, tmp_path):
+    with pytest.raises(IsADirectoryError, match="Expected a file to write"):
+        export_litert(dense(keras), tmp_path)
+
+
+def test_what_is_no_built_model_is_refused(keras, tmp_path):
+    with pytest.raises(ValueError, match="model that is built"):
+        export_litert(keras.Sequential([keras.layers.Dense(3)]), tmp_path / "model.tflite")
+    with pytest.raises(TypeError, match="Received: dict"):
+        export_litert({}, tmp_path / "model.tflite")

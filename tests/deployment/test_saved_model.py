@@ -1,0 +1,376 @@
+"""What `tfspline.export` writes, and what it refuses; who can load it is in test_serving_loaders."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.heads import two_headed
+
+import tfspline
+from tfspline.deployment.saved_model import export
+
+
+def mlp(keras):
+    return keras.Sequential([keras.Input((4,), name="image"), keras.layers.Dense(3, name="logits")])
+
+
+def convnet(keras):
+    layers = [keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.GlobalAveragePooling2D()]
+    return keras.Sequential([keras.Input((8, 8, 3), name="pixels"), *layers, keras.layers.Dense(3, name="logits")])
+
+
+def images(rng, height, width):
+    return rng.integers(0, 256, (2, height, width, 3), np.uint8)
+
+
+def signature(folder, name="serving_default"):
+    # Without a name for it, the model is gone before its signature is called.
+    signature.model = tf.saved_model.load(folder)
+    return signature.model.signatures[name]
+
+
+def close(answer, expected):
+    np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_signature_names_inputs_and_outputs_and_frees_the_batch(keras, tmp_path):
+    served = tf.saved_model.load(export(two_headed(keras), tmp_path)).signatures["serving_default"]
+    _, inputs = served.structured_input_signature
+    assert {name: tuple(spec.shape) for name, spec in inputs.items()} == {
+        "image": (None, 8, 8, 1),
+        "side": (None, 3),
+    }
+    assert set(served.structured_outputs) == {"logits", "score"}
+
+
+def test_two_outputs_of_one_layer_keep_two_names(keras, tmp_path):
+    x = keras.Input((4,), name="image")
+    dense = keras.layers.Dense(4, name="head")
+    h = dense(x)
+    export(keras.Model(x, [h, dense(h)]), tmp_path)
+    served = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
+    assert len(served.structured_outputs) == 2
+
+
+def test_inputs_in_a_dict_keep_the_order_of_their_names(keras, tmp_path):
+    late, early = keras.Input((2,), name="late"), keras.Input((3,), name="early")
+    output = keras.layers.Concatenate(name="both")([late, early])
+    served = signature(export(keras.Model({"late": late, "early": early}, output), tmp_path))
+    both = served(late=tf.zeros((1, 2)), early=tf.ones((1, 3)))["both"]
+    np.testing.assert_array_equal(both, [[0, 0, 1, 1, 1]])
+
+
+def test_mixed_precision_is_served_in_its_own_dtypes(keras, tmp_path, rng):
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        model = mlp(keras)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    x = rng.normal(size=(2, 4)).astype("float32")
+    folder = export(model, tmp_path, class_names=["a", "b", "c"])
+    logits = signature(folder)(image=tf.constant(x))["logits"]
+    assert logits.dtype == tf.bfloat16
+    np.testing.assert_array_equal(tf.cast(logits, tf.float32), tf.cast(model(x), tf.float32))
+    scores = signature(folder, "classify")(image=tf.constant(x))["scores"]
+    np.testing.assert_array_equal(scores, np.sort(tf.cast(model(x), tf.float32))[:, ::-1])
+
+
+def test_float_inputs_go_through_preprocessing(keras, tmp_path, rng):
+    model, x = mlp(keras), rng.normal(size=(3, 4)).astype("float32")
+    served = signature(export(model, tmp_path, preprocessing=lambda x: (x - 1) / 2))
+    close(served(image=tf.constant(x))["logits"], model((x - 1) / 2))
+
+
+def test_preprocessing_may_be_a_layer_with_state(keras, tmp_path, rng):
+    model, x = mlp(keras), rng.normal(3, 2, size=(50, 4)).astype("float32")
+    normalization = keras.layers.Normalization()
+    normalization.adapt(x)
+    served = signature(export(model, tmp_path, preprocessing=normalization))
+    close(served(image=tf.constant(x))["logits"], model(normalization(x)))
+
+
+def test_images_of_any_size_are_resized_and_normalized(keras, tmp_path, rng):
+    model, x = convnet(keras), images(rng, 20, 30)
+    served = signature(export(model, tmp_path, input="image", preprocessing=lambda x: (x - 100) / 50))
+    assert served.structured_input_signature[1]["image"].dtype == tf.uint8
+    normalized = (x.astype("float32") - 100) / 50
+    close(served(image=tf.constant(x))["logits"], model(tf.image.resize(normalized, (8, 8))))
+
+
+def test_images_of_the_right_size_stay_as_they_are(keras, tmp_path, rng):
+    model, x = convnet(keras), images(rng, 8, 8)
+    served = signature(export(model, tmp_path, input="image"))
+    close(served(image=tf.constant(x))["logits"], model(x.astype("float32")))
+
+
+def test_image_files_of_several_kinds_and_sizes_make_one_batch(keras, tmp_path, rng):
+    model, a, b = convnet(keras), images(rng, 9, 12)[0], images(rng, 30, 20)[0]
+    files = [tf.io.encode_jpeg(a), tf.io.encode_png(b), tf.io.encode_jpeg(b)]
+    served = signature(export(model, tmp_path, input="image_bytes", preprocessing=lambda x: x / 255))
+    decoded = [tf.cast(tf.io.decode_image(file), tf.float32) / 255 for file in files]
+    expected = model(tf.stack([tf.image.resize(image, (8, 8)) for image in decoded]))
+    close(served(image_bytes=tf.stack(files))["logits"], expected)
+
+
+def test_preprocessing_may_crop_what_is_resized_afterwards(keras, tmp_path, rng):
+    model, x = convnet(keras), images(rng, 20, 20)
+    served = signature(export(model, tmp_path, input="image_bytes", preprocessing=lambda x: x[:, 4:12, 8:16]))
+    files = tf.stack([tf.io.encode_png(image) for image in x])
+    close(served(image_bytes=files)["logits"], model(x[:, 4:12, 8:16].astype("float32")))
+
+
+def test_classify_gives_the_best_names_first(keras, tmp_path):
+    model = keras.Sequential([keras.Input((3,), name="score"), keras.layers.ReLU()])
+    served = signature(export(model, tmp_path, class_names=["ant", "bee", "cät"], top_k=2), "classify")
+    answer = served(score=tf.constant([[1.0, 3, 2], [5, 4, 6]]))
+    names = [[name.decode() for name in row] for row in answer["classes"].numpy()]
+    assert names == [["bee", "cät"], ["cät", "ant"]]
+    np.testing.assert_array_equal(answer["scores"], [[3, 2], [6, 5]])
+
+
+def test_classify_gives_all_where_there_are_fewer(keras, tmp_path):
+    served = signature(export(mlp(keras), tmp_path, class_names=["a", "b", "c"]), "classify")
+    assert served(image=tf.zeros((2, 4)))["classes"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("input", [None, "image", "image_bytes"])
+def test_warmup_requests_run_on_each_signature(keras, tmp_path, input):
+    apis = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
+    folder = export(convnet(keras), tmp_path / "net", input=input, class_names=["a", "b", "c"], warmup=(1, 4))
+    served = tf.saved_model.load(folder).signatures
+    ran = []
+    for record in tf.data.TFRecordDataset(f"{folder}/assets.extra/tf_serving_warmup_requests"):
+        request = apis.PredictionLog.FromString(record.numpy()).predict_log.request
+        assert request.model_spec.name == "net"
+        name = request.model_spec.signature_name
+        outputs = served[name](**{key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()})
+        ran.append((name, *{len(value) for value in outputs.values()}))
+    assert ran == [("serving_default", 1), ("serving_default", 4), ("classify", 1), ("classify", 4)]
+
+
+def test_warmup_without_its_package_says_what_to_install(keras, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
+    with pytest.raises(ImportError, match=r"pip install tfspline\[serving\]"):
+        export(mlp(keras), tmp_path / "net", warmup=[1])
+    assert not (tmp_path / "net").exists()
+
+
+def test_metadata_and_the_plan_are_written_beside_the_model(keras, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)])
+    plan = tfspline.plan(model, 0.5)
+    folder = export(plan.apply(model), tmp_path, plan=plan, metadata={"accuracy": {"dense": 0.93, "slim": 0.92}})
+    extra = pathlib.Path(folder, "assets.extra")
+    known = json.loads((extra / "tfspline.json").read_text())
+    # 4 x 8 + 8 x 2 MACs, with 10 biases, of 8 + 2 units; 4 x 4 + 4 x 2 with 6 of 4 + 2.
+    assert known == {
+        "format": "tfspline.export.1",
+        "model": model.name,
+        "params": 30,
+        "macs": 24,
+        "ratio": 0.4,
+        "dense": {"units": 10, "params": 58, "macs": 48},
+        "metadata": {"accuracy": {"dense": 0.93, "slim": 0.92}},
+        "checksum": known["checksum"],
+    }
+    assert (tfspline.Plan.load(extra / "plan.json", model).removed == plan.removed).all()
+
+
+def test_macs_of_inputs_of_no_known_size_are_left_open(keras, tmp_path):
+    image = keras.Input((None, None, 3))
+    folder = export(keras.Model(image, keras.layers.Conv2D(2, 3)(image)), tmp_path)
+    known = json.loads(pathlib.Path(folder, "assets.extra", "tfspline.json").read_text())
+    assert (known["params"], known["macs"]) == (56, None)
+
+
+def test_lookup_tables_go_along(keras, tmp_path):
+    lookup = keras.layers.StringLookup(vocabulary=["x", "y"], name="index")
+    model = keras.Sequential([keras.Input((1,), dtype="string", name="word"), lookup])
+    served = signature(export(model, tmp_path))
+    np.testing.assert_array_equal(served(word=tf.constant([["y"], ["z"]]))["index"], [[2], [0]])
+
+
+def test_versions_count_up_and_nothing_else_stays(keras, tmp_path):
+    model = mlp(keras)
+    (tmp_path / "notes").mkdir()
+    assert export(model, tmp_path) == str(tmp_path / "1")
+    assert export(model, tmp_path, version=7) == str(tmp_path / "7")
+    assert export(model, str(tmp_path)) == str(tmp_path / "8")
+    assert sorted(os.listdir(tmp_path)) == ["1", "7", "8", "notes"]
+
+
+def test_prints_nothing(keras, tmp_path, capfd):
+    export(mlp(keras), tmp_path)
+    assert "Saved artifact" not in capfd.readouterr().out
+
+
+def test_failed_export_leaves_no_version_behind(keras, tmp_path, monkeypatch):
+    def half(folder, *_):
+        os.makedirs(folder)
+        raise OSError("disk full")
+
+    monkeypatch.setattr("tfspline.deployment.signatures.write", lambda model, endpoints, folder: half(folder))
+    with pytest.raises(OSError, match="disk full"):
+        export(mlp(keras), tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_existing_version_is_refused_and_left_alone(keras, tmp_path):
+    model = mlp(keras)
+    export(model, tmp_path, version=2)
+    (tmp_path / "2" / "mine").touch()
+    with pytest.raises(FileExistsError, match="Received: 2"):
+        export(model, tmp_path, version=2)
+    assert (tmp_path / "2" / "mine").exists()
+
+
+def test_version_lower_than_one_that_is_there_is_refused(keras, tmp_path):
+    (tmp_path / "7").mkdir()
+    with pytest.raises(ValueError, match="higher than 7.*Received: 3"):
+        export(mlp(keras), tmp_path, version=3)
+    assert os.listdir(tmp_path) == ["7"]
+
+
+@pytest.mark.parametrize("version", [0, -1])
+def test_version_below_one_is_refused(keras, tmp_path, version):
+    with pytest.raises(ValueError, match=f"positive. Received: {version}"):
+        export(mlp(keras), tmp_path, version=version)
+
+
+@pytest.mark.parametrize("version", ["1", 1.0, True])
+def test_version_that_is_no_integer_is_refused(keras, tmp_path, version):
+    with pytest.raises(TypeError, match="integer. Received"):
+        export(mlp(keras), tmp_path, version=version)
+
+
+def test_file_in_place_of_the_folder_is_refused(keras, tmp_path):
+    (tmp_path / "serving").touch()
+    with pytest.raises(NotADirectoryError, match="which is a file"):
+        export(mlp(keras), tmp_path / "serving")
+
+
+def test_folder_that_cannot_be_written_is_refused(keras, tmp_path):
+    (tmp_path / "serving").mkdir(mode=0o500)
+    user = os.geteuid()
+    try:
+        if user == 0:  # who may write anywhere
+            tmp_path.chmod(0o755)
+            os.seteuid(65534)
+        with pytest.raises(PermissionError):
+            export(mlp(keras), tmp_path / "serving")
+    finally:
+        os.seteuid(user)
+    assert os.listdir(tmp_path / "serving") == []
+
+
+def test_what_a_killed_export_left_is_removed_after_a_day(keras, tmp_path):
+    for name, age in ((".export-old", 2), (".export-new", 0)):
+        (tmp_path / name / "version").mkdir(parents=True)
+        os.utime(tmp_path / name, (time.time() - age * 24 * 60 * 60,) * 2)
+    export(mlp(keras), tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".export-new", "1"]
+
+
+def test_two_who_export_at_once_get_two_versions(keras, tmp_path, monkeypatch):
+    rename, faster = os.rename, []
+
+    def late(source, target):
+        if not faster:  # somebody else is there first
+            faster.append(target)
+            pathlib.Path(target).mkdir()
+            pathlib.Path(target, "saved_model.pb").touch()
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    assert export(mlp(keras), tmp_path) == str(tmp_path / "2")
+    assert faster == [str(tmp_path / "1")]
+
+
+REFUSED = {
+    "an input of no known kind": (mlp, {"input": "jpeg"}, ValueError, "`input` among .*Received: 'jpeg'"),
+    "images for what takes none": (mlp, {"input": "image"}, ValueError, r"images of a known size.*\(None, 4\)"),
+    "files for two inputs": (two_headed, {"input": "image_bytes"}, ValueError, "one input.*image.*side"),
+    "preprocessing of two inputs": (two_headed, {"preprocessing": tf.identity}, ValueError, "one input"),
+    "preprocessing of a wrong shape": (
+        mlp,
+        {"preprocessing": lambda x: x[:, :2]},
+        ValueError,
+        r"Received: \(None, 2\)",
+    ),
+    "too few names": (mlp, {"class_names": ["a", "b"]}, ValueError, "3 class_names.*Received: 2"),
+    "names that are one string": (mlp, {"class_names": "abc"}, TypeError, "a list or tuple. Received: 'abc'"),
+    "names that are numbers": (mlp, {"class_names": [0, 1, 2]}, TypeError, "strings"),
+    "names for two outputs": (two_headed, {"class_names": ["a", "b"]}, ValueError, "one output"),
+    "no names at all to give": (mlp, {"class_names": ["a", "b", "c"], "top_k": 0}, ValueError, "positive. Received: 0"),
+    "half a name": (mlp, {"class_names": ["a", "b", "c"], "top_k": 1.5}, TypeError, "integer. Received: 1.5"),
+    "an empty batch": (
+        mlp,
+        {"warmup": [0]},
+        ValueError,
+        "of warmup. to be an integer of at least 1. Received: 0",
+    ),
+    "metadata of no kind of JSON's": (mlp, {"metadata": {"accuracy": {1}}}, TypeError, "as JSON"),
+    "metadata that is no number": (mlp, {"metadata": {"accuracy": float("nan")}}, TypeError, "as JSON"),
+}
+
+
+@pytest.mark.parametrize(("build", "options", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_wrong_options_are_refused_before_anything_is_written(keras, tmp_path, build, options, error, message):
+    if "warmup" in options:
+        pytest.importorskip("tensorflow_serving")
+    with pytest.raises(error, match=message):
+        export(build(keras), tmp_path / "serving", **options)
+    assert not (tmp_path / "serving").exists()
+
+
+def test_warmup_of_inputs_of_no_known_size_is_refused(keras, tmp_path):
+    pytest.importorskip("tensorflow_serving")
+    image = keras.Input((None, None, 3), name="image")
+    with pytest.raises(ValueError, match="known size for warmup. Received: 'image'"):
+        export(keras.Model(image, keras.layers.Conv2D(2, 3)(image)), tmp_path / "serving", warmup=[1])
+    assert not (tmp_path / "serving").exists()
+
+
+def test_the_plan_of_another_model_is_refused(keras, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="with 58 parameters.*leaves 30"):
+        export(model, tmp_path / "serving", plan=tfspline.plan(model, 0.5))
+    assert not (tmp_path / "serving").exists()
+
+
+def test_layer_that_calls_python_is_refused(keras, tmp_path):
+    class Doubled(keras.layers.Layer):
+        def call(self, x):
+            return tf.ensure_shape(tf.numpy_function(lambda x: 2 * x, [x], tf.float32), x.shape)
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Doubled(name="doubled")(inputs))
+    with pytest.raises(ValueError, match=r"a Python function \(PyFunc\) in '.*doubled"):
+        export(model, tmp_path / "serving")
+    assert not (tmp_path / "serving").exists()
+
+
+def test_model_that_is_not_built_is_refused(keras, tmp_path):
+    with pytest.raises(ValueError, match="model that is built"):
+        export(keras.Sequential([keras.layers.Dense(3)]), tmp_path)
+
+
+def test_subclassed_model_is_refused(keras, tmp_path):
+    class Net(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="functional or Sequential model"):
+        export(Net(), tmp_path)
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="Received: dict"):
+        export({}, tmp_path)

@@ -1,0 +1,250 @@
+"""Answers from those who load an export, none of which knows Keras, are Keras' own."""
+
+import base64
+import contextlib
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.heads import two_headed
+from helpers.zoo import scramble
+
+import tfspline
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import c_api  # noqa: E402
+
+SERVING = ROOT / "serving"
+
+
+def convnet(keras):
+    x = image = keras.Input((8, 8, 3), name="pixels")
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 3, use_bias=False, name="conv")(x))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
+    return keras.Model(image, keras.layers.Dense(3, name="logits")(x))
+
+
+@pytest.fixture
+def slim(keras, rng):
+    """A pruned network, with statistics as training leaves them."""
+    return scramble(tfspline.prune(convnet(keras), 0.5), rng)
+
+
+def close(answer, expected):
+    np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["", "wrapped"])
+def test_process_with_tensorflow_only(keras, tmp_path, rng, wrapped):
+    model = scramble(two_headed(keras), rng)
+    model = tfspline.wrap(model) if wrapped else model
+    image, side = (rng.normal(size=(5, *shape)).astype("float32") for shape in ((8, 8, 1), (3,)))
+    folder = tfspline.export(model, tmp_path / "serving")
+    np.savez(tmp_path / "inputs.npz", image=image, side=side)
+    program = (
+        "import sys\n"
+        "for name in ('keras', 'tf_keras', 'tfspline'): sys.modules[name] = None\n"  # makes their import fail
+        "import numpy as np, tensorflow as tf\n"
+        f"inputs = np.load({str(tmp_path / 'inputs.npz')!r})\n"
+        f"serve = tf.saved_model.load({folder!r}).signatures['serving_default']\n"
+        "outputs = serve(**{name: tf.constant(inputs[name]) for name in inputs})\n"
+        f"np.savez({str(tmp_path / 'outputs.npz')!r}, **{{name: value for name, value in outputs.items()}})\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    outputs = np.load(tmp_path / "outputs.npz")
+    for name, expected in zip(("logits", "score"), model([image, side], training=False), strict=True):
+        close(outputs[name], expected)
+
+
+def test_saved_model_cli(tmp_path, rng):
+    import keras
+
+    model = scramble(convnet(keras), rng)
+    x = rng.normal(size=(2, 8, 8, 3)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    cli = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "run", "--tag_set=serve"]
+    cli += [f"--dir={tfspline.export(model, tmp_path / 'serving')}", "--signature_def=serving_default"]
+    cli += [f"--inputs=pixels={tmp_path / 'x.npy'}", f"--outdir={tmp_path}"]
+    subprocess.run(cli, check=True, capture_output=True)
+    close(np.load(tmp_path / "logits.npy"), model(x))
+
+
+@pytest.fixture(scope="module")
+def c_program(tmp_path_factory):
+    try:
+        return c_api.build(tmp_path_factory.mktemp("c"))
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+
+
+def test_c_program_on_the_loader_of_tensorflow_serving(keras, slim, c_program, tmp_path, rng):
+    folder = tfspline.export(slim, tmp_path / "serving", preprocessing=lambda x: x / 2)
+    x = rng.normal(size=(3, 8, 8, 3)).astype("float32")
+    with c_api.CModel(c_program, folder, x) as served:
+        close(served.output, slim(x / 2))
+        assert served.seconds(2) > 0
+    with pytest.raises(ValueError, match="(?s)Expected an answer of .* Received: .*run: "):
+        c_api.CModel(c_program, folder, x[..., :1])
+
+
+@pytest.fixture
+def server():
+    """serving/server.py as a module."""
+    pytest.importorskip("tensorflow_serving", reason="needs tensorflow-serving-api")
+    spec = importlib.util.spec_from_file_location("tfspline_serving_server", SERVING / "server.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def grpc_predict(port, name):
+    """A function that asks for a signature over gRPC, as a client of TensorFlow Serving does."""
+    import grpc
+    from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_service_pb2_grpc
+
+    def predict(signature, inputs, name=name):
+        request = predict_pb2.PredictRequest(
+            model_spec=model_pb2.ModelSpec(name=name, signature_name=signature),
+            inputs={key: tf.make_tensor_proto(value) for key, value in inputs.items()},
+        )
+        answer = stub.Predict(request, timeout=60)
+        outputs = {key: tf.make_ndarray(value) for key, value in answer.outputs.items()}
+        return answer.model_spec.version.value, outputs
+
+    with grpc.insecure_channel(f"localhost:{port}") as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        yield predict
+
+
+def rest_predict(port, name, document):
+    body = json.dumps(document).encode()
+    with urllib.request.urlopen(f"http://localhost:{port}/v1/models/{name}:predict", body, timeout=60) as response:
+        return json.load(response)["outputs"]
+
+
+def test_grpc_and_rest_answer_what_keras_does(keras, tmp_path, rng, server):
+    model = scramble(two_headed(keras), rng)
+    inputs = {"image": rng.normal(size=(5, 8, 8, 1)), "side": rng.normal(size=(5, 3))}
+    inputs = {name: value.astype("float32") for name, value in inputs.items()}
+    tfspline.export(model, tmp_path / "net", version=3)
+    with server.serving(tmp_path / "net") as (port, rest_port), grpc_predict(port, "net") as predict:
+        version, outputs = predict("serving_default", inputs)
+        columns = {"inputs": {name: value.tolist() for name, value in inputs.items()}}
+        rest = rest_predict(rest_port, "net", columns)
+    assert version == 3
+    for name, expected in zip(("logits", "score"), model(list(inputs.values()), training=False), strict=True):
+        close(outputs[name], expected)
+        close(rest[name], expected)
+
+
+def test_image_files_are_classified_over_grpc_and_rest(keras, slim, tmp_path, rng, server):
+    images = rng.integers(0, 256, (2, 12, 10, 3), np.uint8)
+    files = [tf.io.encode_png(image).numpy() for image in images]
+    options = {"input": "image_bytes", "preprocessing": lambda x: x / 255, "class_names": ["ant", "bee", "cät"]}
+    tfspline.export(slim, tmp_path / "net", top_k=2, **options)
+    scores = slim(tf.image.resize(images / np.float32(255), (8, 8))).numpy()
+    best = np.argsort(-scores)[:, :2]
+    names = np.array(options["class_names"])[best].tolist()
+    with server.serving(tmp_path / "net") as (port, rest_port), grpc_predict(port, "net") as predict:
+        _, outputs = predict("classify", {"image_bytes": files})
+        coded = [{"b64": base64.b64encode(file).decode()} for file in files]
+        rest = rest_predict(rest_port, "net", {"signature_name": "classify", "inputs": {"image_bytes": coded}})
+    assert rest["classes"] == [[name.decode() for name in row] for row in outputs["classes"]] == names
+    close(outputs["scores"], np.take_along_axis(scores, best, 1))
+    close(rest["scores"], outputs["scores"])
+
+
+def test_server_goes_on_with_a_newer_version_and_refuses_what_it_does_not_have(tmp_path, server):
+    import grpc
+    import keras
+
+    def constant(value):
+        dense = keras.layers.Dense(1, kernel_initializer="zeros", bias_initializer=lambda *_, **__: value, name="y")
+        return keras.Sequential([keras.Input((2,), name="x"), dense])
+
+    x = {"x": np.zeros((1, 2), "float32")}
+    tfspline.export(constant([1.0]), tmp_path / "net")
+    with server.serving(tmp_path / "net", poll_seconds=0.05) as (port, rest_port), grpc_predict(port, "net") as predict:
+        assert predict("serving_default", x) == (1, {"y": [[1.0]]})
+        (tmp_path / "net" / "2").mkdir()  # half a version, which tfspline never writes
+        tfspline.export(constant([3.0]), tmp_path / "net", version=3)
+        answers, deadline = [predict("serving_default", x)], time.monotonic() + 60
+        while answers[-1][0] != 3 and time.monotonic() < deadline:
+            answers.append(predict("serving_default", x))
+        assert {(version, float(outputs["y"].item())) for version, outputs in answers} <= {(1, 1.0), (3, 3.0)}
+        assert answers[-1][0] == 3
+        for arguments, code in (
+            (("serving_default", x, "other"), grpc.StatusCode.NOT_FOUND),
+            (("classify", x), grpc.StatusCode.INVALID_ARGUMENT),
+            (("serving_default", {"z": x["x"]}), grpc.StatusCode.INVALID_ARGUMENT),
+            (("serving_default", {"x": np.zeros((1, 5), "float32")}), grpc.StatusCode.INVALID_ARGUMENT),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                predict(*arguments)
+            assert refused.value.code() is code
+        for name, document, status in (
+            ("other", {"inputs": {"x": [[0, 0]]}}, 404),
+            ("net", {"inputs": {"z": [[0, 0]]}}, 400),
+            ("net", {"instances": []}, 400),
+            ("net", {"inputs": {"x": [[0, 0], [0]]}}, 400),
+        ):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                rest_predict(rest_port, name, document)
+            assert refused.value.code == status and "error" in json.load(refused.value)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+def test_clients_compare_and_measure(tmp_path, rng, server, protocol):
+    import keras
+    import tf_keras
+
+    module = {"grpc": keras, "rest": tf_keras}[protocol]
+    model = scramble(convnet(module), rng)
+    model.save(tmp_path / "net.keras")
+    tfspline.export(model, tmp_path / "net")
+    client = [sys.executable, str(SERVING / f"{protocol}_client.py"), f"--model={tmp_path / 'net.keras'}", "--name=net"]
+    client += [f"--keras={module.__name__}", "--requests=3", "--batch_sizes=1,4"]
+    with server.serving(tmp_path / "net", poll_seconds=0.05) as ports:
+        client += [f"--server=localhost:{dict(zip(('grpc', 'rest'), ports, strict=True))[protocol]}"]
+        done = subprocess.run(client, capture_output=True, text=True, env=os.environ)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert re.findall(r"batch (\d+): largest difference .*ms.*inputs a second", done.stdout) == ["1", "4"]
+        if protocol == "rest":
+            return
+        model.layers[-1].bias.assign(model.layers[-1].bias + 1)
+        model.save(tmp_path / "net.keras")
+        done = subprocess.run(client, capture_output=True, text=True, env=os.environ)
+        assert done.returncode == 1 and "Expected answers that differ by 1e-05" in done.stderr, done.stderr[-3000:]
+
+
+def test_configuration_is_as_tensorflow_serving_reads_it():
+    pytest.importorskip("tensorflow_serving", reason="needs tensorflow-serving-api")
+    from google.protobuf import text_format
+    from tensorflow_serving.config import model_server_config_pb2
+
+    text = (SERVING / "config" / "models.config").read_text()
+    (model,) = text_format.Parse(text, model_server_config_pb2.ModelServerConfig()).model_config_list.config
+    assert (model.name, model.base_path, model.model_version_policy.latest.num_versions) == (
+        "resnet",
+        "/models/resnet",
+        1,
+    )
+    # The message of the batching parameters is in no package. The server refuses sizes that do not grow to the largest.
+    batching = (SERVING / "config" / "batching.config").read_text()
+    sizes = json.loads(re.search(r"allowed_batch_sizes: (\[.*\])", batching).group(1))
+    assert sizes == sorted(sizes) and sizes[-1] == int(re.search(r"max_batch_size { value: (\d+) }", batching).group(1))
+    mounted = re.findall(r"/config/(\S+)", (SERVING / "docker-compose.yml").read_text())
+    assert set(mounted) == set(os.listdir(SERVING / "config"))

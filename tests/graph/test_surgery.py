@@ -1,0 +1,50 @@
+"""The test of every cut: the masked model and the slimmed model are the same function."""
+
+import numpy as np
+import pytest
+from helpers.cutting import check_cut
+from helpers.zoo import FAMILIES, chain, difference, inputs_for, residual, scramble
+
+import tfspline
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_masked_equals_slimmed(keras, rng, family, scope):
+    model = scramble(family(keras), rng)
+    check_cut(model, tfspline.plan(model, 0.5, scope=scope), rng)
+
+
+def test_a_slim_model_is_an_ordinary_one(keras, rng, tmp_path):
+    model = scramble(residual(keras), rng)
+    slim = check_cut(model, tfspline.plan(model, 0.5), rng)
+    assert all(type(layer).__module__.partition(".")[0] == keras.__name__ for layer in slim.layers)
+    slim.save(tmp_path / "slim.keras")
+    loaded = keras.models.load_model(tmp_path / "slim.keras")
+    x = inputs_for(model, rng)
+    assert difference(slim(x), loaded(x)) <= 1e-6
+    loaded.compile("sgd", "mse")
+    loaded.fit(x, np.zeros((len(x), 3)), verbose=0)
+
+
+def test_a_slim_model_can_be_pruned_again(keras, rng):
+    model = scramble(residual(keras), rng)
+    slim = check_cut(model, tfspline.plan(model, 0.4), rng)
+    check_cut(slim, tfspline.plan(slim, 0.4), rng)
+
+
+def test_a_sequential_stays_sequential_and_frozen_stays_frozen(keras, rng):
+    model = scramble(chain(keras), rng)
+    model.get_layer("a").trainable = False
+    slim = tfspline.prune(model, 0.5)
+    assert isinstance(slim, keras.Sequential)
+    assert [layer.name for layer in slim.layers] == [layer.name for layer in model.layers]
+    assert not slim.get_layer("a").trainable and slim.get_layer("b").trainable
+
+
+def test_a_plan_for_another_model_is_refused(keras, rng):
+    plan = tfspline.plan(chain(keras), 0.5)
+    with pytest.raises(ValueError, match="Expected the model that the plan was made for"):
+        plan.apply(residual(keras))
+    with pytest.raises(ValueError, match="Expected the model that the plan was made for"):
+        plan.mask(tfspline.prune(chain(keras), 0.5))

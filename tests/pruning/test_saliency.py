@@ -1,0 +1,307 @@
+"""Criteria of gradients: numbers by hand, finite differences, what they leave as it is, and refusals."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.zoo import FAMILIES, chain, grouped, inputs_for, residual, scramble
+
+import tfspline
+from tfspline._keras.inputs import probe
+from tfspline.graph import reader as graph
+from tfspline.pruning import criteria, gradients
+from tfspline.pruning.units import units_of
+
+CRITERIA = ("taylor", "snip", "synflow")
+
+
+def groups_of(model):
+    read = graph.read(model)
+    return read, [group for group in read.groups if not group.protected]
+
+
+def scores_of(model, criterion, data=None):
+    """The scores of all units that may go, by the name of their group."""
+    read, groups = groups_of(model)
+    seen = None if data is None else probe(model, data)
+    every = units_of(model, read, groups, np.random.default_rng(0), seen)
+    return {units.name: criteria.named(criterion)(units) for units in every}
+
+
+def assert_close(scores, expected, **options):
+    assert scores.keys() == expected.keys()
+    for name, values in scores.items():
+        np.testing.assert_allclose(values, expected[name], err_msg=name, **options)
+
+
+def linear(keras):
+    """f = 3 (x + 1/2) + (2 x - 1) and two samples at which f - y = 1/2, so that the squared error's slope is 1."""
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(2, name="a"), layers.Dense(1, use_bias=False)])
+    model.set_weights([np.float32([[1, 2]]), np.float32([0.5, -1]), np.float32([[3], [1]])])
+    model.compile("sgd", "mse")
+    return model, (np.float32([[1], [2]]), np.float32([[5], [10]]))
+
+
+def labelled(model, rng, samples=20):
+    """Inputs and labels for a model compiled here with the squared error."""
+    x = inputs_for(model, rng, samples)
+    shapes = [(samples, *tensor.shape[1:]) for tensor in model.outputs]
+    y = [rng.normal(size=shape).astype("float32") for shape in shapes]
+    model.compile("sgd", "mse")
+    return x, y if len(y) > 1 else y[0]
+
+
+def test_l2_by_hand(keras):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="a"), keras.layers.Dense(1)])
+    model.layers[0].set_weights([np.float32([[3, 0], [-4, 1]]), np.float32([7, 7])])
+    assert_close(scores_of(model, "l2"), {"a": [5 / 3, 1 / 3]}, rtol=1e-6)
+
+
+def test_taylor_by_hand(keras, monkeypatch):
+    model, data = linear(keras)
+    # Units at x = 1 are (1.5, 1), at 2 (2.5, 3), read by 3 and 1: by a factor on the units the loss rises by (4.5, 1)
+    # and (7.5, 3). Both samples make one batch, of mean (6, 2).
+    assert_close(scores_of(model, "taylor", data), {"a": [36, 4]}, rtol=1e-6)
+    monkeypatch.setattr(gradients, "BATCH", 1)
+    assert_close(scores_of(model, "taylor", data), {"a": [(4.5**2 + 7.5**2) / 2, (1 + 9) / 2]}, rtol=1e-6)
+
+
+def test_snip_by_hand(keras, monkeypatch):
+    model, data = linear(keras)
+    # The loss falls by the kernel as the mean over x = 1, 2 of (3, 1) x = (4.5, 1.5); the kernel is (1, 2).
+    for batch in (64, 1):
+        monkeypatch.setattr(gradients, "BATCH", batch)
+        assert_close(scores_of(model, "snip", data), {"a": [4.5, 3]}, rtol=1e-6)
+
+
+def test_snip_adds_what_the_weights_of_a_unit_do_up_without_their_signs(keras):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="a"), keras.layers.Dense(1)])
+    model.set_weights([np.float32([[2], [-1]]), np.float32([0]), np.float32([[1]]), np.float32([0])])
+    model.compile("sgd", "mse")
+    # f = 2 * 1 - 1 * 2 = 0, f - y = 1: |2 * 1 * 2| + |2 * 2 * -1|; of a unit with both together nothing is left
+    data = np.float32([[1, 2]]), np.float32([[-1]])
+    assert_close(scores_of(model, "snip", data), {"a": [8]}, rtol=1e-6)
+    assert_close(scores_of(model, "taylor", data), {"a": [0]}, atol=1e-6)
+
+
+def test_synflow_by_hand(keras):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            layers.Dense(2, name="a"),
+            layers.BatchNormalization(epsilon=0.0),
+            layers.Activation("tanh"),
+            layers.Dense(3, "softmax"),
+        ]
+    )
+    model.layers[0].set_weights([np.float32([[1, -2], [-1, 0]]), np.float32([9, 9])])
+    gamma, beta, mean, variance = np.float32([[-6, 1], [8, 8], [7, 7], [4, 4]])
+    model.layers[1].set_weights([gamma, beta, mean, variance])
+    model.layers[3].set_weights([np.float32([[1, 0, 0], [-1, 2, 0]]), np.float32([5, 5, 5])])
+    # Units of ones: (2, 2); times |gamma| / sigma = (3, 1/2): (6, 1); read by 1 and 3: 6 and 3 of R = 9
+    assert_close(scores_of(model, "synflow"), {"a": [6 / 9, 3 / 9]}, rtol=1e-6)
+
+
+def test_every_layer_of_a_chain_shares_the_whole_flow_out(keras, rng):
+    layers = keras.layers
+    convolutions = [layers.Conv2D(5, 3, padding="same"), layers.BatchNormalization(), layers.ReLU()]
+    dense = [layers.MaxPooling2D(), layers.Flatten(), layers.Dense(7, "relu"), layers.Dense(3)]
+    model = scramble(keras.Sequential([keras.Input((8, 8, 2)), *convolutions, layers.Conv2D(4, 3), *dense]), rng)
+    scores = scores_of(model, "synflow")
+    assert [len(part) for part in scores.values()] == [5, 4, 7]
+    for part in scores.values():
+        assert part.min() > 0 and part.sum() == pytest.approx(1, rel=1e-5)
+
+
+def test_synflow_of_a_network_too_deep_for_float32(keras):
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((8,)), *(layers.Dense(8, "relu") for _ in range(30))])
+    model.set_weights([np.full(weight.shape, 10, np.float32) for weight in model.weights])  # R = 8 * 80 ** 30
+    for part in scores_of(model, "synflow").values():
+        np.testing.assert_allclose(part, np.full(8, 1 / 8), rtol=1e-5)
+
+
+def test_rounds_of_synflow_are_prunings_one_after_the_other(keras, rng):
+    model = scramble(chain(keras), rng)
+    for _ in range(4):
+        model = tfspline.prune(model, 1 - 0.5 ** (1 / 4), criterion="synflow", scope="global")
+    assert 10 <= sum(model.get_layer(name).units for name in "ab") <= 12  # of 20; no round takes more than its share
+
+
+@pytest.mark.parametrize("family", [chain, residual])
+def test_taylor_is_the_square_of_a_finite_difference(keras, rng, family):
+    # In float32 a step small enough to stay off the kinks drowns in rounding.
+    keras.mixed_precision.set_global_policy("float64")
+    try:
+        model = scramble(family(keras), rng)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    x, y = labelled(model, rng)
+    scores = scores_of(model, "taylor", (x, y))
+    read, groups = groups_of(model)
+
+    def loss_at(factor, group, unit):
+        """The loss with all that makes a unit, in however many layers, multiplied by a factor."""
+        before = model.get_weights()
+        for name in group.layers:
+            (channel,) = np.flatnonzero(read.makers[name].units == group.units[unit])
+            layer = model.get_layer(read.folded.get(name, name))
+            moving = [] if layer.name == name else [layer.moving_mean, layer.moving_variance]
+            for weight in layer.weights:
+                if not any(weight is one for one in moving):
+                    value = weight.numpy()
+                    value[..., channel] *= factor
+                    weight.assign(value)
+        loss = np.square(model(x, training=False) - y).mean()
+        model.set_weights(before)
+        return loss
+
+    for group in groups:
+        for unit in (0, len(group.units) - 1):
+            slope = (loss_at(1 + 1e-6, group, unit) - loss_at(1 - 1e-6, group, unit)) / 2e-6
+            assert np.sqrt(scores[group.name][unit]) == pytest.approx(abs(slope), rel=1e-3, abs=1e-6)
+
+
+def test_taylor_and_snip_see_batch_norm_in_inference_and_in_training(keras, rng):
+    model = scramble(residual(keras), rng)
+    data = labelled(model, rng)
+    before = {criterion: scores_of(model, criterion, data) for criterion in ("taylor", "snip")}
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.moving_mean.assign(layer.moving_mean + 1)
+    assert_close(scores_of(model, "snip", data), before["snip"], rtol=1e-3, atol=1e-5)
+    assert not np.allclose(scores_of(model, "taylor", data)["stem"], before["taylor"]["stem"], rtol=0.05)
+
+
+# Gradients of grouped convolutions are compiled by XLA, which takes as long as all others together.
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one is grouped), id=one.__name__) for one in FAMILIES],
+)
+def test_every_family_is_scored_and_left_as_it_is(keras, rng, family):
+    model = scramble(family(keras), rng)
+    data, before = labelled(model, rng, 4), model.get_weights()
+    for criterion in CRITERIA:
+        scores = scores_of(model, criterion, data)
+        assert all(np.isfinite(part).all() and (part >= 0).all() for part in scores.values())
+        assert any(part.max() > 0 for part in scores.values())
+    assert all(np.array_equal(old, new) for old, new in zip(before, model.get_weights(), strict=True))
+
+
+def test_wrapped_and_frozen_models_are_scored_as_they_are_without(keras, tfmot, rng):
+    model = scramble(residual(keras), rng)
+    data = labelled(model, rng)
+    expected = {criterion: scores_of(model, criterion, data) for criterion in CRITERIA}
+    wrapped = [tfspline.wrap(model)]
+    if keras.__name__ == "tf_keras":
+        wrapped.append(tfmot.sparsity.keras.prune_low_magnitude(model))
+    for other in wrapped:
+        other.compile("sgd", "mse")
+        for criterion in CRITERIA:
+            assert_close(scores_of(other, criterion, data), expected[criterion], rtol=1e-3, atol=1e-6)
+    model.trainable = False
+    model.compile("sgd", "mse")
+    for criterion in ("taylor", "synflow"):  # a frozen BatchNormalization is in inference mode for snip, too
+        assert_close(scores_of(model, criterion, data), expected[criterion], rtol=1e-4, atol=1e-7)
+
+
+def test_mixed_precision(keras, rng):
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = residual(keras)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    data = labelled(model, rng)
+    for criterion in CRITERIA:
+        scores = scores_of(model, criterion, data)
+        assert all(np.isfinite(part).all() and part.max() > 0 for part in scores.values())
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "spline_data", "l1"])
+def test_labels_come_as_a_tuple_or_a_dataset_of_them(keras, rng, criterion):
+    model = scramble(chain(keras), rng)
+    x, y = labelled(model, rng)
+    expected = scores_of(model, criterion, (x, y))
+    assert_close(scores_of(model, criterion, tf.data.Dataset.from_tensor_slices((x, y)).batch(7)), expected, rtol=1e-5)
+    if criterion != "taylor":
+        assert_close(scores_of(model, criterion, x), expected)
+
+
+def test_compensation_leaves_labels_aside(keras, rng):
+    model = scramble(chain(keras), rng)
+    x, y = labelled(model, rng, 40)
+    one, other = (tfspline.prune(model, 0.5, criterion="l1", data=data) for data in (x, (x, y)))
+    np.testing.assert_array_equal(one(x), other(x))
+
+
+def test_several_outputs(keras, rng):
+    layers = keras.layers
+    inputs = keras.Input((1,))
+    hidden = layers.Dense(2, use_bias=False, name="a")(inputs)
+    heads = {name: layers.Dense(1, use_bias=False, name=name)(hidden) for name in ("up", "down")}
+    model = keras.Model(inputs, heads)
+    model.get_layer("a").set_weights([np.float32([[1, 1]])])
+    model.get_layer("up").set_weights([np.float32([[1], [0]])])
+    model.get_layer("down").set_weights([np.float32([[0], [1]])])
+    model.compile("sgd", {"up": "mse", "down": "mse"}, loss_weights={"up": 1.0, "down": 3.0})
+    data = np.float32([[1]]), {"up": np.float32([[0]]), "down": np.float32([[0]])}
+    assert_close(scores_of(model, "snip", data), {"a": [2, 6]}, rtol=1e-6)
+
+
+def test_what_fit_counts_does_not_count_what_is_scored(keras, rng):
+    model = scramble(chain(keras), rng)
+    x, y = labelled(model, rng)
+    model.fit(x, y, verbose=0)
+    before = [float(metric.result()) for metric in model.metrics]
+    scores_of(model, "taylor", (x, y + 9))
+    assert [float(metric.result()) for metric in model.metrics] == before != []
+
+
+def test_units_go_by_taylor_inside_fit(keras, rng):
+    model = scramble(chain(keras), rng)
+    x, y = labelled(model, rng)
+    pruning = tfspline.SplinePruning(lambda step: (step == 2, 0.5), "taylor", data=(x, y))
+    model.fit(x, y, 5, 3, verbose=0, callbacks=[pruning])
+    assert pruning.sparsity == 0.5
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda x, y: None, r"Expected `data=\(x, y\)`, inputs and labels, for the criterion 'taylor'. Received: none"),
+        (lambda x, y: x, "for the criterion 'taylor'. Received: inputs without labels"),
+        (lambda x, y: (x,), "for the criterion 'taylor'. Received: inputs without labels"),
+        (lambda x, y: (x, y[1:]), r"Expected labels of 20 samples, as many as inputs. Received: \[\(19,\)\]"),
+        (lambda x, y: (x, y.tolist()), "Expected labels of 20 samples, as many as inputs. Received"),
+        (lambda x, y: (x, y, y, y), r"or a tuple \(inputs, labels\). Received: a tuple of 4"),
+        (
+            lambda x, y: (x, y[:, None] + [[0, 1]]),
+            r"Expected labels that fit the loss.*\(20, 3\).* Received: \(20, 2\)",
+        ),
+        (lambda x, y: (x, y + 3), r"Expected labels that fit the loss.* Received: \(20,\)"),
+    ],
+)
+def test_refusals_of_labels(keras, rng, data, message):
+    model = scramble(chain(keras), rng)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = inputs_for(model, rng, 20), rng.integers(0, 3, 20)
+    with pytest.raises(ValueError, match=message):
+        tfspline.plan(model, 0.5, criterion="taylor", data=data(x, y))
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "snip"])
+def test_a_model_without_a_loss_is_refused(keras, rng, criterion):
+    model = chain(keras)
+    with pytest.raises(ValueError, match="Expected a model that is compiled with a loss.* Received: .*which has none"):
+        tfspline.plan(model, 0.5, criterion=criterion, data=(inputs_for(model, rng), np.zeros((3, 3))))
+
+
+def test_refusals_of_synflow(keras):
+    layers = keras.layers
+    anything = keras.Sequential([keras.Input((None, None, 1)), layers.Conv2D(4, 1), layers.Conv2D(2, 1)])
+    with pytest.raises(ValueError, match="Expected a model with a static input shape"):
+        tfspline.plan(anything, 0.5, criterion="synflow")
+    zero = keras.Sequential([keras.Input((2,)), layers.Dense(3, kernel_initializer="zeros"), layers.Dense(2)])
+    with pytest.raises(ValueError, match="synaptic flow is a finite number and not zero. Received: 0.0"):
+        tfspline.plan(zero, 0.5, criterion="synflow")

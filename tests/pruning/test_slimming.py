@@ -1,0 +1,526 @@
+"""Units that are switched off already: gone, and what they still emitted is in the next layers' biases."""
+
+import functools
+import logging
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.random_graphs import RELAXED, build
+from helpers.zoo import FAMILIES, chain, difference, inputs_for, inverted, preactivated, residual, scramble
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tfspline
+from tfspline import _keras
+
+EXACT = 1e-5  # of the largest output
+
+
+def zero(model, layer, channels, weight="kernel"):
+    """Sets channels of a layer's weight, its last axis, to zero."""
+    fill(model, layer, weight, 0, channels)
+
+
+def fill(model, layer, weight, number, channels=slice(None)):
+    variable = getattr(_keras.layer_paths(model)[layer], weight)
+    value = variable.numpy()
+    value[..., channels] = number
+    variable.assign(value)
+
+
+def zero_kernels(model, ratio):
+    """Zeroes a random part of the kernel columns that make units, their biases and shifts left as they are."""
+    plan = tfspline.plan(model, ratio, criterion="random")
+    layers = _keras.layer_paths(model)
+    for site in plan.graph.sites:
+        if site.role == "out":
+            weight = layers[site.layer].weights[site.index]
+            value = weight.numpy()
+            np.moveaxis(value, site.axis, 0)[plan.removed[site.units]] = 0
+            weight.assign(value)
+    return model
+
+
+def check(model, rng, exact=EXACT, **options):
+    """Slims; the function is the same, the model untouched."""
+    before = [weight.numpy() for weight in model.weights]
+    small, measured = tfspline.slim(model, return_difference=True, **options)
+    x = inputs_for(model, rng)
+    assert difference(model(x), small(x)) <= exact and measured <= exact
+    assert all(np.array_equal(weight, old) for weight, old in zip(model.weights, before, strict=True))
+    return small
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_what_a_plan_masks_is_found_again(keras, rng, family):
+    model = scramble(family(keras), rng)
+    plan = tfspline.plan(model, 0.5)
+    slim, found = plan.apply(model), tfspline.slim(plan.mask(model))
+    assert [weight.shape for weight in found.weights] == [weight.shape for weight in slim.weights]
+    x = inputs_for(model, rng)
+    assert difference(slim(x), found(x)) <= EXACT
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_zero_kernels_alone(keras, rng, family):
+    model = zero_kernels(scramble(family(keras), rng), 0.5)
+    assert check(model, rng).count_params() < model.count_params()
+
+
+@settings(max_examples=10, **RELAXED)
+@given(data=st.data())
+def test_random_graphs_with_zero_kernels(keras, data):
+    keras.backend.clear_session()
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    check(zero_kernels(scramble(build(keras, data.draw), rng), 0.4), rng, exact=1e-4)
+
+
+@pytest.mark.parametrize("family", [chain, inverted], ids=lambda family: family.__name__)
+def test_without_zeros_it_is_a_copy(keras, rng, family):
+    model = scramble(family(keras), rng)
+    small = check(model, rng, exact=0)
+    assert small is not model
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), small.get_weights(), strict=True))
+
+
+def test_a_dense_constant_by_hand(keras, rng):
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(3, "relu", name="a"), layers.Dense(2, name="b")])
+    model.set_weights(
+        [
+            np.array([[1.0, 0, 0]]),
+            np.array([0.0, 3, -1]),  # relu(3) = 3 and relu(-1) = 0
+            np.array([[1.0, 1], [2, -1], [5, 5]]),
+            np.array([0.5, 0]),
+        ]
+    )
+    small = check(model, rng)
+    assert small.get_layer("a").units == 1 and isinstance(small, keras.Sequential)
+    np.testing.assert_allclose(small.get_layer("b").kernel.numpy(), [[1, 1]])
+    np.testing.assert_allclose(small.get_layer("b").bias.numpy(), [0.5 + 3 * 2, -3])
+
+
+def pair(keras, padding, constant, **options):
+    """A 1x1 convolution whose second channel is constant, and a 3x3 one that reads it."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((5, 5, 1)),
+            layers.Conv2D(2, 1, activation="relu", name="a"),
+            layers.Conv2D(1, 3, padding=padding, name="b", **options),
+            layers.Flatten(),
+        ]
+    )
+    kernel = np.ones((3, 3, 2, 1))
+    kernel[:, :, 1] = 0.5
+    values = [np.array([[[[1.0, 0]]]]), np.array([0.0, constant]), kernel, np.array([1.0])]
+    model.set_weights(values[: len(model.weights)])
+    return model
+
+
+def test_a_valid_convolution_by_hand(keras, rng):
+    small = check(pair(keras, "valid", 2.0), rng)
+    assert small.get_layer("a").filters == 1
+    np.testing.assert_allclose(small.get_layer("b").bias.numpy(), [1 + 2 * 0.5 * 9])
+
+
+def test_a_layer_without_bias_gets_one(keras, rng):
+    small = check(pair(keras, "valid", 2.0, use_bias=False), rng)
+    np.testing.assert_allclose(small.get_layer("b").bias.numpy(), [2 * 0.5 * 9])
+
+
+def test_zeros_at_the_border_are_not_the_constant(keras, rng):
+    model = pair(keras, "same", 2.0)
+    assert check(model, rng, exact=0).get_layer("a").filters == 2
+    small, measured = tfspline.slim(model, allow_inexact=True, return_difference=True)
+    assert small.get_layer("a").filters == 1
+    np.testing.assert_allclose(small.get_layer("b").bias.numpy(), [1 + 2 * 0.5 * 9])
+    # at a corner four taps of nine see the constant: the output is 5 x 2 x 0.5 too large
+    largest = 5 / measured
+    x = rng.normal(size=(100, 5, 5, 1)).astype("float32")
+    np.testing.assert_allclose(np.abs(model(x) - small(x)).max(), 5, rtol=1e-5)
+    assert 5 < largest < np.abs(model(x)).max() * 1.2
+    # the constant 0 is what the padding shows as well
+    assert check(pair(keras, "same", -2.0), rng).get_layer("a").filters == 1
+
+
+def test_after_flatten_each_position_has_its_own_constant(keras, rng):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((2, 1)),
+            layers.Conv1D(2, 1, name="a"),
+            layers.ZeroPadding1D((1, 0)),
+            layers.Flatten(),
+            layers.Dense(1, name="b"),
+        ]
+    )
+    # positions 0, x, x of channel 0 and 0, 2, 2 of channel 1; weights 1..6
+    model.set_weights([np.array([[[1.0, 0]]]), np.array([0.0, 2]), np.arange(1.0, 7)[:, None], np.array([0.0])])
+    small = check(model, rng)
+    np.testing.assert_allclose(small.get_layer("b").bias.numpy(), [2 * 4 + 2 * 6])
+    np.testing.assert_allclose(small.get_layer("b").kernel.numpy()[:, 0], [1, 3, 5])
+
+
+def test_gammas_of_network_slimming_go_into_the_next_moving_mean(keras, rng):
+    model = scramble(residual(keras), rng)
+    stream, inner = [layer.name for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)][:2]
+    zero(model, inner, [0, 2, 4], "gamma")
+    fill(model, inner, "beta", -1.0, [0, 2])  # relu: 0, and the next convolution has padding "same"
+    fill(model, inner, "beta", 1.0, [4])
+    small = check(model, rng)
+    assert small.get_layer("inner").filters == 4
+    small, measured = tfspline.slim(model, allow_inexact=True, return_difference=True)
+    assert small.get_layer("inner").filters == 3 and EXACT < measured < 1
+    assert len(small.weights) == len(model.weights)  # the constant is in the moving mean, not in a new bias
+    # a unit of the stream goes only if every layer that adds to it has a zero gamma there
+    zero(model, stream, [1], "gamma")
+    assert tfspline.slim(model).get_layer("stem").filters == 8
+
+
+def test_the_moving_mean_by_hand(keras, rng):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((1,)),
+            layers.Dense(2, name="a"),
+            layers.Dense(1, use_bias=False, name="b"),
+            layers.BatchNormalization(name="norm"),
+        ]
+    )
+    model.get_layer("a").set_weights([np.array([[1.0, 0]]), np.array([0.0, 3])])
+    model.get_layer("b").set_weights([np.array([[1.0], [2]])])
+    small = check(model, rng)
+    np.testing.assert_allclose(small.get_layer("norm").moving_mean.numpy(), [-6])
+    assert small.get_layer("b").bias is None
+
+
+@pytest.mark.parametrize("why", ["called twice", "an output"])
+def test_a_moving_mean_that_not_all_see_is_left_alone(keras, rng, why):
+    layers = keras.layers
+    inputs = keras.Input((3,))
+    x = layers.Dense(4, name="a")(inputs)
+    read = layers.Dense(5, use_bias=False, name="b")
+    y = read(x)
+    z = layers.BatchNormalization()(read(x) if why == "called twice" else y)
+    model = keras.Model(inputs, [z, layers.BatchNormalization()(y) if why == "called twice" else y])
+    zero(scramble(model, rng), "a", [1, 2])
+    small = check(model, rng)
+    assert small.get_layer("a").units == 2 and small.get_layer("b").bias is not None
+
+
+@pytest.mark.parametrize("family", [inverted, preactivated], ids=lambda family: family.__name__)
+def test_every_gamma_on_the_way_counts(keras, rng, family):
+    """Behind a depthwise convolution, or in front of all readers of a stream that nothing else normalises."""
+    model = scramble(family(keras), rng)
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    reading = [norm for norm in norms if norm.gamma.shape[0] in (8, 16)]
+    first = {"inverted": reading[-1:], "preactivated": reading}[family.__name__]
+    for norm in first:
+        pair = [6, 7] if norm.gamma.shape[0] == 16 else [3]  # both of what the depthwise multiplier makes
+        zero(model, norm.name, pair, "gamma")
+        fill(model, norm.name, "beta", -1.0, pair)
+    small = check(model, rng)
+    assert small.get_layer({"inverted": "expand", "preactivated": "stem"}[family.__name__]).filters == 7
+
+
+def test_a_constant_before_a_softmax_varies_after_it(keras, rng):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(4, "softmax", name="a"),
+            layers.Dense(3, name="b"),
+            layers.Dense(2),
+        ]
+    )
+    zero(scramble(model, rng), "a", [0])
+    kernel = model.get_layer("b").kernel.numpy()
+    kernel[1:, 0] = 0  # reads nothing but channel 0
+    model.get_layer("b").kernel.assign(kernel)
+    assert check(model, rng, allow_inexact=True).get_layer("b").units == 3
+
+
+def test_a_gate_on_zero_does_not_matter(keras, rng):
+    layers = keras.layers
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(4, 3, activation="relu", name="x")(inputs)
+    gate = layers.Dense(4, "sigmoid", name="gate")(layers.GlobalAveragePooling2D(keepdims=True)(x))
+    x = layers.Conv2D(5, 3, padding="same")(layers.Multiply()([x, gate]))
+    model = scramble(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))), rng)
+    zero(model, "x", [0, 1])
+    fill(model, "x", "bias", -1.0, [0])
+    fill(model, "x", "bias", 1.0, [1])  # 1 x a gate that varies
+    small = check(model, rng)
+    assert small.get_layer("x").filters == small.get_layer("gate").units == 3
+
+
+def test_a_map_that_scales_all_channels_makes_a_constant_vary(keras, rng):
+    layers = keras.layers
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(4, 1, name="x")(inputs)
+    x = layers.Multiply()([x, layers.Conv2D(1, 1, activation="sigmoid")(inputs)])
+    model = scramble(keras.Model(inputs, layers.Conv2D(2, 1)(x)), rng)
+    zero(model, "x", [0, 1])
+    fill(model, "x", "bias", 0.0, [0])
+    assert check(model, rng, allow_inexact=True).get_layer("x").filters == 3
+
+
+@pytest.mark.parametrize("values, left", [((2.0, 2.0), 2), ((2.0, 3.0), 3)], ids=["agree", "disagree"])
+def test_two_calls_of_a_reader_must_see_the_same_constant(keras, rng, values, left):
+    layers = keras.layers
+    inputs = keras.Input((4,))
+    a, b = layers.Dense(3, name="a")(inputs), layers.Dense(3, name="b")(inputs)
+    twice = layers.Dense(2, "tanh", name="twice")
+    model = keras.Model(inputs, layers.Dense(2)(layers.Concatenate()([twice(a), twice(b)])))
+    scramble(model, rng)
+    for layer, value in zip("ab", values, strict=True):
+        zero(model, layer, [1])
+        fill(model, layer, "bias", value, [1])
+    small = check(model, rng)
+    assert small.get_layer("a").units == small.get_layer("b").units == left
+    mean, measured = tfspline.slim(model, allow_inexact=True, return_difference=True)
+    shift = mean.get_layer("twice").bias.numpy() - model.get_layer("twice").bias.numpy()
+    np.testing.assert_allclose(shift, np.mean(values) * model.get_layer("twice").kernel.numpy()[1], rtol=1e-5)
+    assert (measured > 1e-3) == (values == (2.0, 3.0))
+
+
+READERS = {
+    "grouped": lambda layers: layers.Conv2D(6, 3, groups=2),
+    "strided": lambda layers: layers.Conv2D(5, 3, strides=2, dilation_rate=1),
+    "separable": lambda layers: layers.SeparableConv2D(5, 3, depth_multiplier=2),
+    "a point": lambda layers: layers.Conv2D(5, 1, strides=2, padding="same"),
+    "transposed": lambda layers: layers.Conv2DTranspose(5, 1),
+    "dense": lambda layers: layers.Dense(5),
+    "depthwise": lambda layers: layers.DepthwiseConv2D(3, depth_multiplier=2),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_kinds_of_readers(keras, rng, kind):
+    layers = keras.layers
+    inputs = keras.Input((7, 7, 3))
+    x = layers.MaxPooling2D(2, 1)(layers.Conv2D(8, 3, activation="relu", name="a")(inputs))
+    x = layers.ReLU()(READERS[kind](layers)(x))
+    model = scramble(keras.Model(inputs, layers.Conv2D(2, 1)(x)), rng)
+    zero(model, "a", [1, 2, 5, 6])  # in a grouped convolution the same places of both groups
+    fill(model, "a", "bias", 0.7, [1, 2])
+    fill(model, "a", "bias", 0.4, [5, 6])
+    assert check(model, rng).get_layer("a").filters == 4
+
+
+def test_a_group_a_channel_needs_no_bias(keras, rng):
+    layers = keras.layers
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(4, 1, name="a")(inputs)
+    x = layers.Conv2D(8, 3, groups=4, use_bias=False, name="each")(x)
+    model = scramble(keras.Model(inputs, layers.Conv2D(2, 1)(x)), rng)
+    zero(model, "a", [0, 2])
+    small = check(model, rng)
+    assert (small.get_layer("a").filters, small.get_layer("each").filters) == (2, 4)
+    assert small.get_layer("each").bias is None
+
+
+def ops_of(keras):
+    """Bare ops on symbolic tensors: mean, minimum, transpose."""
+    if keras.__name__ == "keras":
+        return keras.ops.mean, keras.ops.min, keras.ops.transpose
+    return tf.reduce_mean, tf.reduce_min, tf.transpose
+
+
+def test_bare_ops(keras, rng):
+    layers, (mean, minimum, transpose) = keras.layers, ops_of(keras)
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(4, 1, name="a")(inputs)
+    pooled = mean(transpose(x * 2.0, (0, 2, 1, 3)), axis=(1, 2))
+    lowest = minimum(layers.ZeroPadding2D()(layers.Conv2D(4, 1, name="b")(inputs)), axis=(1, 2))
+    model = scramble(keras.Model(inputs, [layers.Dense(2)(pooled), layers.Dense(2)(lowest)]), rng)
+    zero(model, "a", [0, 2])
+    small = check(model, rng, allow_inexact=True)
+    assert (small.get_layer("a").filters, small.get_layer("b").filters) == (2, 4)
+
+
+def test_a_transposed_convolution_is_not_exact(keras, rng):
+    layers = keras.layers
+    inputs = keras.Input((5, 5, 3))
+    x = layers.Conv2D(4, 1, activation="relu", name="a")(inputs)
+    model = scramble(keras.Model(inputs, layers.Conv2DTranspose(2, 2, strides=2)(x)), rng)
+    zero(model, "a", [0, 1])
+    fill(model, "a", "bias", -1.0, [0])
+    fill(model, "a", "bias", 1.0, [1])
+    assert check(model, rng).get_layer("a").filters == 3
+    small, measured = tfspline.slim(model, allow_inexact=True, return_difference=True)
+    assert small.get_layer("a").filters == 2 and measured > EXACT
+    x = inputs_for(model, rng, 50)  # each output pixel has one tap: their mean is what goes into the bias
+    np.testing.assert_allclose(np.mean(model(x) - small(x), axis=(0, 1, 2)), 0, atol=1e-5)
+
+
+def test_nobody_reads_it(keras, rng):
+    model = scramble(chain(keras), rng)
+    kernel = model.get_layer("b").kernel.numpy()
+    kernel[[2, 3]] = 0
+    model.get_layer("b").kernel.assign(kernel)
+    assert check(model, rng).get_layer("a").units == 10
+
+
+def test_a_reader_of_an_unknown_kind_keeps_what_it_reads(keras, rng):
+    class Mixer(keras.layers.Layer):
+        def build(self, shape):
+            self.mix = self.add_weight(name="mix", shape=(shape[-1], 2))
+
+        def call(self, x):
+            return tf.matmul(x, self.mix)
+
+    def rule(call):
+        call.consume("mix", 0, call.channels())
+        return call.opaque()
+
+    tfspline.register_channel_rule(Mixer, rule)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, name="a"), Mixer(name="mixer")])
+    zero(scramble(model, rng), "a", [0, 1])
+    mix = model.get_layer("mixer").mix
+    mix.assign(mix.numpy() * [[1], [0], [1], [1]])
+    assert check(model, rng).get_layer("a").units == 3
+
+
+def test_nested_models_integers_and_dicts(keras, rng):
+    layers = keras.layers
+    tokens, numbers = keras.Input((5,), dtype="int32", name="tokens"), keras.Input((3,), name="numbers")
+    inner = keras.Sequential([keras.Input((8,)), layers.Dense(6, "relu", name="hidden"), layers.Dense(4)], name="inner")
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(20, 6, name="embed")(tokens))
+    x = layers.Concatenate()([x, layers.Dense(2, name="more")(numbers)])
+    model = keras.Model({"tokens": tokens, "numbers": numbers}, {"y": layers.Dense(2)(inner(x))})
+    scramble(model, rng)
+    zero(model, "embed", [0, 1, 2], "embeddings")
+    fill(model, "embed", "embeddings", 0.3, [1])  # the same for all tokens
+    zero(model, "more", [0])
+    zero(model, "inner/hidden", [1, 2, 3])
+    small, measured = tfspline.slim(model, return_difference=True)
+    x = {"tokens": rng.integers(0, 20, (4, 5)), "numbers": rng.normal(size=(4, 3)).astype("float32")}
+    assert difference(model(x)["y"], small(x)["y"]) <= EXACT and measured <= EXACT
+    assert small.get_layer("embed").output_dim == 3 and small.get_layer("more").units == 1
+    assert small.get_layer("inner").get_layer("hidden").units == 3
+
+
+@pytest.mark.parametrize("mean, left", [(False, 2), (True, 4)], ids=["map", "mean"])
+def test_a_constant_does_not_depend_on_an_open_size(keras, rng, mean, left):
+    layers = keras.layers
+    inputs = keras.Input((None, None, 3))
+    x = layers.Conv2D(4, 1, name="a")(inputs)
+    if mean:  # the border's share of it depends on the size
+        x = layers.GlobalAveragePooling2D(keepdims=True)(layers.DepthwiseConv2D(3, padding="same")(x))
+    model = scramble(keras.Model(inputs, layers.Conv2D(2, 1 if mean else 3)(x)), rng)
+    zero(model, "a", [0, 1])
+    small = tfspline.slim(model)
+    assert small.get_layer("a").filters == left
+    x = rng.normal(size=(2, 9, 12, 3)).astype("float32")
+    assert difference(model(x), small(x)) <= EXACT
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_float16"])
+def test_low_precision(keras, rng, dtype):
+    keras.mixed_precision.set_global_policy(dtype)
+    try:
+        layers = keras.layers
+        inputs = keras.Input((8, 8, 3), dtype="float32" if dtype.startswith("mixed") else dtype)
+        x = layers.Conv2D(6, 3, activation="relu", name="a")(inputs)
+        x = layers.AveragePooling2D(3, 2, padding="same")(x)
+        x = layers.Flatten()(layers.Conv2D(5, 3, activation="relu", name="b")(x))
+        model = keras.Model(inputs, layers.Dense(2)(x))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    for weight in model.weights:
+        weight.assign(rng.normal(0, 0.3, weight.shape).astype(weight.numpy().dtype))
+    zero(model, "a", [1, 2])
+    zero(model, "b", [3])
+    small = check(model, rng, exact=0.03)
+    assert [small.get_layer(name).filters for name in "ab"] == [4, 4]
+    assert [w.dtype for w in small.weights] == [w.dtype for w in model.weights]
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["dense", "conv"])
+def test_what_only_units_read_that_go_goes_as_well(keras, rng, flat):
+    layers = keras.layers
+    layer = layers.Dense if flat else functools.partial(layers.Conv2D, kernel_size=3, padding="same")
+    inputs = keras.Input((6,) if flat else (5, 5, 6))
+    x = layer(7, activation="relu", name="a")(inputs)
+    x = layers.BatchNormalization()(layer(8, activation="relu", name="b")(x))
+    x = layer(9, activation="relu", name="c")(x)
+    model = scramble(keras.Model(inputs, layer(3, name="head")(x)), rng)
+
+    def forget(layer, reads):
+        kernel = model.get_layer(layer).kernel.numpy()
+        kernel[..., reads, :] = 0
+        model.get_layer(layer).kernel.assign(kernel)
+
+    def only(layer, unit, readers):
+        kernel = model.get_layer(layer).kernel.numpy()
+        kernel[..., unit, [i for i in range(kernel.shape[-1]) if i not in readers]] = 0
+        model.get_layer(layer).kernel.assign(kernel)
+
+    forget("head", [2, 5])  # nothing reads these two of c,
+    only("c", 1, [2, 5])  # which alone read one of b,
+    only("b", 4, [1])  # which alone reads one of a;
+    only("b", 3, [1, 0])  # another one is read by somebody else as well
+    small, masks = tfspline.slim(model, return_masks=True)
+    assert {name: np.flatnonzero(~on).tolist() for name, on in masks.items()} == {
+        "a": [4], "b": [1], "c": [2, 5], "head": [],
+    }  # fmt: skip
+    x = inputs_for(model, rng)
+    assert difference(model(x), small(x)) <= EXACT
+    assert tfspline.slim(small).count_params() == small.count_params()
+
+
+def test_one_unit_stays_and_the_protected_ones(keras, rng):
+    model = scramble(chain(keras), rng)
+    zero(model, "a", slice(None))
+    zero(model, "b", [0, 1, 2])
+    small = check(model, rng)
+    # b reads nothing but constants, so it is one as well
+    assert small.get_layer("a").units == small.get_layer("b").units == 1
+    small = check(model, rng, protect=["a"])
+    assert small.get_layer("a").units == 12 and small.get_layer("b").units == 5
+    with pytest.raises(ValueError, match="Expected names of layers in `protect`"):
+        tfspline.slim(model, protect=["c"])
+
+
+def test_channels_of_a_layer_norm_go_only_where_allowed(keras, rng):
+    layers = keras.layers
+    inputs = keras.Input((4,))
+    x = layers.LayerNormalization()(layers.Dense(6, name="a")(inputs))
+    model = scramble(keras.Model(inputs, layers.Dense(2, name="b")(x)), rng)
+    zero(model, "a", [0])
+    kernel = model.get_layer("b").kernel
+    kernel.assign(kernel.numpy() * [[1], [0], [1], [1], [1], [1]])
+    assert check(model, rng, exact=0).get_layer("a").units == 6
+    small, measured = tfspline.slim(model, allow_inexact=True, return_difference=True)
+    # channel 0 is constant before the normalisation and varies after it; channel 1 is not read
+    assert small.get_layer("a").units == 5 and measured > 1e-3
+
+
+def test_it_says_what_it_did(keras, rng, caplog):
+    logging.getLogger("absl").propagate = True
+    with caplog.at_level(logging.INFO, "absl"):
+        tfspline.slim(pair(keras, "same", 2.0))
+    assert "0 units are switched off and go: none" in caplog.text
+    assert "1 constant units stay, since folding them is not exact: a (1 of 2)" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "absl"):
+        tfspline.slim(pair(keras, "valid", 2.0))
+    assert "1 units are switched off and go: a (1 of 2)" in caplog.text and "stay" not in caplog.text
+
+
+def test_a_slim_model_is_an_ordinary_one(keras, rng, tmp_path):
+    model = scramble(chain(keras), rng)
+    model.get_layer("a").trainable = False
+    zero(model, "a", [0, 1, 2])
+    zero(model, "b", [3])
+    small = check(model, rng)
+    assert isinstance(small, keras.Sequential)
+    assert [layer.name for layer in small.layers] == [layer.name for layer in model.layers]
+    assert not small.get_layer("a").trainable and small.get_layer("b").trainable
+    assert all(type(layer).__module__.partition(".")[0] == keras.__name__ for layer in small.layers)
+    small.save(tmp_path / "small.keras")
+    x = inputs_for(model, rng)
+    assert difference(small(x), keras.models.load_model(tmp_path / "small.keras")(x)) <= 1e-6

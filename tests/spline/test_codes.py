@@ -1,0 +1,413 @@
+"""Region codes against numpy and against bits worked by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfspline._utils.files import write_npz
+from tfspline.spline.codes import Codes, RegionEncoder, pack_bits, region_codes
+
+Z = np.array([[-7.0, -1.0, 0.0, 0.5, 6.0, 6.5]], "float32")
+POSITIVE = [0, 0, 0, 1, 1, 1]
+AT_SIX = [0, 0, 0, 0, 1, 1]
+
+
+def codes_of(keras, *stack, x=Z, **kwargs):
+    """The codes of the layers on `x`, with a head behind them."""
+    model = keras.Sequential([keras.Input(x.shape[1:]), *stack, keras.layers.Dense(1)])
+    return region_codes(model, x, **kwargs)
+
+
+def dense(keras, activation):
+    """A Dense layer that leaves its input as it is and then applies `activation`."""
+    return keras.layers.Dense(6, activation=activation, use_bias=False, kernel_initializer="identity", name="unit")
+
+
+@pytest.mark.parametrize("m", [1, 7, 8, 9, 64, 100])
+def test_pack_bits_is_numpys_packbits(rng, m):
+    bits = rng.random((5, m)) > 0.5
+    np.testing.assert_array_equal(pack_bits(tf.constant(bits)), np.packbits(bits, axis=1, bitorder="little"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("ReLU", {}, POSITIVE),
+        ("ReLU", {"negative_slope": 0.1}, POSITIVE),
+        ("ReLU", {"threshold": 0.5}, [0, 0, 0, 0, 1, 1]),
+        ("ReLU", {"max_value": 6.0}, POSITIVE + AT_SIX),
+        ("LeakyReLU", {}, POSITIVE),
+        ("PReLU", {"alpha_initializer": "zeros"}, POSITIVE),
+        ("PReLU", {"alpha_initializer": {"class_name": "Constant", "config": {"value": -1.0}}}, POSITIVE),
+        ("Activation", {"activation": "relu"}, POSITIVE),
+        ("Activation", {"activation": tf.nn.leaky_relu}, POSITIVE),
+        ("Activation", {"activation": tf.nn.relu6}, POSITIVE + AT_SIX),
+        ("Activation", {"activation": "hard_sigmoid"}, [0, 1, 1, 1, 1, 1] + AT_SIX),
+        ("Activation", {"activation": tf.abs}, POSITIVE),
+        ("Activation", {"activation": "linear"}, None),
+    ],
+)
+def test_bits_of_an_activation_layer(keras, name, arguments, expected):
+    layer = getattr(keras.layers, name)(name="unit", **arguments)
+    codes = codes_of(keras, layer, keras.layers.ReLU(name="other"))
+    assert codes.layers == (["unit", "other"] if expected else ["other"])
+    if expected:
+        assert codes.unpack("unit").tolist() == [expected]
+
+
+def test_bits_of_a_fused_activation(keras):
+    for activation, expected in [
+        ("relu", POSITIVE),
+        (tf.nn.leaky_relu, POSITIVE),
+        (tf.nn.relu6, POSITIVE + AT_SIX),
+        (keras.layers.LeakyReLU(), POSITIVE),
+        (keras.layers.Activation("relu"), POSITIVE),
+        (keras.layers.ReLU(6.0), POSITIVE + AT_SIX),
+    ]:
+        assert codes_of(keras, dense(keras, activation)).unpack("unit").tolist() == [expected]
+
+
+def test_hard_sigmoid_has_a_bit_for_each_of_its_corners(keras):
+    codes = codes_of(keras, dense(keras, "hard_sigmoid"), x=np.array([[-9, -1, 0, 1, 9, 8]], "float32"))
+    assert codes.unpack("unit").tolist() == [[0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1]]
+
+
+def test_activations_of_three_pieces():
+    import keras
+
+    below, above = [0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]
+    for name, lower, upper in [
+        ("hard_tanh", [0, 0, 1, 1, 1, 1], above),
+        ("hard_silu", below, above),
+        ("soft_shrink", [0, 0, 1, 1, 1, 1], above),
+        ("hard_shrink", [0, 0, 1, 1, 1, 1], above),
+        ("sparse_sigmoid", [0, 0, 1, 1, 1, 1], above),
+    ]:
+        for layer in [keras.layers.Activation(name, name="unit"), dense(keras, name)]:
+            x = np.array([[-7, -1, 0.125, 0.25, 6, 6.5]], "float32")
+            assert codes_of(keras, layer, x=x).unpack("unit").tolist() == [lower + upper], name
+
+
+def test_a_fused_activation_whose_output_does_not_tell_is_refused(keras):
+    layer = dense(keras, tf.abs)
+    with pytest.raises(ValueError, match="'unit' with an activation of which the output does not tell the piece"):
+        codes_of(keras, layer, keras.layers.ReLU())
+    assert codes_of(keras, dense(keras, tf.abs), keras.layers.ReLU(name="r"), approximate=True).layers == ["r"]
+
+
+def test_bits_of_maximum_and_minimum_say_which_one_it_is(keras):
+    a, b, c = (keras.Input((2,), name=name) for name in "abc")
+    x = [np.array([row], "float32") for row in ([1, 5], [2, 3], [0, 9])]
+    maximum = tf.maximum if keras.__name__ == "tf_keras" else keras.ops.maximum
+    for inputs, output, expected in [
+        ([a, b, c], keras.layers.Maximum(name="unit")([a, b, c]), [1, 0, 0, 1]),  # units of the lower bit, then upper
+        ([a, b, c], keras.layers.Minimum(name="unit")([a, b, c]), [0, 1, 1, 0]),
+        ([a, b], keras.layers.Maximum(name="unit")([a, b]), [1, 0]),
+        ([a, b], maximum(a, b), [1, 0]),
+        ([a], maximum(a, 2.0), [1, 0]),
+    ]:
+        codes = region_codes(keras.Model(inputs, keras.layers.Dense(1)(output)), x[: len(inputs)])
+        assert [codes.unpack(name).tolist() for name in codes.layers] == [[expected]]
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_bits_of_max_pooling_are_the_place_of_the_maximum(keras, rng, dimensions, padding):
+    x = rng.normal(size=(2, *[5, 4, 3][:dimensions], 2)).astype("float32")
+    layer = getattr(keras.layers, f"MaxPooling{dimensions}D")(2, padding=padding, name="unit")
+    stack = [layer, keras.layers.Flatten()]
+    with pytest.raises(ValueError, match="at least one piecewise-affine unit"):
+        codes_of(keras, *stack, x=x)
+    bits = codes_of(keras, *stack, x=x, max_pooling=True).unpack("unit")
+    best = bits.reshape(2, dimensions, -1).transpose(0, 2, 1) @ (1 << np.arange(dimensions))
+    x = np.pad(x, [(0, 0), *([(0, n % 2 * (padding == "same")) for n in x.shape[1:-1]]), (0, 0)], constant_values=-9)
+    places = itertools.product(*[range(n // 2) for n in x.shape[1:-1]], range(2))
+    for place, index in enumerate(places):
+        *corner, channel = index
+        window = x[(slice(None), *(slice(2 * i, 2 * i + 2) for i in corner), channel)].reshape(2, -1)
+        assert best[:, place].tolist() == window.argmax(axis=1).tolist()
+
+
+def test_bits_of_global_max_pooling_and_of_a_maximum_over_an_axis(keras):
+    x = np.array([[[3, 1], [5, 0], [4, 9]]], "float32")  # three places of two channels: the second, the third
+    inputs = keras.Input((3, 2))
+    maximum = tf.reduce_max if keras.__name__ == "tf_keras" else keras.ops.max
+    for output in [keras.layers.GlobalMaxPooling1D()(inputs), maximum(inputs, axis=1), maximum(inputs, axis=-2)]:
+        codes = region_codes(keras.Model(inputs, keras.layers.Dense(1)(output)), x, max_pooling=True)
+        assert [codes.unpack(name).tolist() for name in codes.layers] == [[[1, 0, 0, 1]]]
+
+
+def test_max_pooling_inside_time_distributed(keras, rng):
+    x = rng.normal(size=(2, 3, 4, 1)).astype("float32")
+    wrapped = keras.layers.TimeDistributed(keras.layers.MaxPooling1D(4), name="unit")
+    bits = codes_of(keras, wrapped, keras.layers.Flatten(), x=x, max_pooling=True).unpack("unit")
+    best = (bits.reshape(2, 2, 3) * [[1], [2]]).sum(axis=1)
+    assert best.tolist() == x[..., 0].argmax(axis=2).tolist()
+
+
+def test_bits_of_bare_ops(keras):
+    if keras.__name__ == "tf_keras":
+        ops = [tf.nn.relu, tf.nn.relu6, tf.nn.leaky_relu, tf.abs, lambda x: tf.clip_by_value(x, 0.0, 6.0)]
+    else:
+        ops = [keras.ops.relu, keras.ops.relu6, keras.ops.leaky_relu, keras.ops.abs, lambda x: keras.ops.clip(x, 0, 6)]
+    for op, expected in zip(ops, [POSITIVE, POSITIVE + AT_SIX, POSITIVE, POSITIVE, POSITIVE + AT_SIX], strict=True):
+        inputs = keras.Input((6,))
+        codes = region_codes(keras.Model(inputs, keras.layers.Dense(1)(op(inputs) + 1.0)), Z)
+        assert [codes.unpack(name).tolist() for name in codes.layers] == [[expected]]
+
+
+def test_a_bare_relu_of_keras_3_keeps_its_ceiling():
+    import keras
+
+    inputs = keras.Input((6,))
+    outputs = keras.layers.Dense(1)(keras.activations.relu(inputs, max_value=6.0))
+    codes = region_codes(keras.Model(inputs, outputs), Z)
+    assert codes.unpack(codes.layers[0]).tolist() == [POSITIVE + AT_SIX]
+
+
+def test_units_come_in_the_order_of_the_flattened_output(keras, rng):
+    x = rng.normal(size=(3, 4, 5, 2)).astype("float32")
+    codes = codes_of(keras, keras.layers.ReLU(name="relu"), keras.layers.Flatten(), x=x)
+    assert codes.bits == {"relu": 40}
+    np.testing.assert_array_equal(codes.unpack("relu"), x.reshape(3, -1) > 0)
+
+
+def test_layers_inside_time_distributed_count(keras, rng):
+    x = rng.normal(size=(3, 2, 6)).astype("float32")
+    wrapped = keras.layers.TimeDistributed(dense(keras, "relu"), name="unit")
+    codes = codes_of(keras, wrapped, keras.layers.Flatten(), x=x)
+    np.testing.assert_array_equal(codes.unpack("unit"), x.reshape(3, -1) > 0)
+
+
+def test_nested_models_and_second_calls_have_names_of_their_own(keras, rng):
+    x = rng.normal(size=(9, 4)).astype("float32")
+    relu = keras.layers.ReLU(name="relu")
+    inner_inputs = keras.Input((4,))
+    negate = keras.layers.Rescaling(-1.0)
+    inner = keras.Model(inner_inputs, negate(relu(negate(inner_inputs))), name="inner")
+    inputs = keras.Input((4,))
+    y = relu(inner(inputs, training=False))
+    model = keras.Model(inputs, keras.layers.Dense(1)(inner(keras.layers.Rescaling(2.0, -1.0)(y))))
+    codes = region_codes(model, x)
+    assert codes.layers == ["inner/relu", "relu", "inner/relu#2"]
+    np.testing.assert_array_equal(codes.unpack("inner/relu"), -x > 0)
+    np.testing.assert_array_equal(codes.unpack("relu"), np.minimum(x, 0) > 0)
+    np.testing.assert_array_equal(codes.unpack("inner/relu#2"), np.ones((9, 4)))
+
+
+def test_codes_are_taken_in_inference_mode(keras):
+    norm = keras.layers.BatchNormalization(moving_mean_initializer="ones", epsilon=1e-6)
+    stack = [norm, keras.layers.Dropout(0.9), keras.layers.ReLU(name="relu")]
+    codes = codes_of(keras, *stack, x=np.array([[0.5], [0.9], [1.1]], "float32"))
+    assert codes.unpack("relu").tolist() == [[0], [0], [1]]
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision(keras, policy):
+    layer = keras.layers.Dense(6, "relu", use_bias=False, kernel_initializer="identity", name="unit", dtype=policy)
+    assert codes_of(keras, layer).unpack("unit").tolist() == [POSITIVE]
+
+
+def test_streaming_gives_what_one_batch_gives_and_traces_once_a_shape(keras, rng):
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(11, "relu"), keras.layers.Dense(1)])
+    x = rng.normal(size=(23, 5))
+    encoder = RegionEncoder(model)
+    assert encoder(x, batch_size=8) == region_codes(model, tf.constant(x)) == encoder(x, batch_size=8)
+    assert encoder._encode.experimental_get_tracing_count() == 2  # 8 samples, and the last 7
+    assert len(encoder(x)) == 23
+
+
+def test_several_inputs(keras, rng):
+    a, b = keras.Input((2,), name="a"), keras.Input((3,), name="b")
+    outputs = keras.layers.Dense(1)(keras.layers.ReLU(name="relu")(keras.layers.Concatenate()([a, b])))
+    x = {"a": rng.normal(size=(4, 2)), "b": rng.normal(size=(4, 3))}
+    expected = np.concatenate([x["a"], x["b"]], 1) > 0
+    for model in [keras.Model([a, b], outputs), keras.Model({"a": a, "b": b}, outputs)]:
+        for inputs in [x, [x["a"], x["b"]]]:
+            np.testing.assert_array_equal(region_codes(model, inputs).unpack("relu"), expected)
+        with pytest.raises(ValueError, match=r"Expected a dict with the inputs \['a', 'b'\].*Received: \['a'\]"):
+            region_codes(model, {"a": x["a"]})
+        with pytest.raises(ValueError, match=r"Expected 2 input.*Received: 1"):
+            region_codes(model, x["a"])
+        with pytest.raises(ValueError, match=r"as many for every input. Received: \[4, 3\]"):
+            region_codes(model, {"a": x["a"], "b": x["b"][:3]})
+
+
+def test_a_smooth_activation_is_refused_by_name(keras):
+    for stack in [
+        [dense(keras, "gelu")],
+        [keras.layers.Activation("tanh", name="unit")],
+        [keras.layers.ELU(name="unit")],
+        [keras.layers.Softmax(name="unit")],
+        [keras.layers.Dense(6, lambda z: z, name="unit")],
+    ]:
+        with pytest.raises(ValueError, match="Received: layer 'unit' with activation"):
+            codes_of(keras, keras.layers.ReLU(), *stack)
+
+
+def test_a_smooth_bare_op_is_refused(keras):
+    inputs = keras.Input((6,))
+    gate = tf.nn.sigmoid(inputs) if keras.__name__ == "tf_keras" else keras.ops.sigmoid(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.ReLU()(gate)))
+    with pytest.raises(ValueError, match="activation 'sigmoid', which is smooth"):
+        region_codes(model, Z)
+
+
+def test_an_activation_inside_another_layer_is_refused(keras):
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="block")
+            self.relu = keras.layers.ReLU(name="buried")
+
+        def call(self, x):
+            return self.relu(x)
+
+    for layer, name in [(Block(), "'buried'"), (keras.layers.MultiHeadAttention(2, 3), "inside it")]:
+        inputs = keras.Input((2, 6))
+        y = layer(inputs, inputs) if "inside" in name else layer(inputs)
+        model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.ReLU(name="seen")(y)))
+        with pytest.raises(ValueError, match=name):
+            region_codes(model, np.zeros((1, 2, 6)))
+        assert region_codes(model, np.zeros((1, 2, 6)), approximate=True).layers == ["seen"]
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swish", "sigmoid", "tanh", "softplus", "elu"])
+def test_approximate_takes_the_sign_of_the_pre_activation(keras, activation):
+    for layer in [dense(keras, activation), keras.layers.Activation(activation, name="unit")]:
+        assert codes_of(keras, layer, approximate=True).unpack("unit").tolist() == [POSITIVE]
+
+
+def test_an_activation_at_the_output_is_no_obstacle(keras):
+    inputs = keras.Input((6,))
+    hidden = keras.layers.ReLU(name="relu")(inputs)
+    for head in [keras.layers.Dense(2, "softmax"), keras.layers.Activation("sigmoid")]:
+        assert region_codes(keras.Model(inputs, head(hidden)), Z).layers == ["relu"]
+    nested = keras.Model(inputs, keras.layers.Dense(2, "softmax")(hidden), name="nested")
+    outer = keras.Input((6,))
+    assert region_codes(keras.Model(outer, nested(outer)), Z).layers == ["nested/relu"]
+    with pytest.raises(ValueError, match="'softmax'"):
+        region_codes(keras.Model(outer, keras.layers.Dense(1)(nested(outer))), Z)
+
+
+def test_a_hidden_activation_that_is_an_output_as_well_is_an_obstacle(keras):
+    inputs = keras.Input((6,))
+    gate = keras.layers.Dense(3, "sigmoid", name="gate")(keras.layers.ReLU()(inputs))
+    with pytest.raises(ValueError, match="'gate'"):
+        region_codes(keras.Model(inputs, [gate, keras.layers.Dense(1)(gate)]), Z)
+
+
+def test_a_relu_at_the_output_cuts_the_input_space_all_the_same(keras):
+    inputs = keras.Input((6,))
+    assert region_codes(keras.Model(inputs, keras.layers.ReLU(name="relu")(inputs)), Z).layers == ["relu"]
+
+
+def test_the_model_stays_as_it_was(keras, rng):
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((4,)), norm, keras.layers.Dense(3, "relu"), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    before, config, calls = model.get_weights(), model.get_config(), len(norm._inbound_nodes)
+    region_codes(model, rng.normal(size=(6, 4)))
+    assert [np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)] == [True] * 8
+    assert model.get_config() == config
+    assert len(norm._inbound_nodes) == calls
+    assert model.optimizer.iterations.numpy() == 0
+
+
+def test_refuses_inputs_that_do_not_fit(keras):
+    model = keras.Sequential([keras.Input((4, 3)), keras.layers.ReLU(), keras.layers.Dense(1)])
+    with pytest.raises(ValueError, match=r"Expected inputs of shape \(samples, 4, 3\).*Received: \(2, 3, 4\)"):
+        region_codes(model, np.zeros((2, 3, 4)))
+    with pytest.raises(ValueError, match=r"Received: \(4, 3\)"):
+        region_codes(model, np.zeros((4, 3)))
+    with pytest.raises(ValueError, match=r"Expected at least one sample.*Received: \[0\]"):
+        region_codes(model, np.zeros((0, 4, 3)))
+    with pytest.raises(ValueError, match="Expected `batch_size` to be an integer of at least 1. Received: 0"):
+        region_codes(model, np.zeros((1, 4, 3)), batch_size=0)
+
+
+def test_refuses_models_without_a_code(keras):
+    with pytest.raises(ValueError, match="at least one piecewise-affine unit"):
+        codes_of(keras, keras.layers.Dense(3))
+    with pytest.raises(ValueError, match="model that is built"):
+        region_codes(keras.Sequential([keras.layers.Dense(3, "relu")]), Z)
+    with pytest.raises(TypeError, match="Expected a Keras 3 or tf_keras model. Received: str"):
+        region_codes("model", Z)
+
+
+@pytest.fixture
+def codes(rng):
+    arrays = {
+        "file": rng.integers(0, 255, (3, 2), "uint8") & np.array([255, 31], "uint8"),
+        "inner/relu#2": rng.integers(0, 255, (3, 1), "uint8"),
+    }
+    return Codes(arrays, {"file": 13, "inner/relu#2": 8})
+
+
+def test_codes_survive_a_file(codes, tmp_path):
+    path = tmp_path / "codes"
+    codes.save(path)
+    assert Codes.load(path) == codes
+    assert Codes.load(path).layers == codes.layers
+    assert [file.name for file in tmp_path.iterdir()] == ["codes"]
+
+
+def test_a_failed_save_leaves_the_old_file(codes, tmp_path, monkeypatch):
+    codes.save(tmp_path / "codes.npz")
+    monkeypatch.setattr(np, "savez", lambda file, **arrays: file.write(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        codes.save(tmp_path / "codes.npz")
+    assert [file.name for file in tmp_path.iterdir()] == ["codes.npz"]
+    assert Codes.load(tmp_path / "codes.npz") == codes
+
+
+def test_a_damaged_file_is_refused(codes, tmp_path):
+    path = tmp_path / "codes.npz"
+    codes.save(path)
+    whole = path.read_bytes()
+    for damaged in [b"", b"no zip at all", whole[:-40], whole[:150] + b"\xff" * 40 + whole[190:]]:
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="Expected a file that tfspline has written, whole. Received"):
+            Codes.load(path)
+    arrays = codes.to_arrays()
+    for other in (
+        {"something": np.zeros(3)},
+        arrays | {"layers": np.array(["file", "file"]), "1": arrays["0"], "bits": np.array([13, 13])},
+        arrays | {"layers": np.array([0, 1])},
+        arrays | {"layers": arrays["layers"][:1]},
+        arrays | {"layers": np.array("file"), "bits": np.array(13)},
+        arrays | {"bits": np.array([13.0, np.nan])},
+        arrays | {"bits": np.array([13, -8])},
+        arrays | {"bits": np.array([13, 2**62])},
+        arrays | {"1": arrays["1"].astype("uint16")},
+    ):
+        write_npz(path, other)
+        with pytest.raises(ValueError, match="tfspline has written"):
+            Codes.load(path)
+    np.savez(path, **arrays | {"layers": np.array(["file", None])})  # which takes a pickle to read
+    with pytest.raises(ValueError, match="tfspline has written.*allow_pickle"):
+        Codes.load(path)
+    with pytest.raises(FileNotFoundError):
+        Codes.load(tmp_path / "nowhere.npz")
+
+
+def test_codes_are_equal_if_all_their_bits_are(codes):
+    assert codes == Codes({name: codes[name].copy() for name in codes.layers}, codes.bits)
+    flipped = {**{name: codes[name] for name in codes.layers}, "inner/relu#2": codes["inner/relu#2"] ^ 1}
+    assert codes != Codes(flipped, codes.bits)
+    assert codes != Codes({name: codes[name] for name in codes.layers}, {**codes.bits, "file": 14})
+    assert codes != "codes"
+
+
+def test_codes_refuse_arrays_that_do_not_fit_their_bits():
+    with pytest.raises(ValueError, match=r"uint8 codes of shape \(2, 2\).*Received: uint8 of shape \(2, 1\)"):
+        Codes({"relu": np.zeros((2, 1), "uint8")}, {"relu": 9})
+    with pytest.raises(ValueError, match="Received: int64 of shape"):
+        Codes({"relu": np.zeros((2, 1), "int64")}, {"relu": 8})
+    with pytest.raises(ValueError, match=r"of the same layers.*\['a'\] and \['b'\]"):
+        Codes({"a": np.zeros((2, 1), "uint8")}, {"b": 8})
+    with pytest.raises(ValueError, match="at least one"):
+        Codes({}, {})
+    with pytest.raises(TypeError, match="Expected a loop over codes.layers"):
+        list(Codes({"a": np.zeros((2, 1), "uint8")}, {"a": 8}))

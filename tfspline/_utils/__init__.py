@@ -1,0 +1,1 @@
+"""Argument checks, files that are replaced atomically, and the roles of distributed workers."""

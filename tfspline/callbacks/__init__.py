@@ -1,0 +1,1 @@
+"""Keras callbacks: `EarlyBird`, `SplinePruning`, and the state that they save."""

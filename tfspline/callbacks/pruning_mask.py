@@ -1,0 +1,51 @@
+"""The pruning mask of EB Train, which an early bird can watch in place of the partition."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tfspline import _keras
+from tfspline.spline.codes import Codes
+
+
+def pruning_mask(model: Any, ratio: float) -> Codes:
+    """Which units would stay if a model were pruned now, as the code of a single sample: 1 for each that stays.
+
+    It leaves out the `ratio` of all units with the smallest |gamma| of their BatchNormalization; in a model without
+    one, of those with the smallest l1 norm of their Dense or Conv kernel, the last such layer (the head) not counted
+    (You et al., "Drawing Early-Bird Tickets", ICLR 2020).
+
+    Raises:
+        TypeError, ValueError: the model's graph cannot be read, or has no such layers.
+
+    Example:
+
+    >>> layers = [keras.layers.Dense(3, name="a"), keras.layers.Dense(1)]
+    >>> model = keras.Sequential([keras.Input((1,)), *layers])
+    >>> layers[0].set_weights([np.array([[1.0, -3.0, 2.0]]), np.zeros(3)])
+    >>> pruning_mask(model, 0.5).unpack("mask").tolist()
+    [[0, 1, 0]]
+    """
+    layers = _keras.layer_paths(_keras.check_model(model)).values()
+    scores = [
+        np.abs(layer.gamma.numpy())
+        for layer in layers
+        if _keras.of_class(layer, "BatchNormalization") and layer.gamma is not None
+    ]
+    if not scores:
+        kernels = [
+            layer.kernel.numpy()
+            for layer in layers
+            if _keras.builtin_class_name(layer) in ("Dense", "Conv1D", "Conv2D", "Conv3D")
+        ]
+        scores = [np.abs(kernel).reshape(-1, kernel.shape[-1]).sum(0) for kernel in kernels[:-1]]
+    if not scores:
+        raise ValueError(
+            "Expected a model with units to mask: BatchNormalization with a scale, or at least two Dense "
+            f"or Conv layers. Received: {model.name!r}"
+        )
+    scores = np.concatenate(scores)
+    mask = np.ones(len(scores), np.uint8)
+    mask[np.argsort(scores, kind="stable")[: math.ceil(ratio * len(scores))]] = 0
+    return Codes({"mask": np.packbits(mask, bitorder="little")[None]}, {"mask": len(mask)})

@@ -1,0 +1,1 @@
+"""Export to TensorFlow Serving and LiteRT, and latency measurement."""

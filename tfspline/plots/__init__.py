@@ -1,0 +1,1 @@
+"""Pictures of partitions and of trainings; needs matplotlib."""

@@ -1,0 +1,1 @@
+"""Pruning: criteria, budgets, plans, masks, slimming and compensation."""

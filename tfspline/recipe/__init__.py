@@ -1,0 +1,1 @@
+"""The whole recipe: search, prune, retrain, report; `train.py` runs it."""

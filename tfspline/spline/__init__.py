@@ -1,0 +1,1 @@
+"""A network as a spline: piecewise activations, region codes, distances, affine maps, polygons and reports."""
