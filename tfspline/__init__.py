@@ -1,4 +1,7 @@
-"""Pruning Keras networks, seen as splines: region codes, early birds, plans of what goes, and slim models."""
+"""Prune Keras networks, seen as splines: region codes, early-bird detection, pruning plans and slim models."""
+
+import importlib
+from typing import TYPE_CHECKING
 
 from tfspline import layers
 from tfspline.callbacks.early_bird import EarlyBird
@@ -18,6 +21,13 @@ from tfspline.spline.codes import Codes, region_codes
 from tfspline.spline.comparison import PartitionReport, partition_report
 from tfspline.spline.distance import partition_distance, partition_distances, plane
 from tfspline.spline.polygons import Polygons, partition_polygons
+
+if TYPE_CHECKING:
+    from tfspline import datasets as datasets
+    from tfspline import models as models
+    from tfspline import plots as plots
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Codes",
@@ -48,3 +58,16 @@ __all__ = [
     "unwrap",
     "wrap",
 ]
+
+# Imported on first use: they need packages (scikit-learn, matplotlib) that the rest of the library does not.
+_LAZY = ("datasets", "models", "plots")
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return importlib.import_module(f"tfspline.{name}")
+    raise AttributeError(f"module 'tfspline' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_LAZY, "__version__"])

@@ -1,4 +1,4 @@
-"""What `import tfspline` does to a process, and that the examples in the docstrings run."""
+"""`import tfspline`: what it loads and lists; the examples in the docstrings run."""
 
 import doctest
 import importlib
@@ -17,17 +17,54 @@ MODULES = sorted(
 )
 
 
-def test_import_takes_neither_tfmot_nor_tf_keras_nor_matplotlib_and_leaves_tf_keras_at_keras_3():
-    code = """
+OPTIONAL = (
+    "tf_keras",
+    "tensorflow_model_optimization",
+    "matplotlib",
+    "sklearn",
+    "tensorboard",
+    "jinja2",
+    "PIL",
+    "filelock",
+)
+
+
+def test_keras_3_model_is_pruned_without_optional_packages_and_tf_keras_stays_at_keras_3():
+    code = f"""
 import os, sys
-for name in ("tensorflow_model_optimization", "tf_keras", "matplotlib"):
-    sys.modules[name] = None  # importing it would raise
-import tfspline
+for name in {OPTIONAL}:
+    sys.modules[name] = None  # importing it raises
+import keras, numpy as np, tfspline
 import tensorflow as tf
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu", name="hidden"), keras.layers.Dense(2)])
+assert tfspline.prune(model, 0.5, data=np.eye(4)).get_layer("hidden").units == 4
+assert tfspline.models.build("mlp", (4,), 2).output_shape == (None, 2)
 assert tf.keras.__version__.startswith("3"), tf.keras.__version__
 assert "TF_USE_LEGACY_KERAS" not in os.environ
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_subpackages_are_imported_on_first_use():
+    code = """
+import sys, tfspline
+assert not any(f"tfspline.{name}" in sys.modules for name in ("datasets", "models", "plots"))
+assert tfspline.datasets.load and tfspline.models.build and tfspline.plots
+try:
+    tfspline.nothing
+except AttributeError as error:
+    assert "'nothing'" in str(error)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_dir_lists_public_names_only():
+    names = dir(tfspline)
+    assert {"prune", "datasets", "models", "plots", "layers", "__version__"} <= set(names)
+    assert all(hasattr(tfspline, name) for name in names)
+    hidden = {"graph", "pruning", "spline", "callbacks", "deployment", "recipe", "importlib", "TYPE_CHECKING"}
+    assert not hidden & set(names)
+    assert [name for name in names if name.startswith("_")] == ["__version__"]
 
 
 def test_every_public_name_has_a_docstring_with_an_example():

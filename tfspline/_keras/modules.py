@@ -26,7 +26,10 @@ def keras_named(name: str) -> ModuleType:
     if name not in ("keras", "tf_keras"):
         raise ValueError(f"Expected 'keras' or 'tf_keras'. Received: {name!r}")
     if name == "tf_keras":
-        import tf_keras
+        try:
+            import tf_keras
+        except ModuleNotFoundError as error:
+            raise ImportError("keras='tf_keras' needs tf_keras: pip install 'tfspline[tfmot]'") from error
 
         return tf_keras
     return keras

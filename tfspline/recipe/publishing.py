@@ -1,6 +1,7 @@
 """What a run that is over leaves to be looked at and to be served, made again where it is missing."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 
@@ -64,9 +65,12 @@ def publish(training: Training) -> None:
     if export_missing:
         _export(training, summary, trained)
     if pictures_missing:
-        from tfspline.recipe.recipe import pictures  # matplotlib is slow to import, and only needed here
+        if importlib.util.find_spec("matplotlib") is None:
+            logging.warning("matplotlib is not installed, so no pictures are drawn: pip install 'tfspline[plots]'")
+        else:
+            from tfspline.recipe import pictures  # matplotlib is slow to import, and only needed here
 
-        pictures.draw(folder, training.data, training.early_bird(), summary, trained)
+            pictures.draw(folder, training.data, training.early_bird(), summary, trained)
         report.write(folder.path)
 
 

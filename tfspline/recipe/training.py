@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.util
 import math
 import time
 from typing import Any
@@ -220,7 +221,9 @@ class Training:
         if self.data.validation is not None:
             held_out = self.data.evaluation_batches(recipe.batch_size, "validation").with_options(_EACH_BATCH_SHARED)
         watch = self._watch(model) if self.publish and phase in ("search", "baseline") else None
-        tensorboard = [callbacks.TensorBoard(self.folder.file("logs", phase), write_graph=False)] if self.chief else []
+        tensorboard = []
+        if self.chief and importlib.util.find_spec("tensorboard"):
+            tensorboard = [callbacks.TensorBoard(self.folder.file("logs", phase), write_graph=False)]
         # One of several workers that saved by itself, inside an epoch, would leave the others waiting.
         with contextlib.nullcontext() if recipe.strategy == "multi_worker" else self.stopper.steps():
             model.fit(
