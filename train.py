@@ -107,7 +107,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_enum("scope", Recipe.scope, ["layer", "global"], "Rank units within a layer, or across layers.")
 flags.DEFINE_float("ratio", Recipe.ratio, "Budget: the share of units that go.")
-flags.DEFINE_float("flops", Recipe.flops, "Budget: the share of the forward FLOPs that stays.")
+flags.DEFINE_float("max_flops", Recipe.max_flops, "Budget: the largest share of the forward FLOPs that stays.")
 flags.DEFINE_float(
     "training_flops_reduction",
     Recipe.training_flops_reduction,

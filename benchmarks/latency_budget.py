@@ -1,4 +1,4 @@
-"""Budgets of measured latency: what `tfspline.prune(model, latency=...)` was asked for, and what is measured then.
+"""Budgets of measured latency: what `tfspline.prune(model, max_latency=...)` was asked for, and what is measured then.
 
 python benchmarks/latency_budget.py [--keras=keras] [--networks=resnet56,mobilenetv2] [--runtimes=tensorflow,litert]
     [--budgets=0.75,0.5] [--batch_size=1]
@@ -43,9 +43,9 @@ def main(argv):
             where = {"runtime": runtime, "batch_size": given.batch_size}
             for share in map(float, given.budgets):
                 start = time.perf_counter()
-                asked = tfspline.prune(model, latency=share, criterion="l1", **where)
+                asked = tfspline.prune(model, max_latency=share, criterion="l1", **where)
                 search = time.perf_counter() - start
-                by_flops = tfspline.prune(model, flops=share, criterion="l1")
+                by_flops = tfspline.prune(model, max_flops=share, criterion="l1")
                 seconds = in_turns([sample_of(one, **where) for one in (asked, by_flops, model)])
                 met, instead = np.median(seconds[:, :2] / seconds[:, 2:], axis=0)
                 stays = tfspline.flops(asked).macs / macs

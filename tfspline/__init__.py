@@ -15,7 +15,7 @@ from tfspline.layers.wrapping import unwrap, wrap
 from tfspline.pruning.criteria import register_criterion
 from tfspline.pruning.masks import Masks
 from tfspline.pruning.planning import Plan, plan, prune
-from tfspline.pruning.slimming import slim
+from tfspline.pruning.slimming import SlimReport, slim, slim_report
 from tfspline.spline.affine import affine_map
 from tfspline.spline.codes import Codes, region_codes
 from tfspline.spline.comparison import PartitionReport, partition_report
@@ -36,6 +36,7 @@ __all__ = [
     "PartitionReport",
     "Plan",
     "Polygons",
+    "SlimReport",
     "SplinePruning",
     "affine_map",
     "export",
@@ -54,6 +55,7 @@ __all__ = [
     "register_channel_rule",
     "register_criterion",
     "slim",
+    "slim_report",
     "training_flops",
     "unwrap",
     "wrap",

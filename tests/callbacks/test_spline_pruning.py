@@ -51,7 +51,7 @@ def test_a_model_goes_from_dense_to_ready_to_slim(keras, rng, family, regrow):
 
 def test_steps_are_acted_on_before_they_are_trained(keras, rng):
     model = compiled(keras, rng)
-    pruning = SplinePruning(Every(0.5, 0, 12, 4))
+    pruning = SplinePruning(Every(0.5, 0, 12, 4), scope="global")
     watch = Watch(keras, pruning)
     after = [round(int(0.5 * step / 12 * 20 + 1e-9) / 20, 3) for step in (0, 4, 8, 12)]
     # A LambdaCallback behind the pruning sees what is off for the step that comes next.
@@ -75,7 +75,7 @@ def test_the_units_that_go_are_those_of_a_plan(keras, rng):
     model, other = (compiled(keras, np.random.default_rng(3)) for _ in range(2))
     other.set_weights(model.get_weights())
     data = data_for(model, rng)
-    pruning = SplinePruning(lambda step: (step == 12, 0.4))
+    pruning = SplinePruning(lambda step: (step == 12, 0.4), scope="global")
     fit(model, data, pruning)
     fit(other, data)
     assert pruning.masks.off.tolist() == tfspline.plan(other, 0.4, scope="global").removed.tolist()
@@ -130,7 +130,7 @@ def test_units_that_come_back_have_their_old_values(keras, rng):
     model = compiled(keras, rng, optimizer=keras.optimizers.SGD(0.0))
     before = model.get_weights()
     sparsity = {0: 0.5, 2: 0.3, 5: 0.6, 6: 0.0, 8: 0.4, 12: 0.0}
-    pruning = SplinePruning(lambda step: (step in sparsity, sparsity.get(step, 0)), regrow=True)
+    pruning = SplinePruning(lambda step: (step in sparsity, sparsity.get(step, 0)), scope="global", regrow=True)
     watch = Watch(keras, pruning)
     fit(model, data_for(model, rng), pruning, watch.callback)
     assert watch.sparsity == [0.5, 0.3, 0.3, 0.3, 0.6, 0.0, 0.0, 0.4, 0.4, 0.4, 0.4, 0.0] and all(watch.zero)
@@ -271,7 +271,7 @@ def test_a_bird_that_stops_the_training_is_refused(keras, rng):
 @pytest.mark.parametrize("schedule", [Every(0.5, 0, 12), lambda step: (step % 5 == 0, 0.5), Every(0.5, 0, 11, 4)])
 def test_schedules_that_do_end(keras, rng, schedule):
     model = compiled(keras, rng)
-    fit(model, data_for(model, rng), SplinePruning(schedule))
+    fit(model, data_for(model, rng), SplinePruning(schedule, scope="global"))
     assert Masks.from_model(model).sparsity > 0.3
 
 
@@ -284,7 +284,7 @@ def test_a_dataset_of_unknown_length_is_pruned_all_the_same(keras, rng):
             yield x[:6], y[:6]
 
     specs = (tf.TensorSpec((6, 6)), tf.TensorSpec((6, 3)))
-    pruning = SplinePruning(Every(0.9, 0, 100))
+    pruning = SplinePruning(Every(0.9, 0, 100), scope="global")
     model.fit(tf.data.Dataset.from_generator(batches, output_signature=specs), epochs=2, verbose=0, callbacks=[pruning])
     assert pruning.step == 8 and 0 < pruning.sparsity < 0.1
 
@@ -306,7 +306,8 @@ def test_a_bird_that_comes_too_late_is_warned_of(keras, rng, caplog, monkeypatch
 def test_tfmots_schedules(keras, rng, tfmot):
     schedules = tfmot.sparsity.keras
     model = compiled(keras, rng)
-    pruning = SplinePruning(schedules.PolynomialDecay(0.1, 0.5, begin_step=2, end_step=10, frequency=4))
+    schedule = schedules.PolynomialDecay(0.1, 0.5, begin_step=2, end_step=10, frequency=4)
+    pruning = SplinePruning(schedule, scope="global")
     watch = Watch(keras, pruning)
     fit(model, data_for(model, rng), pruning, watch.callback)
     assert watch.sparsity == [0.0] + [0.1] * 4 + [0.45] * 4 + [0.5] * 3  # 0.5 - 0.4 * (1 / 2) ** 3 = 0.45

@@ -55,7 +55,7 @@ def share(small, model, runtime):
 )
 def test_a_budget_is_met_on_devices_of_many_kinds(keras, rng, scope, options):
     model, runtime = scramble(wide(keras), rng), device(**options)
-    small = tfspline.prune(model, latency=0.7, runtime=runtime, scope=scope, criterion="l1")
+    small = tfspline.prune(model, max_latency=0.7, runtime=runtime, scope=scope, criterion="l1")
     tried = [one for one in runtime.seen[1:] if len(one.layers) == len(model.layers)]
     assert len(tried) <= 4
     assert 0.95 <= share(small, model, runtime) / 0.7 <= 1.05
@@ -63,7 +63,7 @@ def test_a_budget_is_met_on_devices_of_many_kinds(keras, rng, scope, options):
 
 def test_widths_are_rounded_up_for_a_latency_too(keras, rng):
     model, runtime = scramble(wide(keras), rng), device()
-    small = tfspline.prune(model, latency=0.5, runtime=runtime, criterion="l1", round_to=4)
+    small = tfspline.prune(model, max_latency=0.5, runtime=runtime, criterion="l1", round_to=4)
     assert all(small.get_layer(name).filters % 4 == 0 for name in ("stem", "a", "b"))
     assert 0.95 <= share(small, model, runtime) / 0.5 <= 1.05
 
@@ -109,8 +109,10 @@ def test_the_table_is_linear_between_what_was_measured_and_never_falls(keras):
 
 def test_the_plan_says_how_it_was_measured(keras, rng, tmp_path):
     model = scramble(wide(keras), rng)
-    plan = tfspline.plan(model, latency=0.6, runtime=device(), batch_size=8, criterion="l1")
-    assert plan.options["latency"] == 0.6 and plan.options["batch_size"] == 8 and plan.options["runtime"] == "runtime"
+    plan = tfspline.plan(model, max_latency=0.6, runtime=device(), batch_size=8, criterion="l1")
+    assert (
+        plan.options["max_latency"] == 0.6 and plan.options["batch_size"] == 8 and plan.options["runtime"] == "runtime"
+    )
     plan.save(str(tmp_path / "plan.json"))
     assert tfspline.Plan.load(str(tmp_path / "plan.json"), model).options == plan.options
     assert "runtime" not in tfspline.plan(model, 0.5).options
@@ -161,34 +163,37 @@ def test_what_tensorflow_is_timed_on_are_the_answers_of_the_model(keras, rng, mo
 
 
 def test_what_has_to_stay_is_refused(keras, rng):
-    with pytest.raises(ValueError, match=r"Expected `latency` of at least 0\.9\d*, what has to stay. Received: 0.5"):
-        tfspline.plan(scramble(wide(keras), rng), latency=0.5, runtime=device(overhead=1e8))
+    with pytest.raises(ValueError, match=r"max_latency=0\.5 cannot be met: .* needs 0\.9\d* of the time"):
+        tfspline.plan(scramble(wide(keras), rng), max_latency=0.5, runtime=device(overhead=1e8))
 
 
 def test_a_latency_between_two_widths_is_refused_with_those_that_can_be_had(keras):
     model = keras.Sequential([keras.Input((40,)), keras.layers.Dense(4, name="a"), keras.layers.Dense(2)])
-    with pytest.raises(ValueError, match=r"met within 5%.* Received: 0.6, .*nearest first: 0.500, 0.750, 0.250, 1.000"):
-        tfspline.plan(model, latency=0.6, runtime=device())
+    with pytest.raises(ValueError, match=r"max_latency=0.6 .* within 5%.*nearest first: 0.500, 0.750, 0.250, 1.000"):
+        tfspline.plan(model, max_latency=0.6, runtime=device())
 
 
 def test_a_clock_that_tells_nothing_is_refused(keras):
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="a clock that is steady enough|what has to stay"):
-        tfspline.plan(wide(keras), latency=0.5, runtime=lambda model, batch_size: lambda: rng.choice([1e-9, 1e9]))
+    with pytest.raises(ValueError, match="max_latency=0.5 cannot be met"):
+        tfspline.plan(wide(keras), max_latency=0.5, runtime=lambda model, batch_size: lambda: rng.choice([1e-9, 1e9]))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latency": 0}, r"Expected `latency` in \(0, 1\). Received: 0"),
-        ({"latency": 1.0}, r"Expected `latency` in \(0, 1\). Received: 1.0"),
-        ({"latency": 0.5, "flops": 0.5}, "Expected exactly one of .*`latency`"),
+        ({"max_latency": 0}, r"Expected `max_latency` in \(0, 1\). Received: 0"),
+        ({"max_latency": 1.0}, r"Expected `max_latency` in \(0, 1\). Received: 1.0"),
+        ({"max_latency": 0.5, "max_flops": 0.5}, "Expected exactly one of .*`max_latency`"),
         (
-            {"latency": 0.5, "runtime": "onnx"},
+            {"max_latency": 0.5, "runtime": "onnx"},
             r"Expected `runtime` among \('tensorflow', 'litert'\).* Received: 'onnx'",
         ),
-        ({"latency": 0.5, "batch_size": 0}, "Expected `batch_size` to be an integer of at least 1. Received: 0"),
-        ({"latency": 0.5, "batch_size": True}, "Expected `batch_size` to be an integer of at least 1. Received: True"),
+        ({"max_latency": 0.5, "batch_size": 0}, "Expected `batch_size` to be an integer of at least 1. Received: 0"),
+        (
+            {"max_latency": 0.5, "batch_size": True},
+            "Expected `batch_size` to be an integer of at least 1. Received: True",
+        ),
     ],
 )
 def test_refusals(keras, options, message):
@@ -200,6 +205,6 @@ def test_a_shape_that_is_not_known_is_refused(keras):
     inputs = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(4, 3)(keras.layers.Conv2D(8, 3)(inputs))
     model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
-    for measure in (tfspline.latency, functools.partial(tfspline.plan, latency=0.5)):
+    for measure in (tfspline.latency, functools.partial(tfspline.plan, max_latency=0.5)):
         with pytest.raises(ValueError, match="Expected a model with a static input shape"):
             measure(model)

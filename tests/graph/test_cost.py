@@ -108,7 +108,7 @@ def test_an_unknown_size_is_refused(keras):
     with pytest.raises(ValueError, match="Expected a model with a static input shape.* Received: .*None"):
         tfspline.flops(model)
     with pytest.raises(ValueError, match="Expected a model with a static input shape"):
-        tfspline.plan(model, flops=0.5)
+        tfspline.plan(model, max_flops=0.5)
 
 
 def test_no_model_is_refused():

@@ -186,14 +186,14 @@ WRONG = {
         "Expected the `ratio` of at least one layer. Received: an empty mapping",
     ),
     "FLOPs by layer": (
-        lambda g: tfspline.prune(g.model, flops={"a": 0.5}),
+        lambda g: tfspline.prune(g.model, max_flops={"a": 0.5}),
         ValueError,
-        r"Expected `flops` in \(0, 1\). Received: {'a': 0.5}",
+        r"Expected `max_flops` in \(0, 1\). Received: {'a': 0.5}",
     ),
     "times fewer for a share": (
-        lambda g: tfspline.prune(g.model, flops=3.5),
+        lambda g: tfspline.prune(g.model, max_flops=3.5),
         ValueError,
-        r"Expected `flops` in \(0, 1\). Received: 3.5",
+        r"Expected `max_flops` in \(0, 1\). Received: 3.5",
     ),
     "a ratio of the layer that stays": (
         lambda g: tfspline.prune(g.model, {"head": 0.5}),
@@ -836,7 +836,7 @@ FLAGS = {
     "--schedule=polynomial --pruning_epochs=30": "Expected pruning_epochs to be from 1 to 29, .* Received: 30",
     "--criterion=best": "Expected `criterion` among .* Received: 'best'",
     "--ratio=70": r"Expected `ratio` in \(0, 1\). Received: 70.0",
-    "--flops=0.5": "Expected exactly one of ratio, flops, training_.* Received: {'ratio': 0.5, 'flops': 0.5}",
+    "--max_flops=0.5": "Expected exactly one of ratio, max_flops, .* Received: {'ratio': 0.5, 'max_flops': 0.5}",
     "--min_units=0": "Expected min_units to be at least 1. Received: 0",
     "--retrain_from=random --compensate=merge": "Expected compensate=none with .* Received: compensate=merge",
     "--run_dir=full": "Expected run_dir to be a new folder or that of an earlier run. Received: 'full', which",

@@ -45,7 +45,7 @@ def test_min_units_stay(keras, rng):
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize(("budget", "counted"), [("flops", "macs"), ("params", "params")])
+@pytest.mark.parametrize(("budget", "counted"), [("max_flops", "macs"), ("max_params", "params")])
 def test_a_budget_is_met_from_below(keras, rng, budget, counted, scope):
     model = scramble(models.build("resnet20", (16, 16, 3), 10, keras=keras.__name__), rng)
     for share in (0.7, 1 / 3.5, 0.1):
@@ -55,7 +55,7 @@ def test_a_budget_is_met_from_below(keras, rng, budget, counted, scope):
 
 def test_a_budget_is_that_of_the_slim_model(keras, rng):
     model = scramble(residual(keras), rng)
-    plan = tfspline.plan(model, flops=0.4)
+    plan = tfspline.plan(model, max_flops=0.4)
     assert tfspline.flops(plan.apply(model)).macs == plan.cost()["macs"][1] <= 0.4 * tfspline.flops(model).macs
 
 
@@ -178,18 +178,18 @@ def test_equal_seeds_draw_equal_plans(keras):
     [
         ({"ratio": 0.0}, r"Expected `ratio` in \(0, 1\). Received: 0.0"),
         ({"ratio": 1.0}, r"Expected `ratio` in \(0, 1\). Received: 1.0"),
-        ({"flops": 1.5}, r"Expected `flops` in \(0, 1\). Received: 1.5"),
-        ({"params": -1}, r"Expected `params` in \(0, 1\). Received: -1"),
+        ({"max_flops": 1.5}, r"Expected `max_flops` in \(0, 1\). Received: 1.5"),
+        ({"max_params": -1}, r"Expected `max_params` in \(0, 1\). Received: -1"),
         ({"ratio": {"a": 2}}, r"Expected `ratio` in \(0, 1\). Received: 2"),
         ({"ratio": {"c": 0.5}}, r"Expected ratios of layers among \['a', 'b'\]. Received: 'c'"),
-        ({}, "Expected exactly one of `ratio`, `flops`, `params`, `latency`. Received: none"),
-        ({"ratio": 0.5, "flops": 0.5}, "Expected exactly one of `ratio`, `flops`"),
+        ({}, "Expected exactly one of `ratio`, `max_flops`, `max_params`, `max_latency`. Received: none"),
+        ({"ratio": 0.5, "max_flops": 0.5}, "Expected exactly one of `ratio`, `max_flops`"),
         ({"ratio": 0.5, "round_to": 0}, "Expected `round_to` to be an integer of at least 1. Received: 0"),
         ({"ratio": 0.5, "criterion": "best"}, "Expected `criterion` among"),
         ({"ratio": 0.5, "scope": "world"}, "Expected `scope` among .* Received: 'world'"),
         ({"ratio": 0.5, "min_units": 0}, "Expected `min_units` to be an integer of at least 1. Received: 0"),
         ({"ratio": 0.5, "protect": ("a", "b")}, "Expected a model with units that can go.*where all stay"),
-        ({"flops": 1e-4}, "Expected `flops` of at least 0.0.*, what has to stay. Received: 0.0001"),
+        ({"max_flops": 1e-4}, "max_flops=0.0001 cannot be met: .* needs 0.0.* of the FLOPs"),
     ],
 )
 def test_refusals(keras, options, message):

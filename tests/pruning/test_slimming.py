@@ -42,10 +42,15 @@ def zero_kernels(model, ratio):
     return model
 
 
+def measure(model, **options):
+    report = tfspline.slim_report(model, **options)
+    return report.model, report.difference
+
+
 def check(model, rng, exact=EXACT, **options):
     """Slims; the function is the same, the model untouched."""
     before = [weight.numpy() for weight in model.weights]
-    small, measured = tfspline.slim(model, return_difference=True, **options)
+    small, measured = measure(model, **options)
     x = inputs_for(model, rng)
     assert difference(model(x), small(x)) <= exact and measured <= exact
     assert all(np.array_equal(weight, old) for weight, old in zip(model.weights, before, strict=True))
@@ -133,7 +138,7 @@ def test_a_layer_without_bias_gets_one(keras, rng):
 def test_zeros_at_the_border_are_not_the_constant(keras, rng):
     model = pair(keras, "same", 2.0)
     assert check(model, rng, exact=0).get_layer("a").filters == 2
-    small, measured = tfspline.slim(model, allow_inexact=True, return_difference=True)
+    small, measured = measure(model, allow_inexact=True)
     assert small.get_layer("a").filters == 1
     np.testing.assert_allclose(small.get_layer("b").bias.numpy(), [1 + 2 * 0.5 * 9])
     # at a corner four taps of nine see the constant: the output is 5 x 2 x 0.5 too large
@@ -171,7 +176,7 @@ def test_gammas_of_network_slimming_go_into_the_next_moving_mean(keras, rng):
     fill(model, inner, "beta", 1.0, [4])
     small = check(model, rng)
     assert small.get_layer("inner").filters == 4
-    small, measured = tfspline.slim(model, allow_inexact=True, return_difference=True)
+    small, measured = measure(model, allow_inexact=True)
     assert small.get_layer("inner").filters == 3 and EXACT < measured < 1
     assert len(small.weights) == len(model.weights)  # the constant is in the moving mean, not in a new bias
     # a unit of the stream goes only if every layer that adds to it has a zero gamma there
@@ -280,7 +285,7 @@ def test_two_calls_of_a_reader_must_see_the_same_constant(keras, rng, values, le
         fill(model, layer, "bias", value, [1])
     small = check(model, rng)
     assert small.get_layer("a").units == small.get_layer("b").units == left
-    mean, measured = tfspline.slim(model, allow_inexact=True, return_difference=True)
+    mean, measured = measure(model, allow_inexact=True)
     shift = mean.get_layer("twice").bias.numpy() - model.get_layer("twice").bias.numpy()
     np.testing.assert_allclose(shift, np.mean(values) * model.get_layer("twice").kernel.numpy()[1], rtol=1e-5)
     assert (measured > 1e-3) == (values == (2.0, 3.0))
@@ -350,7 +355,7 @@ def test_a_transposed_convolution_is_not_exact(keras, rng):
     fill(model, "a", "bias", -1.0, [0])
     fill(model, "a", "bias", 1.0, [1])
     assert check(model, rng).get_layer("a").filters == 3
-    small, measured = tfspline.slim(model, allow_inexact=True, return_difference=True)
+    small, measured = measure(model, allow_inexact=True)
     assert small.get_layer("a").filters == 2 and measured > EXACT
     x = inputs_for(model, rng, 50)  # each output pixel has one tap: their mean is what goes into the bias
     np.testing.assert_allclose(np.mean(model(x) - small(x), axis=(0, 1, 2)), 0, atol=1e-5)
@@ -396,7 +401,7 @@ def test_nested_models_integers_and_dicts(keras, rng):
     fill(model, "embed", "embeddings", 0.3, [1])  # the same for all tokens
     zero(model, "more", [0])
     zero(model, "inner/hidden", [1, 2, 3])
-    small, measured = tfspline.slim(model, return_difference=True)
+    small, measured = measure(model)
     x = {"tokens": rng.integers(0, 20, (4, 5)), "numbers": rng.normal(size=(4, 3)).astype("float32")}
     assert difference(model(x)["y"], small(x)["y"]) <= EXACT and measured <= EXACT
     assert small.get_layer("embed").output_dim == 3 and small.get_layer("more").units == 1
@@ -463,7 +468,8 @@ def test_what_only_units_read_that_go_goes_as_well(keras, rng, flat):
     only("c", 1, [2, 5])  # which alone read one of b,
     only("b", 4, [1])  # which alone reads one of a;
     only("b", 3, [1, 0])  # another one is read by somebody else as well
-    small, masks = tfspline.slim(model, return_masks=True)
+    report = tfspline.slim_report(model)
+    small, masks = report.model, report.masks
     assert {name: np.flatnonzero(~on).tolist() for name, on in masks.items()} == {
         "a": [4], "b": [1], "c": [2, 5], "head": [],
     }  # fmt: skip
@@ -494,7 +500,7 @@ def test_channels_of_a_layer_norm_go_only_where_allowed(keras, rng):
     kernel = model.get_layer("b").kernel
     kernel.assign(kernel.numpy() * [[1], [0], [1], [1], [1], [1]])
     assert check(model, rng, exact=0).get_layer("a").units == 6
-    small, measured = tfspline.slim(model, allow_inexact=True, return_difference=True)
+    small, measured = measure(model, allow_inexact=True)
     # channel 0 is constant before the normalisation and varies after it; channel 1 is not read
     assert small.get_layer("a").units == 5 and measured > 1e-3
 
@@ -503,12 +509,12 @@ def test_it_says_what_it_did(keras, rng, caplog):
     logging.getLogger("absl").propagate = True
     with caplog.at_level(logging.INFO, "absl"):
         tfspline.slim(pair(keras, "same", 2.0))
-    assert "0 units are switched off and go: none" in caplog.text
-    assert "1 constant units stay, since folding them is not exact: a (1 of 2)" in caplog.text
+    assert "removes 0 unit(s): none" in caplog.text
+    assert "keeps 1 constant unit(s) because folding them is not exact: a (1 of 2)" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "absl"):
         tfspline.slim(pair(keras, "valid", 2.0))
-    assert "1 units are switched off and go: a (1 of 2)" in caplog.text and "stay" not in caplog.text
+    assert "removes 1 unit(s): a (1 of 2)" in caplog.text and "keeps" not in caplog.text
 
 
 def test_a_slim_model_is_an_ordinary_one(keras, rng, tmp_path):

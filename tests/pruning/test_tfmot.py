@@ -86,7 +86,8 @@ def test_masks_go_into_the_wrappers_and_come_back(tfmot, rng, family):
     step.on_epoch_end(0)  # tfmot multiplies the weights with its masks
     stripped = tfmot.sparsity.keras.strip_pruning(wrapped)
     # Biases, gammas and betas are what they were, but nothing reads them.
-    small, error, masks = tfspline.slim(stripped, return_difference=True, return_masks=True)
+    report = tfspline.slim_report(stripped)
+    small, error, masks = report.model, report.difference, report.masks
     assert error <= EXACT and (masks.off >= plan.masks.off).all()
     assert small.count_params() <= plan.cost()["params"][1]
 
@@ -177,7 +178,8 @@ def test_spline_pruning_in_the_fit_of_a_wrapped_model(tfmot, rng, tmp_path, way)
     assert way == "some" or Masks.from_tfmot(wrapped) == pruning.masks
 
     stripped = prune.strip_pruning(wrapped)
-    small, masks = tfspline.slim(stripped, return_masks=True)
+    report = tfspline.slim_report(stripped)
+    small, masks = report.model, report.masks
     x = data[0]
     assert masks == pruning.masks and difference(stripped(x), small(x)) <= EXACT
     assert small.count_params() < stripped.count_params()
@@ -258,7 +260,7 @@ def test_a_training_loop_of_ones_own(tfmot, rng):
         assert is_off(wrapped, masks) and Masks.from_tfmot(wrapped) == masks
     update.on_epoch_end(0)
     Masks.release(wrapped)
-    assert tfspline.slim(tfmot.sparsity.keras.strip_pruning(wrapped), return_masks=True)[1] == masks
+    assert tfspline.slim_report(tfmot.sparsity.keras.strip_pruning(wrapped)).masks == masks
 
 
 def test_nested_models_and_mixed_precision(tfmot, rng):
@@ -278,7 +280,8 @@ def test_nested_models_and_mixed_precision(tfmot, rng):
         keras.mixed_precision.set_global_policy("float32")
     assert all(watch.exact) and all(watch.written) and pruning.sparsity == 0.5
     assert Masks.from_tfmot(wrapped) == pruning.masks and not pruning.masks["inner/hidden"].all()
-    small, masks = tfspline.slim(tfmot.sparsity.keras.strip_pruning(wrapped), return_masks=True)
+    report = tfspline.slim_report(tfmot.sparsity.keras.strip_pruning(wrapped))
+    small, masks = report.model, report.masks
     assert masks == pruning.masks and small.get_layer("inner").get_layer("hidden").units == masks["inner/hidden"].sum()
 
 
@@ -336,11 +339,10 @@ def test_slim_removes_what_tfmots_own_pruning_has_emptied(tfmot, rng, caplog, ki
     stripped = prune.strip_pruning(wrapped)
     logging.getLogger("absl").propagate = True
     with caplog.at_level(logging.INFO, "absl"):
-        small, masks = tfspline.slim(stripped, return_masks=True)
+        report = tfspline.slim_report(stripped)
+    small, masks = report.model, report.masks
     removed = {name: np.flatnonzero(~on).tolist() for name, on in masks.items() if not on.all()}
     assert removed == expected
-    assert (
-        f"{sum(map(len, expected.values()))} units are switched off and go: a ({len(expected['a'])} of" in caplog.text
-    )
+    assert f"removes {sum(map(len, expected.values()))} unit(s): a ({len(expected['a'])} of" in caplog.text
     assert difference(stripped(data[0]), small(data[0])) <= EXACT
     assert small.count_params() == sum(masks.graph.params(~masks.off).values()) < stripped.count_params()

@@ -135,7 +135,7 @@ def test_fields_that_define_the_search():
     after = {"criterion": "l1", "scope": "global", "baseline": True, "weight_pruning": True, "compensate": "refit"}
     assert Recipe(ratio=0.7, epochs=30, min_units=2, **after).search_fields() == recipe.search_fields()
     same = {"search_epochs": 6, "eb_threshold": 0.16, "eb_lookback": 3}  # what they are by default
-    assert Recipe(flops=0.5, epochs=30, retrain_from="random", **same).search_fields() == recipe.search_fields()
+    assert Recipe(max_flops=0.5, epochs=30, retrain_from="random", **same).search_fields() == recipe.search_fields()
     mask = [Recipe(ratio=ratio, eb_metric="mask").search_fields() for ratio in (0.5, 0.7)]
     assert [name for name in mask[0] if mask[0][name] != mask[1][name]] == ["ratio"]
     gradual = [Recipe(ratio=0.5, schedule=schedule).search_fields() for schedule in ("one_shot", "early_bird")]

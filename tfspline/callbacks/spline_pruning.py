@@ -63,7 +63,7 @@ class SplinePruning(_keras.StepCallback):
         schedule: any `tfmot.sparsity.keras.PruningSchedule`, or a callable of the same kind: of a step, an int, it
             makes `(should_prune, sparsity)`, the latter in [0, 1).
         criterion: as for `tfspline.plan`.
-        scope: as for `tfspline.plan`, "global" or "layer".
+        scope: as for `tfspline.plan`, "layer" or "global".
         start: None counts the schedule's steps from the first one trained; "early_bird" from the end of the epoch in
             which an `EarlyBird(stop_training=False)` in the same list of callbacks has found its bird.
         regrow: units that were off are scored with the values that they had, and may come back with them. By default
@@ -98,7 +98,7 @@ class SplinePruning(_keras.StepCallback):
         self,
         schedule: Callable[[int], tuple[bool, float]],
         criterion: str = "spline",
-        scope: str = "global",
+        scope: str = "layer",
         *,
         start: str | None = None,
         regrow: bool = False,

@@ -9,8 +9,9 @@ from tfspline._utils.checks import among, count, share
 from tfspline.deployment.timing import Stopwatch
 from tfspline.graph.reader import Graph, Group
 
+_UNITS = {"max_flops": "FLOPs", "max_params": "parameters", "max_latency": "time"}
 SCOPES = ("layer", "global")
-_BUDGETS = ("ratio", "flops", "params", "latency")
+_BUDGETS = ("ratio", "max_flops", "max_params", "max_latency")
 _CLOSE = 0.01  # a width is not looked for any further once the cost is so near below its budget
 _MET = 0.05  # how far a latency may be from its budget: the clock itself is no more exact than some percent
 _TRIES = 8  # whole models that are measured at most
@@ -22,14 +23,14 @@ class Budget:
     """What a plan has to meet; the fields are arguments of `tfspline.plan`.
 
     Raises:
-        TypeError, ValueError: a field outside its range, or not exactly one of `ratio`, `flops`, `params` and
-            `latency`.
+        TypeError, ValueError: a field outside its range, or not exactly one of `ratio`, `max_flops`, `max_params` and
+            `max_latency`.
     """
 
     ratio: float | Mapping[str, float] | None = None
-    flops: float | None = None
-    params: float | None = None
-    latency: float | None = None
+    max_flops: float | None = None
+    max_params: float | None = None
+    max_latency: float | None = None
     scope: str = "layer"
     min_units: int = 1
     round_to: int = 1
@@ -53,7 +54,7 @@ class Budget:
         self, graph: Graph, groups: list[Group], scores: list[np.ndarray], stopwatch: Stopwatch | None = None
     ) -> np.ndarray:
         """The units that go, bool [graph.units], given the scores of each of the groups that may be cut; for a
-        `latency`, measured with `stopwatch`.
+        `max_latency`, measured with `stopwatch`.
 
         Raises:
             ValueError: the budget is smaller than what has to stay, a latency cannot be met, or a ratio names a layer
@@ -92,9 +93,12 @@ class _Choice:
             return self.rounded(self.sizes - self.by_name(budget.ratio))
         if budget.ratio is not None:
             return self.after(int(np.searchsorted(self.share_at, budget.ratio + 1e-9, side="right")))
-        if budget.latency is not None:
-            return self.timed(budget.latency)
-        name, count_of = ("flops", self.graph.macs) if budget.params is None else ("params", self.graph.params)
+        if budget.max_latency is not None:
+            return self.timed(budget.max_latency)
+        if budget.max_params is None:
+            name, count_of = "max_flops", self.graph.macs
+        else:
+            name, count_of = "max_params", self.graph.params
         share, whole = getattr(budget, name), sum(count_of().values())
 
         def cost(widths):
@@ -160,13 +164,14 @@ class _Choice:
             if abs(measured - share) <= _MET * share:
                 return widths
             if len(tried) == 1 and measured > share:
-                raise _too_small("latency", measured, share)
+                raise _too_small("max_latency", measured, share)
             tried[tuple(widths)] = told(widths), measured
             widths = self.nearest(told, share, tried)
         near = sorted((measured for _, measured in tried.values()), key=lambda measured: abs(measured - share))
         raise ValueError(
-            f"Expected a `latency` that can be met within {_MET:.0%}, by widths and by a clock that is steady enough. "
-            f"Received: {share}, and measured, nearest first: {', '.join(f'{measured:.3f}' for measured in near)}"
+            f"max_latency={share:g} cannot be met within {_MET:.0%}. Measured shares of the time, nearest first: "
+            f"{', '.join(f'{measured:.3f}' for measured in near)}. Choose one of these, or run on an idle machine: the "
+            "clock may be too unsteady."
         )
 
     def nearest(self, told, share, tried):
@@ -180,4 +185,7 @@ class _Choice:
 
 
 def _too_small(name, least, share):
-    return ValueError(f"Expected `{name}` of at least {least:.4f}, what has to stay. Received: {share}")
+    return ValueError(
+        f"{name}={share:g} cannot be met: what must stay already needs {least:.4g} of the {_UNITS[name]}. Raise "
+        f"{name}, or lower `min_units` or `round_to`, or protect fewer layers."
+    )

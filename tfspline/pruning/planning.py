@@ -201,9 +201,9 @@ def plan(
     model: Any,
     ratio: float | Mapping[str, float] | None = None,
     *,
-    flops: float | None = None,
-    params: float | None = None,
-    latency: float | None = None,
+    max_flops: float | None = None,
+    max_params: float | None = None,
+    max_latency: float | None = None,
     criterion: str = "spline",
     scope: str = "layer",
     min_units: int = 1,
@@ -219,39 +219,37 @@ def plan(
 
     Args:
         model: a built functional or Sequential model of Keras 3 or tf_keras.
-        ratio: the share of the units that goes, of those that may go, in (0, 1); or a mapping of layers to such
-            shares, where all other layers stay. Give exactly one of `ratio`, `flops`, `params` and
-            `latency`.
-        flops: the share of the model's FLOPs that stays, in (0, 1); met from below.
-        params: the share of the model's parameters that stays, in (0, 1); met from below.
-        latency: the share of the time of a prediction that stays, in (0, 1), measured on this device in turns with the
-            model itself; met within 5 %, of that share. Measuring takes a minute for a large network, several in
-            LiteRT, and wants a machine that does nothing else.
+        ratio: the share of the prunable units to remove, in (0, 1); or a mapping of layers to such shares, where all
+            other layers keep their units. Give exactly one of `ratio`, `max_flops`, `max_params` and `max_latency`.
+        max_flops: the largest share of the model's FLOPs that may stay, in (0, 1).
+        max_params: the largest share of the model's parameters that may stay, in (0, 1).
+        max_latency: the share of the prediction time that may stay, in (0, 1), met within 5 %. It is measured on this
+            device, in turns with the whole model. Measuring takes about a minute for a large network, longer with
+            LiteRT, and needs an otherwise idle machine.
         criterion: "spline", "spline_data", "spline_affine", "bn_scale", "l1", "l2", "fpgm", "taylor", "snip",
-            "synflow", "random", or one that `register_criterion` made known.
-        scope: "layer" takes the same share of every group of units, "global" ranks all units together.
-        min_units: no group is left with fewer units.
-        round_to: widths are rounded up to a multiple of it, 8 for instance, which hardware likes; a group that has
-            no such width stays whole.
-        protect: layers whose units stay: their paths, or predicates of a layer.
-        allow_inexact: also cut channels that LayerNormalization and its kin run over, which changes the others.
-        seed: of the criterion "random".
-        data: some hundreds of inputs for the criteria that look at the units at work ("spline_data",
-            "spline_affine"), what the model takes, several of them in a list; or a tuple `(x, y)` of them with labels,
-            for the criteria that take the gradient of the loss that the model is compiled with ("taylor", "snip"); or
-            a batched tf.data.Dataset of either, of which the first 1,024 samples are read. All of them go through the
-            model at once, layer after layer, for a gradient in batches.
-        runtime: what a `latency` is measured in: "tensorflow", "litert", or a function, as for `tfspline.latency`.
-        batch_size: inputs in a prediction whose `latency` is measured.
+            "synflow", "random", or a name given to `register_criterion`.
+        scope: "layer" removes the same share of every group of units; "global" ranks all units together.
+        min_units: the smallest number of units that a group keeps.
+        round_to: widths are rounded up to a multiple of this number, for instance 8 for speed on some hardware. A group
+            without such a width keeps all units.
+        protect: layers whose units are kept: paths, or predicates of a layer.
+        allow_inexact: also remove units whose removal changes the function of the rest, so that the result differs
+            from the masked model: channels that LayerNormalization and similar layers normalize over.
+        seed: seed of the criterion "random".
+        data: inputs for data-driven criteria; a few hundred samples are enough. "spline_data" and "spline_affine" need
+            inputs as the model takes them (several inputs in a list). "taylor" and "snip" need a tuple `(x, y)` of
+            inputs and labels, and a compiled loss. A batched tf.data.Dataset of either works too; its first 1,024
+            samples are used. Activations are computed for all samples at once, gradients in batches.
+        runtime: where `max_latency` is measured: "tensorflow", "litert", or a function, as for `tfspline.latency`.
+        batch_size: inputs per prediction when `max_latency` is measured.
 
     Returns:
-        A `Plan`; nothing is cut yet. Where no unit goes, a ratio being less than one of every group, a warning says so.
+        A `Plan`; the model is not changed. A warning is logged if no unit is removed.
 
     Raises:
-        TypeError, ValueError: the model's graph cannot be read; an argument is out of its range; nothing in the
-            model can be pruned; the budget is smaller than what has to stay; no widths have that `latency` within
-            5 %, or the clock is not steady enough to tell; the criterion needs `data`, labels or a compiled loss
-            without any.
+        TypeError, ValueError: the model's graph cannot be read; an argument is out of range; no unit of the model can
+            be pruned; the budget is smaller than what must stay; no widths meet `max_latency` within 5 %; or the
+            criterion needs `data`, labels or a compiled loss that is missing.
 
     Example:
 
@@ -264,23 +262,23 @@ def plan(
     count("seed", seed, least=0)
     budget = Budget(
         ratio=ratio,
-        flops=flops,
-        params=params,
-        latency=latency,
+        max_flops=max_flops,
+        max_params=max_params,
+        max_latency=max_latency,
         scope=scope,
         min_units=min_units,
         round_to=round_to,
     )
     graph = graphs.read(model, several("protect", protect), allow_inexact)
-    if flops is not None:
+    if max_flops is not None:
         check_static(model)
-    stopwatch = None if latency is None else Stopwatch(model, graph, runtime, batch_size)
+    stopwatch = None if max_latency is None else Stopwatch(model, graph, runtime, batch_size)
     seen = None if data is None else probe(model, data)
     removed = choose(model, graph, budget, criterion, np.random.default_rng(seed), seen, stopwatch=stopwatch)
     if not removed.any():
         logging.warning("Pruning %s: no unit goes; its groups are too small for %s", model.name, budget)
     options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
-    if latency is not None:
+    if max_latency is not None:
         options |= {"runtime": getattr(runtime, "__name__", str(runtime)), "batch_size": batch_size}
     return Plan(graph, removed, options)
 
@@ -326,20 +324,20 @@ def prune(
     """A smaller ordinary Keras model: `plan(model, ratio, ...).apply(model, ...)`.
 
     Args:
-        model: a built functional or Sequential model of Keras 3 or tf_keras; it stays as it is.
-        ratio: the share of the units that goes, in (0, 1).
-        data: some hundreds of inputs on which units are scored and what is left is refitted, with labels for the
-            criteria "taylor" and "snip"; as for `plan`.
-        compensate: as for `Plan.apply`: "refit", "merge" or "none"; by default "refit" with `data`, "none" without.
-        recalibrate: as for `Plan.apply`: whether BatchNormalization gets new statistics; by default with `data`.
-        **options: the others of `plan`: `flops`, `params`, `latency`, `criterion`, `scope`, `min_units`, `round_to`,
-            `protect`, `allow_inexact`, `seed`, `runtime` and `batch_size`.
+        model: a built functional or Sequential model of Keras 3 or tf_keras. It is not changed.
+        ratio: the share of the prunable units to remove, as for `plan`.
+        data: as for `plan`; the remaining layers are also refitted on these inputs.
+        compensate: "auto", "refit", "merge" or "none", as for `Plan.apply`.
+        recalibrate: whether to re-estimate BatchNormalization statistics, as for `Plan.apply`.
+        **options: the other arguments of `plan`: `max_flops`, `max_params`, `max_latency`, `criterion`, `scope`,
+            `min_units`, `round_to`, `protect`, `allow_inexact`, `seed`, `runtime` and `batch_size`.
 
     Returns:
-        An uncompiled model of the same Keras with the same layer names, fewer units, and no tfspline class in it.
+        An uncompiled model of the same Keras version with the same layer names and fewer units, free of tfspline
+        classes.
 
     Raises:
-        TypeError, ValueError: as `plan` and `Plan.apply`.
+        TypeError, ValueError: as for `plan` and `Plan.apply`.
 
     Example:
 

@@ -1,15 +1,14 @@
-"""Units that are switched off already: what they still emit is folded into their readers, then they are cut.
+"""Slimming: removes units that are already switched off and folds the constants that they emit into their readers."""
 
-A unit can go if no kernel reads anything of it but constants: those end up in the reader's bias.
-"""
-
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from tfspline import _keras
+from tfspline._keras.types import KerasLayer, KerasModel
 from tfspline._utils.checks import several
 from tfspline.graph import layer_specs as rules
 from tfspline.graph import reader as graphs
@@ -20,41 +19,50 @@ from tfspline.pruning.masks import Masks
 PROBES = 8  # random inputs on which the difference is measured
 
 
+@dataclasses.dataclass(frozen=True)
+class SlimReport:
+    """The result of `tfspline.slim_report`.
+
+    Attributes:
+        model: the smaller model, as `tfspline.slim` returns it.
+        masks: the `Masks` of the original model, with the removed units off.
+        difference: max |slim - original| / max |original| over eight random normal inputs, for the model output where
+            it is largest.
+    """
+
+    model: KerasModel
+    masks: Masks
+    difference: float
+
+
 def slim(
-    model: Any,
-    *,
-    allow_inexact: bool = False,
-    protect: tuple = (),
-    return_difference: bool = False,
-    return_masks: bool = False,
-) -> Any | tuple:
+    model: KerasModel, *, allow_inexact: bool = False, protect: Iterable[str | Callable[[KerasLayer], bool]] = ()
+) -> KerasModel:
     """Removes the units that are switched off: zeroed by hand, by network slimming or by tfmot's masks.
 
-    A unit goes if nothing that stays reads it, or if all that is read of it is constant, as after a zero kernel column
-    or a zero gamma. What it still emits through biases, shifts and activations is folded into the next layers' biases
-    (or the moving mean of the BatchNormalization that follows one without a bias), so the function stays the same.
-    At least one unit of a group stays. A convolution with padding "same" sees zeros at the border where it saw the
-    constant elsewhere: there folding is not exact, and the unit stays unless the constant is zero.
+    A unit is removed if no kept unit reads it, or if kept units read only a constant from it, as after a zero kernel
+    column or a zero gamma. The constant that it emits through bias, shift and activation is folded into the next
+    layers' biases (or into the moving mean of the BatchNormalization that follows a layer without a bias), so the
+    function stays the same. At least one unit of each group is kept.
 
-    How many units went, and from which layers, and how many constant ones had to stay, is logged (absl, INFO). A model
-    that `tfmot.sparsity.keras.prune_low_magnitude` has wrapped is taken as what `strip_pruning` makes of it.
+    Folding is not exact for a convolution with padding "same": it sees zeros at the border and the constant
+    elsewhere. Such a unit is kept unless the constant is zero or `allow_inexact` is set.
+
+    The number of removed units per layer, and of constant units that are kept, is logged (absl, INFO). A model wrapped
+    by `tfmot.sparsity.keras.prune_low_magnitude` is treated as `strip_pruning` would return it.
 
     Args:
-        model: a built functional or Sequential model of Keras 3 or tf_keras; it stays as it is.
-        allow_inexact: remove constant units also where folding is not exact, folding their mean; and let go of
-            channels that LayerNormalization and its kin run over.
-        protect: layers whose units stay: their paths, or predicates of a layer.
-        return_difference: also return the difference that was measured between the two models.
-        return_masks: also return which units went.
+        model: a built functional or Sequential model of Keras 3 or tf_keras. It is not changed.
+        allow_inexact: also remove units whose removal changes the function of the rest, so that the result differs
+            from `model`: constant units that cannot be folded exactly (their mean is folded), and channels that
+            LayerNormalization and similar layers normalize over.
+        protect: layers whose units are kept: paths, or predicates of a layer.
 
     Returns:
-        An uncompiled model of the same Keras without those units; a copy where none is switched off. With
-        `return_difference` or `return_masks` a tuple of the model and what was asked for, in this order:
-        max |slim - model| / max |model|, a float, over eight random normal inputs, for the output where it is largest;
-        the `Masks` of `model`, a unit that went being off.
+        An uncompiled model of the same Keras version without those units; a copy if no unit is switched off.
 
     Raises:
-        TypeError, ValueError: the model's graph cannot be read, or `protect` names a layer that it does not have.
+        TypeError, ValueError: the model's graph cannot be read, or `protect` names an unknown layer.
 
     Example:
 
@@ -63,87 +71,139 @@ def slim(
     >>> kernel, bias = model.get_layer("a").get_weights()
     >>> kernel[:, 3:] = 0
     >>> model.get_layer("a").set_weights([kernel, np.ones_like(bias)])
-    >>> small, difference = tfspline.slim(model, return_difference=True)
-    >>> small.get_layer("a").units, difference < 1e-5
-    (3, True)
-    >>> small, masks = tfspline.slim(model, return_masks=True)
-    >>> int(masks.off.sum()), masks["a"].tolist()
-    (5, [True, True, True, False, False, False, False, False])
+    >>> tfspline.slim(model).get_layer("a").units
+    3
     """
+    return _slim(model, allow_inexact, protect)[0]
+
+
+def slim_report(
+    model: KerasModel, *, allow_inexact: bool = False, protect: Iterable[str | Callable[[KerasLayer], bool]] = ()
+) -> SlimReport:
+    """Does what `tfspline.slim` does, and reports which units were removed and how much the outputs changed.
+
+    Args, Raises: as for `tfspline.slim`.
+
+    Example:
+
+    >>> import keras, numpy as np, tfspline
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, "relu", name="a"), keras.layers.Dense(2)])
+    >>> kernel, bias = model.get_layer("a").get_weights()
+    >>> kernel[:, 3:] = 0
+    >>> model.get_layer("a").set_weights([kernel, np.ones_like(bias)])
+    >>> report = tfspline.slim_report(model)
+    >>> report.model.get_layer("a").units, report.masks["a"].tolist(), report.difference < 1e-5
+    (3, [True, True, True, False], True)
+    """
+    small, masks = _slim(model, allow_inexact, protect)
+    inputs = random_inputs(model, np.random.default_rng(0), batch=PROBES)
+    return SlimReport(small, masks, difference(model, small, inputs))
+
+
+def _slim(model, allow_inexact, protect) -> tuple[KerasModel, Masks]:
     graph = graphs.read(model, several("protect", protect), allow_inexact)
-    layers = _keras.layer_paths(model)
-    free = graph.free
-    seen = constants(model, graph, free)
-
-    read, needed = [], ~free
-    for site in graph.sites:
-        if site.role == "in" and site.layer in seen:
-            read.append(_Read(graph, site.layer, layers[site.layer], *seen[site.layer]))
-        elif site.role == "in":
-            kernel = np.moveaxis(layers[site.layer].weights[site.index].numpy(), site.axis, 0)
-            needed[site.units[kernel.reshape(len(kernel), -1).any(axis=1)]] = True
-    kept, inexact = needed.copy(), np.zeros(graph.units, bool)
-    _close(kept, needed, inexact, read, allow_inexact)
-    for group in reversed(graph.groups):
-        if not kept[group.units].any():
-            kept[group.units[np.argmax(inexact[group.units])]] = True
-            _close(kept, needed, inexact, read, allow_inexact)
-    removed = ~kept
-    _log(model, graph, removed, ~needed & inexact & kept)
-
-    shifts = {}
-    for path, (mean, _, _) in seen.items():
-        gone = removed[graph.reads[path, 0][1]] & ~np.isnan(mean)
-        shift = (mean[gone] @ response(layers[path])[gone])[~removed[graph.channels(path)]]
-        if shift.any():
-            shifts[path] = shift
-    small = _cut_and_shift(model, graph, removed, shifts)
-    results = [small]
-    if return_difference:
-        results.append(difference(model, small, random_inputs(model, np.random.default_rng(0), batch=PROBES)))
-    if return_masks:
-        results.append(Masks(graph, removed))
-    return tuple(results) if len(results) > 1 else small
+    read_constants = constants(model, graph, graph.free)
+    selection = _Selection(model, graph, read_constants, allow_inexact)
+    selection.keep_one_per_group(graph.groups)
+    removed = ~selection.kept
+    _log(model, graph, removed, selection.constant_but_kept)
+    small = _cut_and_shift(model, graph, removed, _shifts(model, graph, removed, read_constants))
+    return small, Masks(graph, removed)
 
 
-class _Read:
-    """What a layer reads: `units`, and for each of them whether it varies with the input and cannot be folded exactly;
-    `matrix`, bool [units, by], says which of them each of the units `by` that the layer makes depends on."""
+class _Reader:
+    """How one layer reads units that may be constant.
 
-    def __init__(self, graph, path, layer, mean, low, high):
-        self.units, self.by = graph.reads[path, 0][1], graph.channels(path)
-        self.matrix = response(layer, np.abs).astype(bool)
-        self.varies, self.inexact = np.isnan(mean), ~_exact(layer, low, high)
+    Attributes:
+        inputs: int [inputs], the units that it reads.
+        outputs: int [outputs], the units that it makes.
+        depends: bool [inputs, outputs], whether an output depends on an input.
+        varies: bool [inputs], whether a unit varies with the model's input.
+        inexact: bool [inputs], whether folding the unit's constant would change the layer's function.
+    """
 
-
-def _close(kept, needed, inexact, reads, allow_inexact):
-    """Adds to `needed`, `inexact` and `kept` (bool [units]) what the kept units need, in place: what is read of a unit
-    by nothing but units that go is not missed."""
-    before = None
-    while before != kept.sum():
-        before = kept.sum()
-        for read in reversed(reads):  # from the end to the start: in most networks, once is enough
-            missed = read.matrix[:, kept[read.by]].any(axis=1)
-            needed[read.units[missed & read.varies]] = True
-            inexact[read.units[missed & read.inexact]] = True
-            kept |= needed if allow_inexact else needed | inexact
+    def __init__(self, graph: graphs.Graph, path: str, layer: KerasLayer, mean, low, high):
+        self.inputs, self.outputs = graph.reads[path, 0][1], graph.channels(path)
+        self.depends = response(layer, np.abs).astype(bool)
+        self.varies, self.inexact = np.isnan(mean), ~_folds_exactly(layer, low, high)
 
 
-def _log(model, graph, removed, kept_inexact):
-    def where(units):
-        counts = {group.name: (units[group.units].sum(), len(group.units)) for group in graph.groups}
-        return ", ".join(f"{name} ({n} of {size})" for name, (n, size) in counts.items() if n) or "none"
+class _Selection:
+    """The units that `slim` keeps, as the fixed point of: a kept unit needs what it reads.
 
-    logging.info("Slimming %s: %d units are switched off and go: %s", model.name, removed.sum(), where(removed))
-    if kept_inexact.any():
+    Attributes:
+        needed: bool [units], True where a kept unit reads a value that varies, or where the unit is protected.
+        inexact: bool [units], True where a kept unit reads a constant that cannot be folded exactly.
+        kept: bool [units], `needed`, and without `allow_inexact` also `inexact`.
+    """
+
+    def __init__(self, model: KerasModel, graph: graphs.Graph, read_constants: Mapping, allow_inexact: bool):
+        layers = _keras.layer_paths(model)
+        self._allow_inexact = allow_inexact
+        self._readers = []
+        self.needed, self.inexact = ~graph.free, np.zeros(graph.units, bool)
+        for site in graph.sites:
+            if site.role != "in":
+                continue
+            layer = layers[site.layer]
+            if site.layer in read_constants:
+                self._readers.append(_Reader(graph, site.layer, layer, *read_constants[site.layer]))
+            else:
+                kernel = np.moveaxis(layer.weights[site.index].numpy(), site.axis, 0)
+                self.needed[site.units[kernel.reshape(len(kernel), -1).any(axis=1)]] = True
+        self.kept = self.needed.copy()
+        self._propagate()
+
+    @property
+    def constant_but_kept(self) -> np.ndarray:
+        """The units, bool [units], that are kept only because folding them is not exact."""
+        return ~self.needed & self.inexact & self.kept
+
+    def keep_one_per_group(self, groups: list[graphs.Group]) -> None:
+        """Keeps a unit of each group that would lose all, and everything that this unit needs."""
+        for group in reversed(groups):
+            if not self.kept[group.units].any():
+                self.kept[group.units[np.argmax(self.inexact[group.units])]] = True
+                self._propagate()
+
+    def _propagate(self):
+        before = None
+        while before != self.kept.sum():
+            before = self.kept.sum()
+            for reader in reversed(self._readers):  # from outputs to inputs: in most networks one pass is enough
+                read = reader.depends[:, self.kept[reader.outputs]].any(axis=1)
+                self.needed[reader.inputs[read & reader.varies]] = True
+                self.inexact[reader.inputs[read & reader.inexact]] = True
+                self.kept |= self.needed if self._allow_inexact else self.needed | self.inexact
+
+
+def _log(model, graph, removed, constant_but_kept):
+    logging.info("Slimming %s removes %d unit(s): %s", model.name, removed.sum(), _by_group(graph, removed))
+    if constant_but_kept.any():
         logging.info(
-            "Slimming %s: %d constant units stay, since folding them is not exact: %s",
-            *(model.name, kept_inexact.sum(), where(kept_inexact)),
+            "Slimming %s keeps %d constant unit(s) because folding them is not exact: %s",
+            *(model.name, constant_but_kept.sum(), _by_group(graph, constant_but_kept)),
         )
 
 
+def _by_group(graph, units):
+    counts = {group.name: (units[group.units].sum(), len(group.units)) for group in graph.groups}
+    return ", ".join(f"{name} ({n} of {size})" for name, (n, size) in counts.items() if n) or "none"
+
+
+def _shifts(model, graph, removed, read_constants):
+    """What each layer's bias must gain for the removed constants: layer path -> float64 [kept channels]."""
+    layers, shifts = _keras.layer_paths(model), {}
+    for path, (mean, _, _) in read_constants.items():
+        folded = removed[graph.reads[path, 0][1]] & ~np.isnan(mean)
+        shift = (mean[folded] @ response(layers[path])[folded])[~removed[graph.channels(path)]]
+        if shift.any():
+            shifts[path] = shift
+    return shifts
+
+
 def _cut_and_shift(model, graph, removed, shifts):
-    """Cuts, and adds `shifts` (layer -> float64 [kept channels]) to what the layers emit before their activation."""
+    """Removes units and adds `shifts` to the outputs of layers, before their activations."""
     layers, added, configs = _keras.layer_paths(model), [], {}
     for path, shift in shifts.items():
         norm = graph.folded.get(path)
@@ -162,16 +222,16 @@ def _cut_and_shift(model, graph, removed, shifts):
     return small
 
 
-def _exact(layer: Any, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Whether folding a constant of these bounds, [channels], into the bias leaves the layer's function as it is."""
+def _folds_exactly(layer: KerasLayer, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Whether folding constants within these bounds, [channels], into the bias keeps the layer's function."""
     zero = (low == 0) & (high == 0)
-    if not _sees_no_border(layer):
+    if not _ignores_padding(layer):
         return zero
     rounding = 1e-5 if tf.as_dtype(layer.compute_dtype).size >= 4 else 1e-2
     return high - low <= rounding * np.maximum(np.abs(low), np.abs(high))
 
 
-def _sees_no_border(layer):
+def _ignores_padding(layer):
     rule = rules.rule_for(layer)
     if rule is rules.dense:
         return True

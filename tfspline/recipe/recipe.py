@@ -25,7 +25,7 @@ _AFTER_SEARCH = {
 class Recipe:
     """What a run does; each field is a flag of `train.py`, and `python train.py --help` says what it means.
 
-    Exactly one of `ratio`, `flops` and `training_flops_reduction` says how much is pruned; gradual schedules need
+    Exactly one of `ratio`, `max_flops` and `training_flops_reduction` says how much is pruned; gradual schedules need
     `ratio`.
 
     Raises:
@@ -70,7 +70,7 @@ class Recipe:
     criterion: str = "spline"
     scope: str = "layer"
     ratio: float | None = None
-    flops: float | None = None
+    max_flops: float | None = None
     training_flops_reduction: float | None = None
     min_units: int = 1
     compensate: str = "none"
@@ -124,7 +124,7 @@ class Recipe:
     def slim_share(self, searched: float) -> float | None:
         """The share of the dense network's MACs that the slim one may have after `searched` dense epochs.
 
-        It is `flops` where that is given, None where `ratio` is. Training FLOPs go with forward FLOPs times
+        It is `max_flops` where that is given, None where `ratio` is. Training FLOPs go with forward FLOPs times
         samples: with t epochs searched out of E, the search and the retraining together cost 1/R of the dense
         training where t + f (E - s) = E / R, f being the share and s the epoch that the retraining goes on from: t, or
         0 where it starts anew.
@@ -133,7 +133,7 @@ class Recipe:
             ValueError: the search alone costs more than `training_flops_reduction` leaves.
         """
         if self.training_flops_reduction is None:
-            return self.flops
+            return self.max_flops
         allowed = self.epochs / self.training_flops_reduction
         if searched >= allowed:
             raise ValueError(

@@ -17,7 +17,7 @@ from tfspline.pruning.compensate import COMPENSATIONS
 SCHEDULES = ("one_shot", "polynomial", "early_bird")
 STRATEGIES = ("none", "mirrored", "multi_worker")
 RETRAIN_FROM = ("trained", "initial", "random")
-BUDGETS = ("ratio", "flops", "training_flops_reduction")
+BUDGETS = ("ratio", "max_flops", "training_flops_reduction")
 _IMAGES = {"input_shape": (32, 32, 3), "classes": 2}  # any; those of the dataset are not known before it is read
 
 
@@ -103,7 +103,7 @@ def _check_schedule(recipe):
         return
     limit, most = recipe.pruning_limit, recipe.epochs - (2 if recipe.schedule == "early_bird" else 1)
     _expect("pruning_epochs", limit, 1 <= limit <= most, f"from 1 to {most}, which leaves epochs to train on")
-    for name in _given(recipe, "flops", "training_flops_reduction", "compensate", "weight_pruning"):
+    for name in _given(recipe, "max_flops", "training_flops_reduction", "compensate", "weight_pruning"):
         raise ValueError(
             f"Expected a ratio, and nothing to compensate or compare with, with schedule={recipe.schedule!r}. "
             f"Received: {name}={getattr(recipe, name)}"

@@ -213,7 +213,7 @@ class _Run:
             masks = Masks.from_model(dense)
             return Plan(masks.graph, masks.off, {**options, "ratio": recipe.ratio, "seed": recipe.seed})
         share = recipe.slim_share(self.folder.last_step("search") / self.training.steps)
-        return plan(dense, ratio=recipe.ratio, flops=share, seed=recipe.seed, data=data, **options)
+        return plan(dense, ratio=recipe.ratio, max_flops=share, seed=recipe.seed, data=data, **options)
 
     def cut(self, chosen, dense, images):
         """The network without what was chosen, and how far it is from the masked one before anything is compensated:

@@ -105,7 +105,7 @@ class Training:
         recipe, limit = self.recipe, self.recipe.search_limit
         options = {"scope": recipe.scope, "min_units": recipe.min_units, "criterion": "random"}  # as many go by any
         try:
-            chosen = plan(unwrap(self.fresh()), recipe.ratio, flops=recipe.slim_share(limit), **options)
+            chosen = plan(unwrap(self.fresh()), recipe.ratio, max_flops=recipe.slim_share(limit), **options)
         except ValueError as error:
             if recipe.training_flops_reduction is None:
                 raise
