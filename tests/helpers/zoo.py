@@ -1,11 +1,11 @@
-"""Small networks of every shape that slimming has to get right, and weights as training leaves them."""
+"""Small networks with every structure that slimming must handle, and weights as after training."""
 
 import numpy as np
 import tensorflow as tf
 
 
 def scramble(model, rng):
-    """Moves every weight, the statistics of BatchNormalization included, away from its initial value."""
+    """Set every weight, including the statistics of BatchNormalization, to random values."""
     for weight in model.weights:
         value = weight.numpy()
         name = getattr(weight, "path", weight.name)
@@ -18,9 +18,9 @@ def scramble(model, rng):
 
 
 def scramble_statistics(keras, model, x, rng):
-    """Moves all weights, and the statistics of BatchNormalization around those of `x`.
+    """Set every weight to random values, with the statistics of BatchNormalization near those of `x`.
 
-    With statistics drawn at large, a deep network's output is a constant, that of any pruned network as well.
+    With arbitrary statistics, the output of a deep network is constant, whether the network is pruned or not.
     """
     scramble(model, rng)
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
@@ -37,7 +37,7 @@ def scramble_statistics(keras, model, x, rng):
 
 
 def difference(a, b):
-    """Largest difference over largest value, over all outputs."""
+    """Largest absolute difference relative to the largest value of `a`, the maximum over all outputs."""
 
     def relative(x, y):
         x, y = np.asarray(x, "float32"), np.asarray(y, "float32")
@@ -47,14 +47,14 @@ def difference(a, b):
 
 
 def inputs_for(model, rng, batch=3):
-    """Random inputs of a model's shapes, numbers or, where it wants those, integers."""
+    """Random inputs of a model's shapes and kinds of dtype (float or integer)."""
     arrays = [
         rng.integers(0, 5, (batch, *tensor.shape[1:]))
         if tf.as_dtype(tensor.dtype).is_integer
         else rng.normal(size=(batch, *tensor.shape[1:])).astype("float32")
         for tensor in model.inputs
     ]
-    # A Sequential of Keras 3 has no `input` unless it was called as a layer.
+    # A Keras 3 Sequential has no `input` unless it was called as a layer.
     return tf.nest.pack_sequence_as(getattr(model, "input", model.inputs[0]), arrays)
 
 
@@ -73,7 +73,7 @@ def chain(keras):
 
 
 def flattened(keras):
-    """Convolutions, pooling and padding, then flattened into dense layers."""
+    """A convolution with pooling and padding, flattened into dense layers."""
     layers = keras.layers
     x = inputs = keras.Input((9, 9, 2))
     x = layers.Conv2D(8, 3, activation="relu", name="conv")(x)
@@ -83,7 +83,7 @@ def flattened(keras):
 
 
 def residual(keras):
-    """Residual adds with and without a projection, batch norm after the convolutions."""
+    """Residual additions with and without a projection, batch norm after the convolutions."""
     layers = keras.layers
 
     def bn_conv(x, filters, strides=1, relu=True, **options):
@@ -100,7 +100,7 @@ def residual(keras):
 
 
 def preactivated(keras):
-    """Batch norm before the convolutions, and a residual stream that nothing normalises."""
+    """Batch norm before the convolutions, and a residual stream without normalization."""
     layers = keras.layers
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(8, 3, padding="same", name="stem")(inputs)
@@ -114,7 +114,7 @@ def preactivated(keras):
 
 
 def dense_concat(keras):
-    """Every convolution sees all that came before (DenseNet)."""
+    """Every convolution reads the outputs of all previous ones (DenseNet)."""
     layers = keras.layers
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(6, 3, padding="same", name="stem")(inputs)
@@ -142,7 +142,7 @@ def inverted(keras):
 
 
 def grouped(keras):
-    """Grouped convolutions, a channel shuffle between them, and a group a channel."""
+    """Grouped convolutions with a channel shuffle in between, and one with a group per channel."""
     layers = keras.layers
     inputs = keras.Input((6, 6, 4))
     x = layers.Conv2D(12, 3, padding="same", activation="relu", name="wide")(inputs)
@@ -155,7 +155,7 @@ def grouped(keras):
 
 
 def shared_and_nested(keras):
-    """A layer that is called twice, a model as a layer, bare ops, two inputs and two outputs."""
+    """A layer called twice, a nested model, bare ops, two inputs and two outputs."""
     layers = keras.layers
     left, right = keras.Input((8,), name="left"), keras.Input((8,), name="right")
     twice = layers.Dense(10, "relu", name="twice")

@@ -1,4 +1,4 @@
-"""SplineUnit against the layers that it replaces, `wrap` and `unwrap`, and the library on wrapped models."""
+"""SplineUnit compared with the layers that it replaces, `wrap` and `unwrap`, and tfspline on wrapped models."""
 
 import importlib
 import subprocess
@@ -23,8 +23,8 @@ def close(a, b, tolerance=1e-4):
     np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(a).max())
 
 
-def seen(layers, weights, x, **call):
-    """What layers give one after the other, and the gradients of it."""
+def outputs_and_gradients(layers, weights, x, **call):
+    """The output of a stack of layers, and its gradients with respect to x and the weights."""
     weights = [weight.value if isinstance(weight, keras3.Variable) else weight for weight in weights]
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -37,8 +37,8 @@ def seen(layers, weights, x, **call):
 
 
 def assert_same(stack, unit, x, tolerance=1e-4, trainings=(True, True, False), **call):
-    """Weights and their names, outputs, gradients and moving statistics of a BatchNormalization with what follows it,
-    and of a unit, over calls in training and then in inference."""
+    """Check that a unit and a BatchNormalization with its activation have the same weights, outputs, gradients and
+    moving statistics, in training and then in inference."""
     bn, x = stack[0], tf.convert_to_tensor(x)
     for layer in (bn, unit):
         layer(x, **call)  # builds
@@ -48,8 +48,8 @@ def assert_same(stack, unit, x, tolerance=1e-4, trainings=(True, True, False), *
         weight.assign(rng.uniform(0.5, 1.5, weight.shape))
         other.assign(weight.numpy())
     for training in trainings:
-        a = seen(stack, bn.trainable_weights, x, training=training, **call)
-        b = seen([unit], unit.trainable_weights, x, training=training, **call)
+        a = outputs_and_gradients(stack, bn.trainable_weights, x, training=training, **call)
+        b = outputs_and_gradients([unit], unit.trainable_weights, x, training=training, **call)
         assert a[0].dtype == b[0].dtype
         for one, other in zip([*a, *bn.weights], [*b, *unit.weights], strict=True):
             close(
@@ -70,25 +70,25 @@ SHAPES = {
     "no center": ((4, 6, 6, 5), {"center": False}),
     "neither": ((4, 6, 5), {"scale": False, "center": False}),
     "renorm": ((4, 6, 6, 5), {"renorm": True, "renorm_clipping": {"rmax": 3.0, "rmin": 0.3, "dmax": 5.0}}),
-    "one number a channel": ((1, 1, 1, 5), {}),
+    "one value per channel": ((1, 1, 1, 5), {}),
 }
 
 
-def test_a_unit_is_the_stack_it_replaces(keras, rng):
+def test_unit_equals_the_layers_it_replaces(keras, rng):
     for shape, options in SHAPES.values():
         x = rng.normal(1.0, 2.0, size=shape).astype("float32")
         stack = [keras.layers.BatchNormalization(**options), keras.layers.ReLU()]
         assert_same(stack, unit_of(keras)(**options), x)
 
 
-def test_activations_by_name_are_those_of_keras(keras, rng):
+def test_activation_by_name(keras, rng):
     for activation in ("relu", "relu6", "leaky_relu", None, "linear"):
         x = rng.normal(1.0, 4.0, size=(4, 6, 6, 5)).astype("float32")
         stack = [keras.layers.BatchNormalization(), keras.layers.Activation(activation)]
         assert_same(stack, unit_of(keras)(activation), x)
 
 
-def test_an_activation_may_be_a_layer_or_a_function(keras):
+def test_activation_as_a_layer_or_function(keras):
     z = np.array([[-2.0, 3.0, 9.0]], "float32")
     leaky = {"negative_slope" if keras is keras3 else "alpha": 0.5}
     for activation, expected in [
@@ -100,16 +100,16 @@ def test_an_activation_may_be_a_layer_or_a_function(keras):
         np.testing.assert_allclose(unit_of(keras)(activation, epsilon=0.0)(z), [expected], rtol=1e-6)
 
 
-def test_moving_variance_by_hand(keras):
-    x = np.array([0.0, 2.0], "float32").reshape(2, 1, 1, 1)  # variance 1, or 2 by Bessel's correction
+def test_moving_variance_computed_by_hand(keras):
+    x = np.array([0.0, 2.0], "float32").reshape(2, 1, 1, 1)  # variance 1, or 2 with Bessel's correction
     unit = unit_of(keras)(momentum=0.9)
     unit(x, training=True)
-    # tf_keras averages the corrected one for images, Keras 3 never does
+    # For images, tf_keras averages the corrected variance. Keras 3 never does.
     np.testing.assert_allclose(unit.moving_variance.numpy(), [0.9 + 0.1 * (1 if keras is keras3 else 2)], rtol=1e-6)
     np.testing.assert_allclose(unit.moving_mean.numpy(), [0.1], rtol=1e-6)
 
 
-def test_a_frozen_unit_is_in_inference(keras, rng):
+def test_frozen_unit_runs_in_inference_mode(keras, rng):
     x = rng.normal(3.0, 2.0, size=(4, 6, 6, 5)).astype("float32")
     unit = unit_of(keras)()
     expected = unit(x, training=False)
@@ -118,7 +118,7 @@ def test_a_frozen_unit_is_in_inference(keras, rng):
     np.testing.assert_array_equal(unit.moving_mean.numpy(), np.zeros(5))
 
 
-def test_other_dtypes(keras, rng):
+def test_unit_in_other_dtypes(keras, rng):
     for policy, tolerance in {"mixed_float16": 2e-2, "mixed_bfloat16": 5e-2, "float64": 1e-6}.items():
         x = rng.normal(1.0, 2.0, size=(4, 6, 6, 5)).astype("float64" if policy == "float64" else "float32")
         stack = [keras.layers.BatchNormalization(dtype=policy), keras.layers.ReLU(dtype=policy)]
@@ -127,37 +127,39 @@ def test_other_dtypes(keras, rng):
         assert unit.activation.compute_dtype == unit.compute_dtype
 
 
-def test_masked_steps_do_not_count(keras, rng):
+def test_masked_steps_are_ignored(keras, rng):
     x = rng.normal(1.0, 2.0, size=(4, 6, 5)).astype("float32")
     mask = tf.constant(rng.random((4, 6)) > 0.5)
     stack = [keras.layers.BatchNormalization(), keras.layers.ReLU()]
     assert_same(stack, unit_of(keras)(), x, mask=mask)
 
 
-def test_compiled_by_xla_it_is_the_same(keras, rng):
+def test_unit_compiled_by_xla(keras, rng):
     x = rng.normal(1.0, 2.0, size=(4, 6, 6, 5)).astype("float32")
     eager, compiled = unit_of(keras)(), unit_of(keras)()
     compiled.build(x.shape)
-    step = tf.function(lambda x: seen([compiled], compiled.trainable_weights, x, training=True), jit_compile=True)
+    step = tf.function(
+        lambda x: outputs_and_gradients([compiled], compiled.trainable_weights, x, training=True), jit_compile=True
+    )
     results = step(tf.constant(x))
-    expected = seen([eager], [], tf.constant(x), training=True)[:1]  # builds
-    expected = seen([eager], eager.trainable_weights, tf.constant(x), training=True)
+    expected = outputs_and_gradients([eager], [], tf.constant(x), training=True)[:1]  # builds
+    expected = outputs_and_gradients([eager], eager.trainable_weights, tf.constant(x), training=True)
     step(tf.constant(x))
     for a, b in zip([*expected, *eager.weights], [*results, *compiled.weights], strict=True):
         close(tf.convert_to_tensor(a), tf.convert_to_tensor(b))
 
 
-def test_region_code_by_hand(keras):
+def test_region_code_computed_by_hand(keras):
     unit = unit_of(keras)("relu6", epsilon=0.0)
     z = np.array([[-1.0, 3.0, 6.0], [0.0, 7.0, 0.1]], "float32")
-    # bits z > 0 of the three units first, then z >= 6, lowest bit first
+    # The bits z > 0 of the three units, then their bits z >= 6, lowest bit first.
     assert unit.region_code(z).numpy().tolist() == [[0b100110], [0b010110]]
     assert unit.region_code(z).dtype == tf.uint8
-    with pytest.raises(ValueError, match="Expected a SplineUnit with an activation. Received: 'bare', which has none"):
+    with pytest.raises(ValueError, match="'bare'.*`activation`"):
         unit_of(keras)(None, name="bare").region_code(z)
 
 
-def test_region_code_is_the_layers_part_of_region_codes(keras, rng):
+def test_region_code_equals_the_layer_in_region_codes(keras, rng):
     inputs = keras.Input((5, 5, 3))
     units = [unit_of(keras)(activation, name="unit") for activation in ("relu", "relu6", "leaky_relu")]
     for unit, bits in zip(units, (75, 150, 75), strict=True):
@@ -169,18 +171,18 @@ def test_region_code_is_the_layers_part_of_region_codes(keras, rng):
         np.testing.assert_array_equal(unit.region_code(x), codes[unit.activation.name])
 
 
-def test_refuses_other_activations(keras):
+def test_unsupported_activations_are_rejected(keras):
     for activation in ("gelu", "sigmoid", "hard_sigmoid"):
-        with pytest.raises(ValueError, match=r"Expected an activation of \('relu', 'leaky_relu', 'relu6'\)"):
+        with pytest.raises(ValueError, match=r"`activation`.*\('relu', 'leaky_relu', 'relu6'\)"):
             unit_of(keras)(activation)
-    with pytest.raises(ValueError, match="without a threshold. Received: <.*ReLU"):
+    with pytest.raises(ValueError, match="`activation`.*threshold.*<.*ReLU"):
         unit_of(keras)(keras.layers.ReLU(threshold=1.0))
-    if keras is not keras3:  # Keras 3 refuses a negative slope itself
-        with pytest.raises(ValueError, match="Expected an activation"):
+    if keras is not keras3:  # Keras 3 itself rejects a negative slope
+        with pytest.raises(ValueError, match="`activation`"):
             unit_of(keras)(keras.layers.LeakyReLU(alpha=-0.1))
 
 
-def test_config(keras):
+def test_unit_is_restored_from_its_config(keras):
     unit = unit_of(keras)("relu6", momentum=0.7, scale=False, gamma_regularizer="l2", name="unit")
     copy = type(unit).from_config(unit.get_config())
     assert type(copy) is type(unit) and copy.get_config() == unit.get_config()
@@ -189,42 +191,42 @@ def test_config(keras):
     assert type(bare).from_config(bare.get_config()).activation is None
 
 
-def test_channel_mask_holds_in_training(keras, rng):
+def test_channel_mask_stays_in_training(keras, rng):
     x = rng.normal(size=(16, 6, 6, 2)).astype("float32")
-    model = tfspline.wrap(zoo_model(keras))
+    model = tfspline.wrap(small_cnn(keras))
     unit = model.get_layer("bn")
     assert unit.channel_mask.all()
     on = np.arange(8) % 3 > 0
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
-    model.train_on_batch(x[:8], x[:8, 0, 0, :1] * np.ones(3))  # momentum of weights that are on
-    model.compile(model.optimizer, "mse")  # makes a new train function, which knows of the mask
+    model.train_on_batch(x[:8], x[:8, 0, 0, :1] * np.ones(3))  # gives the weights momentum
+    model.compile(model.optimizer, "mse")  # makes a new train function, which includes the mask
     unit.channel_mask = on
     model.fit(x, x[:, 0, 0, :1] * np.ones(3), epochs=2, batch_size=8, verbose=0)
     np.testing.assert_array_equal(unit.channel_mask, on)
     assert not unit(rng.normal(size=(4, 6, 6, 8)).astype("float32")).numpy()[..., ~on].any()
     assert tfspline.slim(model).get_layer("conv").filters == on.sum()
     assert tfspline.unwrap(model).get_layer("bn").gamma.numpy()[~on].tolist() == [0.0] * 3
-    unit.channel_mask = np.ones(8, bool)  # may train again
+    unit.channel_mask = np.ones(8, bool)  # all channels may train again
     unit.gamma.assign(np.ones(8))
     assert unit.channel_mask.all()
 
 
-def test_refuses_masks_that_do_not_fit(keras):
+def test_invalid_channel_masks_are_rejected(keras):
     unit = unit_of(keras)(name="unit")
-    with pytest.raises(ValueError, match="Expected a SplineUnit with a gamma.*Received: 'unit', it is not built"):
+    with pytest.raises(ValueError, match="'unit'.*not built"):
         unit.channel_mask = [True]
     unit.build((None, 3))
-    for wrong, received in (([True], r"bool \[1\]"), ([1, 0, 1], r"int64 \[3\]")):
-        with pytest.raises(ValueError, match=rf"Expected bool \[3\]. Received: {received}"):
+    for wrong, received in (([True], r"bool of shape \(1,\)"), ([1, 0, 1], r"int64 of shape \(3,\)")):
+        with pytest.raises(ValueError, match=rf"`channel_mask`.*\(3,\).*{received}"):
             unit.channel_mask = wrong
     unit = unit_of(keras)(scale=False, name="unit")
     unit.build((None, 3))
-    with pytest.raises(ValueError, match="'unit', it has no scale"):
+    with pytest.raises(ValueError, match="'unit'.*scale=False"):
         _ = unit.channel_mask
 
 
-def zoo_model(keras):
-    """Convolutions with batch norm and a ReLU each, dropout aside: small, and with no randomness."""
+def small_cnn(keras):
+    """Two convolutions, each with batch norm and a ReLU."""
     layers = keras.layers
     inputs = keras.Input((6, 6, 2))
     x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(inputs)
@@ -241,7 +243,7 @@ def fit(keras, model, rng, **options):
 
 
 @pytest.mark.parametrize("family", [zoo.residual, zoo.inverted])
-def test_training_wrapped_and_unwrapping_is_training_the_model(keras, rng, family):
+def test_training_a_wrapped_model_equals_training_the_model(keras, rng, family):
     model = zoo.scramble(family(keras), rng)
     x = zoo.inputs_for(model, rng, 4)
     config, weights = model.get_config(), model.get_weights()
@@ -269,7 +271,7 @@ def kinds(model):
 
 
 def assert_wrapped(model, rng, expected):
-    """That wrapping gives these kinds of layers by path, the same function, and the same model back."""
+    """Check a wrapped model's classes of layers by path and its function, and that `unwrap` reverses `wrap`."""
     zoo.scramble(model, rng)
     wrapped = tfspline.wrap(model)
     assert {name: kind for name, kind in kinds(wrapped).items() if name in expected} == expected
@@ -282,7 +284,7 @@ def assert_wrapped(model, rng, expected):
     return wrapped
 
 
-def test_nested_models_and_frozen_layers(keras, rng):
+def test_wrap_handles_nested_models_and_frozen_layers(keras, rng):
     layers = keras.layers
     inner = keras.Sequential([keras.Input((4,)), layers.BatchNormalization(name="bn"), layers.ReLU(name="relu")])
     inputs = keras.Input((4,))
@@ -297,7 +299,7 @@ def test_nested_models_and_frozen_layers(keras, rng):
     assert not tfspline.unwrap(wrapped).get_layer(path).layers[0].trainable
 
 
-def test_an_activation_that_is_not_the_only_reader_stays(keras, rng):
+def test_activation_that_is_not_the_only_reader_is_kept(keras, rng):
     layers = keras.layers
     inputs = keras.Input((4,))
     x = layers.BatchNormalization(name="bn")(inputs)
@@ -308,7 +310,7 @@ def test_an_activation_that_is_not_the_only_reader_stays(keras, rng):
     assert_wrapped(model, rng, {"bn": "SplineUnit", "relu": "ReLU"})
 
 
-def test_shared_layers_stay_apart(keras, rng):
+def test_shared_layers_are_not_merged(keras, rng):
     layers = keras.layers
     inputs = keras.Input((4,))
     bn, relu = layers.BatchNormalization(name="bn"), layers.ReLU(name="relu")
@@ -316,11 +318,11 @@ def test_shared_layers_stay_apart(keras, rng):
     assert_wrapped(model, rng, {"bn": "SplineUnit", "relu": "ReLU"})
 
 
-def test_what_a_unit_cannot_take_in_stays(keras, rng):
+def test_activations_that_a_unit_cannot_absorb_are_kept(keras, rng):
     layers = keras.layers
     op = keras.ops.relu if keras is keras3 else tf.nn.relu
     x = inputs = keras.Input((6,))
-    behind = {
+    activations = {
         "op": op,
         "threshold": layers.ReLU(threshold=0.5),
         "smooth": layers.Activation("tanh"),
@@ -328,14 +330,14 @@ def test_what_a_unit_cannot_take_in_stays(keras, rng):
         "prelu": layers.PReLU(),
         "penalised": layers.ReLU(activity_regularizer="l2"),
     }
-    for name, activation in behind.items():
+    for name, activation in activations.items():
         x = activation(layers.BatchNormalization(name=name)(x))
     model = keras.Model(inputs, layers.Dense(2)(x))
-    wrapped = assert_wrapped(model, rng, dict.fromkeys(behind, "SplineUnit"))
-    assert all(wrapped.get_layer(name).activation is None for name in behind)
+    wrapped = assert_wrapped(model, rng, dict.fromkeys(activations, "SplineUnit"))
+    assert all(wrapped.get_layer(name).activation is None for name in activations)
 
 
-def test_a_subclass_of_batch_normalization_stays(keras, rng):
+def test_subclass_of_batch_normalization_is_kept(keras, rng):
     class Own(keras.layers.BatchNormalization):
         pass
 
@@ -344,19 +346,19 @@ def test_a_subclass_of_batch_normalization_stays(keras, rng):
     assert_wrapped(model, rng, {"own": "Own", "relu": "ReLU"})
 
 
-def test_refuses_what_is_no_graph(keras):
+def test_models_without_a_graph_are_rejected(keras):
     class Subclassed(keras.Model):
         def call(self, x):
             return x
 
     for function in (tfspline.wrap, tfspline.unwrap):
-        with pytest.raises(ValueError, match="Expected a functional or Sequential model"):
+        with pytest.raises(ValueError, match="functional or Sequential"):
             function(Subclassed())
-        with pytest.raises(TypeError, match="Expected a Keras 3 or tf_keras model. Received: int"):
+        with pytest.raises(TypeError, match="int"):
             function(1)
 
 
-def test_the_library_sees_the_same_in_a_wrapped_model(keras, rng):
+def test_tfspline_treats_a_wrapped_model_like_the_model(keras, rng):
     model = zoo.scramble(zoo.residual(keras), rng)
     wrapped = tfspline.wrap(model)
     x = zoo.inputs_for(model, rng, 12)
@@ -370,8 +372,8 @@ def test_the_library_sees_the_same_in_a_wrapped_model(keras, rng):
     close(small(x), small_wrapped(x), 1e-3)
 
 
-def test_zeros_are_slimmed_and_masks_hold_in_a_wrapped_model(keras, rng):
-    model = zoo.scramble(zoo_model(keras), rng)
+def test_slimming_and_masks_of_a_wrapped_model(keras, rng):
+    model = zoo.scramble(small_cnn(keras), rng)
     model.get_layer("bn").gamma.assign([0, 0, 0, 1, 1, 1, 1, 1])
     slims = [tfspline.slim(one, allow_inexact=True) for one in (model, tfspline.wrap(model))]
     assert [slim.get_layer("conv").filters for slim in slims] == [5, 5]
@@ -386,16 +388,16 @@ def test_zeros_are_slimmed_and_masks_hold_in_a_wrapped_model(keras, rng):
 
 
 def test_early_bird_on_a_wrapped_model(keras, rng):
-    model = zoo.scramble(zoo_model(keras), rng)
-    birds = []
+    model = zoo.scramble(small_cnn(keras), rng)
+    early_birds = []
     for one in (model, tfspline.wrap(model)):
-        birds.append(tfspline.EarlyBird(stop_training=False))
-        fit(keras, one, rng, callbacks=[birds[-1]])
-    np.testing.assert_allclose(*[bird.distances for bird in birds], atol=1e-3)
-    assert birds[1].distances[-1] > 0
+        early_birds.append(tfspline.EarlyBird(stop_training=False))
+        fit(keras, one, rng, callbacks=[early_birds[-1]])
+    np.testing.assert_allclose(*[one.distances for one in early_birds], atol=1e-3)
+    assert early_birds[1].distances[-1] > 0
 
 
-ALONE = """
+SCRIPT = """
 import sys
 import numpy as np, tensorflow as tf
 cpu, half = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
@@ -422,19 +424,19 @@ assert np.abs(weights[1][0] - 1).max() > 1e-3
 """
 
 
-def test_a_new_process_loads_a_wrapped_model_and_trains_it_on_two_replicas(rng, tmp_path):
+def test_wrapped_model_is_loaded_and_trained_on_two_replicas_in_a_new_process(rng, tmp_path):
     x = rng.normal(size=(16, 6, 6, 2)).astype("float32")
     np.save(tmp_path / "x.npy", x)
     for name in ("keras", "tf_keras"):
-        model = tfspline.wrap(zoo.scramble(zoo_model(importlib.import_module(name)), rng))
+        model = tfspline.wrap(zoo.scramble(small_cnn(importlib.import_module(name)), rng))
         model.save(tmp_path / f"{name}.keras")
         np.save(tmp_path / f"{name}.npy", model.predict(x, verbose=0))
-    done = subprocess.run([sys.executable, "-c", ALONE, str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_an_unwrapped_model_holds_nothing_of_tfspline(keras, rng, tmp_path):
-    model = tfspline.unwrap(tfspline.wrap(zoo_model(keras)))
+def test_unwrapped_model_contains_no_tfspline_classes(keras, rng, tmp_path):
+    model = tfspline.unwrap(tfspline.wrap(small_cnn(keras)))
     assert "tfspline" not in model.to_json()
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects={})
@@ -442,8 +444,8 @@ def test_an_unwrapped_model_holds_nothing_of_tfspline(keras, rng, tmp_path):
     np.testing.assert_array_equal(loaded(x), model(x))
 
 
-def test_a_wrapped_model_is_exported(keras, rng, tmp_path):
-    model = tfspline.wrap(zoo.scramble(zoo_model(keras), rng))
+def test_wrapped_model_is_exported(keras, rng, tmp_path):
+    model = tfspline.wrap(zoo.scramble(small_cnn(keras), rng))
     x = zoo.inputs_for(model, rng)
     served = tf.saved_model.load(tfspline.export(model, tmp_path)).signatures["serving_default"]
     close(served(tf.constant(x))["head"], model(x))

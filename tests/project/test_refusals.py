@@ -447,17 +447,17 @@ WRONG = {
     "a box in a text": (
         lambda g: tfspline.partition_polygons(g.model, "unit", g.x[:2]),
         ValueError,
-        r"Expected a box \(\(low, high\), \(low, high\)\), each low below its high. Received: unit",
+        "`box`.*unit",
     ),
     "a plane through one input": (
         lambda g: tfspline.partition_polygons(g.model, plane=g.x[:1]),
         ValueError,
-        r"Expected a plane of two inputs of shapes \[\(4,\)\] of 'net'. Received: \[\(4,\)\]",
+        r"`plane`.*'net'.*\[\(4,\)\]",
     ),
     "a plane through three": (
         lambda g: tfspline.partition_polygons(g.model, plane=g.x[:3]),
         ValueError,
-        r"Expected a plane of two inputs of shapes \[\(4,\)\] of 'net'. Received: \[\(4,\), \(4,\), \(4,\)\]",
+        r"`plane`.*'net'.*\[\(4,\), \(4,\), \(4,\)\]",
     ),
     "a number for a plane": (
         lambda g: tfspline.partition_polygons(g.model, plane=1),
@@ -467,23 +467,23 @@ WRONG = {
     "an output by its name": (
         lambda g: tfspline.affine_map(g.model, g.x, outputs="head"),
         ValueError,
-        r"Expected numbers of outputs in \[-3, 3\). Received: 'head'",
+        r"`outputs`.*\[-3, 3\).*'head'",
     ),
     # Codes.
     "a layer without codes": (
         lambda g: g.codes.unpack("head"),
         KeyError,
-        r"Expected one of the layers \['a', 'b'\]. Received: 'head'",
+        r"'head'.*\['a', 'b'\]",
     ),
     "codes for their list": (
         lambda g: tfspline.partition_distances(g.codes),
         TypeError,
-        "Expected a loop over codes.layers. Received: a loop over the codes themselves",
+        "codes.layers",
     ),
     "inputs for codes": (
         lambda g: tfspline.partition_distance(g.x, g.x),
         TypeError,
-        "Expected the codes that region_codes gives. Received: ndarray",
+        "region_codes.*ndarray",
     ),
     "codes in a list": (
         lambda g: tfspline.Codes({"a": [[1]]}, {"a": 3}),
@@ -508,7 +508,7 @@ WRONG = {
     "bits behind the last": (
         lambda g: tfspline.Codes({"a": np.full((1, 1), 9, "uint8")}, {"a": 3}),
         ValueError,
-        "Expected zeros behind the 3 bits of layer 'a'. Received: others",
+        "layer 'a'.*3 bits",
     ),
     # Callbacks.
     "a bird for another model": (
@@ -620,7 +620,7 @@ WRONG = {
     "a box upside down": (
         lambda g: partition_plots.sampled_partitions({"net": g.model}, ((1, 0), (0, 1)), g.x[:2], samples=3),
         ValueError,
-        r"Expected a box .*, each low below its high. Received: \(\(1, 0\), \(0, 1\)\)",
+        r"`box`.*\(\(1, 0\), \(0, 1\)\)",
     ),
     "columns in a text": (
         lambda g: partition_plots.partitions({"net": g.model}, plane=g.x[:2], columns="2"),

@@ -1,4 +1,4 @@
-"""Affine maps: A x + b is the network on x's region, and on no other."""
+"""Affine maps: A x + b equals the network in the region of x, and only there."""
 
 import numpy as np
 import pytest
@@ -15,13 +15,13 @@ def flat(values):
 
 
 def error(A, b, model, x):
-    """|f(x) - (A x + b)| over the size of the output."""
+    """Largest |f(x) - (A x + b)|, relative to the largest output."""
     f = flat(model(x))
     return np.abs(np.einsum("nmd,nd->nm", A, flat(x)) + b - f).max() / np.abs(f).max()
 
 
-def in_pieces(model):
-    """The model with other activations in the place of its smooth ones."""
+def piecewise(model):
+    """A copy of the model with piecewise-affine activations instead of smooth ones."""
 
     def copies_of(path, layer):
         config = layer.get_config()
@@ -33,8 +33,8 @@ def in_pieces(model):
 
 
 @pytest.mark.parametrize("family", [family for family in zoo.FAMILIES if family is not zoo.inverted])
-def test_the_map_is_the_network_at_the_input_and_at_neighbours_of_the_same_code(keras, rng, family):
-    model = zoo.scramble(in_pieces(family(keras)), rng)
+def test_map_equals_the_network_at_the_input_and_its_neighbours_in_the_region(keras, rng, family):
+    model = zoo.scramble(piecewise(family(keras)), rng)
     x = zoo.inputs_for(model, rng)
     A, b = affine_map(model, x)
     assert A.dtype == b.dtype == np.float64
@@ -50,12 +50,12 @@ def test_the_map_is_the_network_at_the_input_and_at_neighbours_of_the_same_code(
     assert error(A, b, model, tf.nest.map_structure(lambda value: -10 * value, x)) > 1e-2  # another region
 
 
-def test_a_map_worked_by_hand(keras):
+def test_map_computed_by_hand(keras):
     hidden = keras.layers.Dense(2, "relu", name="hidden")
     model = keras.Sequential([keras.Input((2,)), hidden, keras.layers.Dense(1, name="head")])
     hidden.set_weights([np.array([[1.0, 2.0], [-1.0, 1.0]]), np.array([0.5, -3.0])])
     model.get_layer("head").set_weights([np.array([[2.0], [5.0]]), np.array([1.0])])
-    # z = (x0 - x1 + 0.5, 2 x0 + x1 - 3): at (1, 0) the first unit is on, at (2, 1) both are, at (0, 1) none is.
+    # z = (x0 - x1 + 0.5, 2 x0 + x1 - 3): the first unit is on at (1, 0), both are on at (2, 1), none is at (0, 1).
     A, b = affine_map(model, np.array([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0]]))
     assert A.tolist() == [[[2, -2]], [[12, 3]], [[0, 0]]]
     assert b.tolist() == [[2], [-13], [1]]
@@ -79,7 +79,7 @@ def spline_layers(keras):
     return layers + [keras.layers.ThresholdedReLU(0.3), keras.layers.Dense(5, prelu)]
 
 
-def test_every_activation_in_pieces(keras, rng):
+def test_every_piecewise_affine_activation(keras, rng):
     for layer in spline_layers(keras):
         model = keras.Sequential([keras.Input((3, 5)), layer, keras.layers.Flatten(), keras.layers.Dense(2)])
         x = rng.normal(size=(4, 3, 5)).astype("float32")
@@ -89,7 +89,7 @@ def test_every_activation_in_pieces(keras, rng):
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
-def test_every_pooling(keras, rng, padding):
+def test_every_pooling_layer(keras, rng, padding):
     for name, shape in [("1D", (7, 2)), ("2D", (7, 5, 2)), ("3D", (5, 4, 3, 2))]:
         for layer in [
             getattr(keras.layers, f"MaxPooling{name}")(3, 2, padding),
@@ -118,13 +118,13 @@ def test_maximum_minimum_and_bare_ops(keras, rng):
     assert error(A, offset, model, x) < 1e-5
 
 
-def test_more_outputs_than_inputs_some_outputs_and_small_batches(keras, rng):
+def test_more_outputs_than_inputs_selected_outputs_and_small_batches(keras, rng):
     model = zoo.scramble(keras.Sequential([keras.Input((3,)), *(keras.layers.Dense(7, "relu") for _ in "ab")]), rng)
     x = rng.normal(size=(5, 3)).astype("float32")
-    A, b = affine_map(model, x)  # on a basis of the inputs
+    A, b = affine_map(model, x)  # column by column
     assert error(A, b, model, x) < 1e-5
     for rows, options in [
-        ([4, -1], {"outputs": [4, -1]}),  # backwards
+        ([4, -1], {"outputs": [4, -1]}),  # row by row
         ([0, 1, 2, 3, 4, 5, 6], {"batch_size": 2}),
         ([6, 2], {"outputs": np.array([6, 2]), "batch_size": 3}),
     ]:
@@ -136,7 +136,7 @@ def test_more_outputs_than_inputs_some_outputs_and_small_batches(keras, rng):
     np.testing.assert_allclose(offset, b[:, 3], atol=1e-12)
 
 
-def test_the_map_is_the_gradient_where_there_is_one(keras, rng):
+def test_map_equals_the_gradient(keras, rng):
     model = zoo.scramble(zoo.residual(keras), rng)
     x = tf.constant(zoo.inputs_for(model, rng))
     with tf.GradientTape() as tape:
@@ -162,21 +162,21 @@ def test_adapted_normalization_and_integer_inputs(keras, rng):
     assert error(*affine_map(model, x), model, x.astype("float32")) < 1e-5
 
 
-def test_logits_leave_out_what_is_smooth_at_the_output(keras, rng):
+def test_logits_ignore_a_smooth_activation_at_the_output(keras, rng):
     inputs = keras.Input((4,))
     hidden = keras.layers.Dense(5, "relu")(inputs)
     fused = keras.Model(inputs, keras.layers.Dense(3, "softmax", name="head")(hidden))
     logits = keras.Model(inputs, keras.layers.Dense(3, name="head")(hidden))
     logits.set_weights(fused.get_weights())
     x = rng.normal(size=(5, 4)).astype("float32")
-    with pytest.raises(ValueError, match="layer 'head' with activation 'softmax'.*; logits=True leaves it out"):
+    with pytest.raises(ValueError, match="'head'.*'softmax'.*logits=True"):
         affine_map(fused, x)
     assert error(*affine_map(fused, x, logits=True), logits, x) < 1e-5
     own = keras.Model(inputs, keras.layers.Softmax()(logits(inputs)))
     assert error(*affine_map(own, x, logits=True), logits, x) < 1e-5
 
 
-def test_what_is_not_affine_is_refused_by_name(keras):
+def test_layers_that_are_not_affine_are_rejected_by_name(keras):
     inputs = keras.Input((4,))
     layers = keras.layers
     for make, name in [
@@ -195,12 +195,12 @@ def test_what_is_not_affine_is_refused_by_name(keras):
             affine_map(keras.Model(inputs, layers.Activation("hard_silu", name="it")(inputs)), np.ones((1, 4)))
 
 
-def test_refuses_other_arguments_that_do_not_fit(keras):
+def test_invalid_arguments_are_rejected(keras):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "relu")])
     with pytest.raises(ValueError, match=r"Expected inputs of shape \(samples, 4\)"):
         affine_map(model, np.zeros((2, 3)))
     for outputs in (3, [-4], [0.5], [[1]]):
-        with pytest.raises(ValueError, match=r"Expected numbers of outputs in \[-3, 3\). Received: "):
+        with pytest.raises(ValueError, match=r"`outputs`.*\[-3, 3\)"):
             affine_map(model, np.zeros((2, 4)), outputs=outputs)
     with pytest.raises(ValueError, match="Expected `batch_size` to be an integer of at least 1. Received: 0"):
         affine_map(model, np.zeros((2, 4)), batch_size=0)
@@ -208,7 +208,7 @@ def test_refuses_other_arguments_that_do_not_fit(keras):
         affine_map("model", np.zeros((2, 4)))
 
 
-def test_the_model_stays_as_it_was(keras, rng):
+def test_affine_map_does_not_change_the_model(keras, rng):
     model = zoo.residual(keras)
     before, config = model.get_weights(), model.get_config()
     affine_map(model, zoo.inputs_for(model, rng))

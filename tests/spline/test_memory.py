@@ -1,4 +1,4 @@
-"""What a training keeps in memory does not grow with its epochs."""
+"""The memory that a training holds does not grow with its epochs."""
 
 import collections
 import gc
@@ -12,21 +12,21 @@ from tfspline._keras.inputs import Probe
 from tfspline.graph.reader import Graph
 
 
-def kept(keras):
-    """How many there are of all that is large: models, graphs of functions, tensors, codes, masks."""
+def living(keras):
+    """Number of living objects of each class that holds much memory."""
     kinds = {
         *(Codes, Masks, Graph, Probe, EarlyBird, keras.layers.Layer, keras.callbacks.Callback),
         *(tf.Tensor, tf.Variable, tf.Graph, types.ConcreteFunction, types.PolymorphicFunction),
     }
     gc.collect()
-    of = collections.Counter()
+    numbers = collections.Counter()
     for thing in gc.get_objects():
-        # isinstance would ask a lazy module of TensorFlow for its class, which loads it.
-        of.update(kind.__name__ for kind in kinds if issubclass(type(thing), kind))
-    return of
+        # isinstance would load the lazy modules of TensorFlow.
+        numbers.update(kind.__name__ for kind in kinds if issubclass(type(thing), kind))
+    return numbers
 
 
-def test_nothing_grows_with_the_epochs(keras, rng, tmp_path):
+def test_memory_does_not_grow_with_epochs(keras, rng, tmp_path):
     layers = keras.layers
     model = keras.Sequential(
         [keras.Input((4,)), layers.Dense(12, name="a"), layers.BatchNormalization(), layers.ReLU(), layers.Dense(2)]
@@ -36,7 +36,7 @@ def test_nothing_grows_with_the_epochs(keras, rng, tmp_path):
 
     def note(epoch, logs):
         if epoch in (5, 19):
-            counts[epoch], files[epoch] = kept(keras), len(list(tmp_path.iterdir()))
+            counts[epoch], files[epoch] = living(keras), len(list(tmp_path.iterdir()))
 
     x = rng.normal(size=(24, 4)).astype("float32")
 

@@ -1,7 +1,7 @@
-"""Layers: `SplineUnit`, that is BatchNormalization and its activation as one layer, fused and with a region code.
+"""`SplineUnit`: BatchNormalization and its activation as one layer, fused and with a region code.
 
-`tfspline.layers.SplineUnit` is a layer of Keras 3; that of tf_keras is `tfspline.layers.tf_keras.SplineUnit`. Where
-tf_keras is imported after tfspline, `import tfspline.layers.tf_keras` makes the layer known to its `load_model`.
+`tfspline.layers.SplineUnit` is a Keras 3 layer; `tfspline.layers.tf_keras.SplineUnit` is its tf_keras counterpart. If
+tf_keras is imported after tfspline, run `import tfspline.layers.tf_keras` so that its `load_model` knows the layer.
 
 Example:
 
@@ -21,5 +21,5 @@ from tfspline.layers.keras import SplineUnit
 
 __all__ = ["SplineUnit"]
 
-for _module in _keras.kerases():  # whose saved models may hold one
+for _module in _keras.kerases():  # registers the layer with every Keras version that may load a saved model
     importlib.import_module(f"tfspline.layers.{_module.__name__}")

@@ -1,23 +1,24 @@
-"""What the SplineUnits of both Kerases have in common: all but the batch normalization itself."""
+"""The part of SplineUnit that both Keras versions share: everything but the normalization itself."""
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.constraints import hold
+from tfspline._keras.types import Data, KerasLayer
 from tfspline.graph.layer_specs import batch_normalization, register_channel_rule
 from tfspline.spline.activations import shape_of
 from tfspline.spline.codes import code_bits, pack_bits
 
-ACTIVATIONS = ("relu", "leaky_relu", "relu6")  # rising, and zero at zero
+ACTIVATIONS = ("relu", "leaky_relu", "relu6")  # monotonic, and zero at zero
 
 
 class SplineUnitBase:
-    """BatchNormalization with an activation behind it; mixed into a BatchNormalization of either Keras."""
+    """A mixin that applies an activation after the BatchNormalization of either Keras version."""
 
-    def __init__(self, activation: Any = "relu", **kwargs):
+    def __init__(self, activation: str | Callable | KerasLayer | dict | None = "relu", **kwargs):
         super().__init__(**kwargs)
         self.activation = self._as_layer(activation)
 
@@ -32,52 +33,52 @@ class SplineUnitBase:
             activation = module.layers.Activation(activation, name=name, dtype=self.dtype_policy)
         if not is_activation(activation):
             raise ValueError(
-                f"Expected an activation of {ACTIVATIONS}, None, or such a layer without a threshold. "
-                f"Received: {activation!r}"
+                f"Expected `activation` to be one of {ACTIVATIONS}, a layer that computes one of them without a "
+                f"threshold, or None. Received: {activation!r}"
             )
         return activation
 
     def call(self, inputs, training=None, mask=None):
-        """The inputs normalized, then activated."""
+        """Normalize the inputs and apply the activation."""
         z = super().call(inputs, training=training, mask=mask)
         return z if self.activation is None else self.activation(z)
 
     def get_config(self):
-        """BatchNormalization's config and the activation."""
+        """Return the config of BatchNormalization with the activation added."""
         module = _keras.keras_of(self)
         return super().get_config() | {"activation": module.saving.serialize_keras_object(self.activation)}
 
     @property
     def code_name(self) -> str:
-        """What its code is called in `tfspline.region_codes`: as that of the activation's layer."""
+        """The name of this layer's code in `tfspline.region_codes`: that of the activation layer."""
         return self.name if self.activation is None else self.activation.name
 
-    def region_code(self, x: Any) -> tf.Tensor:
-        """On which side of its cuts each unit is, in inference mode: the layer's part of `tfspline.region_codes`.
+    def region_code(self, x: Data) -> tf.Tensor:
+        """Compute the layer's part of `tfspline.region_codes`, in inference mode.
 
         Args:
             x: the layer's inputs, `[samples, ...]`.
 
         Returns:
-            uint8 `[samples, ceil(bits / 8)]`, packed as `tfspline.Codes` has them.
+            uint8 `[samples, ceil(bits / 8)]`, packed as in `tfspline.Codes`.
 
         Raises:
-            ValueError: the layer has no activation, and so no cuts.
+            ValueError: the layer has no activation, and therefore no code.
         """
         if self.activation is None:
-            raise ValueError(f"Expected a SplineUnit with an activation. Received: {self.name!r}, which has none")
+            raise ValueError(f"SplineUnit {self.name!r} has no region code because it has no `activation`")
         return pack_bits(code_bits(shape_of(self).bits_of_output(self(x, training=False))))
 
     @property
     def channel_mask(self) -> np.ndarray:
-        """Which channels are on, bool [channels]: one that is off has gamma and beta zero, so that it emits zero.
+        """Which channels are on, bool `[channels]`. A channel that is off has zero gamma and beta, and outputs zero.
 
-        Set, it switches channels off and keeps them off in training, by the constraints that `tfspline.Masks.apply`
-        uses. Like these it has to be set before the train function is traced; whole models are for `Masks`, which
-        sees to that. A channel that is on again starts from zero.
+        Assigning a mask sets the weights to zero and keeps them there in training, by the constraints that
+        `tfspline.Masks.apply` uses. Assign it before the train function is traced, or use `tfspline.Masks`, which takes
+        care of that for a whole model. A channel that is switched on again starts from zero.
 
         Raises:
-            ValueError: the layer is not built or has no gamma, or a mask that is not bool [channels].
+            ValueError: the layer is not built, has no gamma, or the assigned mask is not bool `[channels]`.
         """
         return np.any([weight.numpy() != 0 for weight in self._scales()], axis=0)
 
@@ -86,25 +87,26 @@ class SplineUnitBase:
         gamma, *_ = scales = self._scales()
         on = np.asarray(on)
         if on.dtype != bool or on.shape != tuple(gamma.shape):
-            raise ValueError(f"Expected bool {list(gamma.shape)}. Received: {on.dtype.name} {list(on.shape)}")
+            raise ValueError(
+                f"Expected `channel_mask` to be bool of shape {tuple(gamma.shape)}. "
+                f"Received: {on.dtype.name} of shape {on.shape}"
+            )
         for weight in scales:
             hold(weight, on)
 
     def _scales(self):
         if not self.built or self.gamma is None:
-            state = "it has no scale" if self.built else "it is not built"
-            raise ValueError(
-                f"Expected a SplineUnit with a gamma, to mask channels by. Received: {self.name!r}, {state}"
-            )
+            reason = "it was made with scale=False" if self.built else "it is not built"
+            raise ValueError(f"SplineUnit {self.name!r} has no gamma, which `channel_mask` needs: {reason}")
         return [self.gamma] if self.beta is None else [self.gamma, self.beta]
 
 
-# Its weights travel with their channels as those of BatchNormalization do, and it acts on each number alone.
+# The weights are per channel, as in BatchNormalization, and the activation acts on each number alone.
 register_channel_rule(SplineUnitBase, batch_normalization)
 
 
-def is_activation(layer: Any) -> bool:
-    """Whether an activation layer can be part of a SplineUnit: piecewise affine, rising, and zero at zero."""
+def is_activation(layer: KerasLayer) -> bool:
+    """Whether a SplineUnit supports an activation layer: piecewise affine, monotonic, and zero at zero."""
     name = _keras.builtin_class_name(layer)
     if name == "ReLU":
         return not layer.threshold

@@ -1,34 +1,35 @@
-"""Puts SplineUnits into a model in place of BatchNormalization and its activation, and takes them out again."""
+"""Replace BatchNormalization and its activation by SplineUnits in a model, and the reverse."""
 
 import collections
 import importlib
-from typing import Any
 
 from tfspline import _keras
+from tfspline._keras.types import KerasLayer, KerasModel
 from tfspline.layers.base import SplineUnitBase, is_activation
 
 
-def wrap(model: Any) -> Any:
-    """A copy of a model with `tfspline.layers.SplineUnit` for every BatchNormalization: Keras 3 trains it faster.
+def wrap(model: KerasModel) -> KerasModel:
+    """Copy a model with a `tfspline.layers.SplineUnit` for each BatchNormalization, which Keras 3 trains faster.
 
-    A SplineUnit has the name, the weights and the config of the BatchNormalization in whose place it is. It takes in
-    the activation behind it: a layer ReLU (without a threshold), LeakyReLU or Activation of such a kind, if nothing
-    else reads the BatchNormalization and both are called once; any other, and a bare op such as `keras.ops.relu`,
-    stays a node of its own. Subclasses of BatchNormalization stay as they are.
+    A SplineUnit keeps the name, weights and config of its BatchNormalization. It absorbs the activation layer after it
+    (ReLU without a threshold, LeakyReLU, or an Activation that computes one of them or ReLU6), if nothing else reads
+    the BatchNormalization and both layers are called once. Other activations, bare ops such as `keras.ops.relu` and
+    subclasses of BatchNormalization stay as they are.
 
-    All of tfspline understands the copy as it does the model: the same units, FLOPs and names of codes. `unwrap` gives
-    an ordinary model back; do so before you hand it to others, since what is saved of the copy needs tfspline to load.
+    For tfspline, the copy has the same units, FLOPs and names of codes as the model. Call `unwrap` before you share the
+    model: a saved wrapped model needs tfspline to be loaded.
 
     Args:
-        model: a built functional or Sequential model of Keras 3 or tf_keras; it stays as it is. The BatchNormalization
-            of tf_keras is fused already, so there a SplineUnit is a convenience and not faster.
+        model: a built functional or Sequential model of Keras 3 or tf_keras; it is not changed. In tf_keras,
+            BatchNormalization is already fused, so wrapping does not make training faster.
 
     Returns:
-        An uncompiled model of the same Keras with new layers and the same weights. Compile it before training; under a
-        `tf.distribute` strategy, wrap inside its scope.
+        An uncompiled model of the same Keras version with new layers and the same weights. Compile it before training.
+        With a `tf.distribute` strategy, call `wrap` in its scope.
 
     Raises:
-        TypeError, ValueError: the model's graph cannot be read.
+        TypeError: `model` is not a Keras model.
+        ValueError: the model's graph is unknown.
 
     Example:
 
@@ -43,10 +44,10 @@ def wrap(model: Any) -> Any:
     module = _keras.keras_of(_keras.check_model(model))
     unit = importlib.import_module(f"tfspline.layers.{module.__name__}").SplineUnit
     stacks = _stacks(model, module.layers.BatchNormalization)
-    taken = {id(activation) for activation in stacks.values()}
+    absorbed = {id(activation) for activation in stacks.values()}
 
     def copies_of(path, layer):
-        if id(layer) in taken:
+        if id(layer) in absorbed:
             return []
         if type(layer) is not module.layers.BatchNormalization:
             return [_copy(layer)]
@@ -56,19 +57,20 @@ def wrap(model: Any) -> Any:
     return _rebuilt(model, copies_of)
 
 
-def unwrap(model: Any) -> Any:
-    """A copy of a model with BatchNormalization and an activation layer for every SplineUnit; the reverse of `wrap`.
+def unwrap(model: KerasModel) -> KerasModel:
+    """Copy a model with BatchNormalization and an activation layer for each SplineUnit; the reverse of `wrap`.
 
-    Nothing of tfspline is left in it, and the layers that `wrap` took in have their names and configs back.
+    The copy contains no tfspline classes. Layers that `wrap` absorbed get their names and configs back.
 
     Args:
-        model: a built functional or Sequential model of Keras 3 or tf_keras; it stays as it is.
+        model: a built functional or Sequential model of Keras 3 or tf_keras; it is not changed.
 
     Returns:
-        An uncompiled model of the same Keras with new layers and the same weights.
+        An uncompiled model of the same Keras version with new layers and the same weights.
 
     Raises:
-        TypeError, ValueError: the model's graph cannot be read.
+        TypeError: `model` is not a Keras model.
+        ValueError: the model's graph is unknown.
 
     Example:
 
@@ -104,8 +106,8 @@ def _rebuilt(model, copies_of):
     return copy
 
 
-def _stacks(model: Any, batch_normalization: type) -> dict[int, Any]:
-    """The activation layer that each BatchNormalization (by id) can take in, for those that have one."""
+def _stacks(model: KerasModel, batch_normalization: type) -> dict[int, KerasLayer]:
+    """Map the id of each BatchNormalization that can absorb an activation layer to that layer."""
     nested = [
         layer for layer in _keras.layer_paths(model).values() if _keras.is_model(layer) and _keras.is_graph(layer)
     ]

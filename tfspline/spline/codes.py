@@ -1,39 +1,42 @@
-"""Region codes: on which side of every unit's cut an input lies, one bit a cut, packed eight to a byte."""
+"""Region codes: for each input and unit, a bit that says on which side of the unit's boundary the input lies.
+
+The bits are packed, eight to a byte.
+"""
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.inputs import check_inputs
+from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import count, instance
 from tfspline._utils.files import read_npz, write_npz
 from tfspline.spline.activations import bits_of_calls
 
 
 class Codes:
-    """The region codes of a model on some inputs: packed bits for each piecewise-affine layer and sample.
+    """Region codes of a model on some inputs, as packed bits per layer and sample.
 
-    `codes[layer]` is a uint8 array `[samples, ceil(bits / 8)]`, bit k of a row in byte k // 8, lowest bit
-    first, as in `numpy.packbits(bitorder="little")`; the bits that fill up the last byte are 0. A layer's
-    bits are its units in the order of its flattened output; one with two bits a unit (ReLU6) has all lower
-    cuts first, then all upper ones.
+    `codes[layer]` is a uint8 array `[samples, ceil(bits / 8)]`, packed as by `numpy.packbits(bitorder="little")`: bit k
+    of a sample is bit k % 8 of byte k // 8, and unused bits of the last byte are 0. The bits follow the order of the
+    layer's flattened output. An activation with two knots (ReLU6) has two bits per unit: first the bits of the lower
+    knot for all units, then those of the upper knot.
 
     Attributes:
-        layers: the names of the layers, in the order in which they run.
-        bits: a dict, layer name -> number of bits a sample.
+        layers: names of the layers, in the order in which they run.
+        bits: layer name -> number of bits per sample.
 
     Args:
-        arrays: a dict, layer name -> uint8 array `[samples, ceil(bits / 8)]`.
-        bits: a dict, layer name -> number of bits.
+        arrays: layer name -> uint8 array `[samples, ceil(bits / 8)]`.
+        bits: layer name -> number of bits per sample, for the same layers in the same order.
 
     Raises:
-        TypeError: no dicts.
-        ValueError: the arrays do not fit together or do not fit their bits.
+        TypeError: `arrays` or `bits` is not a mapping.
+        ValueError: the arrays have different numbers of samples, or do not match `bits`.
 
     Example:
 
@@ -42,69 +45,66 @@ class Codes:
     (2, ['relu'], [[1, 0, 1], [0, 0, 1]])
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], bits: dict[str, int]):
+    def __init__(self, arrays: Mapping[str, np.ndarray], bits: Mapping[str, int]):
         instance("arrays", arrays, Mapping)
         if not arrays or list(arrays) != list(instance("bits", bits, Mapping)):
             raise ValueError(
-                f"Expected the packed bits and the number of bits of the same layers, at least one. "
+                "Expected `arrays` and `bits` of the same layers, at least one. "
                 f"Received: {list(arrays)} and {list(bits)}"
             )
         self._arrays = {name: np.asarray(array) for name, array in arrays.items()}
         self.bits = {name: count(f"bits[{name!r}]", number) for name, number in bits.items()}
         samples = max(1, *next(iter(self._arrays.values())).shape[:1])
         for name, array in self._arrays.items():
-            shape = (samples, -(-bits[name] // 8))
-            if array.dtype != np.uint8 or array.shape != shape:
-                raise ValueError(
-                    f"Expected uint8 codes of shape {shape} for the {bits[name]} bits of layer {name!r}. "
-                    f"Received: {array.dtype} of shape {array.shape}"
-                )
-            if bits[name] % 8 and (array[:, -1] >> bits[name] % 8).any():
-                raise ValueError(f"Expected zeros behind the {bits[name]} bits of layer {name!r}. Received: others")
+            _check_packed(name, array, samples, self.bits[name])
 
     @property
     def layers(self) -> list[str]:
-        """The names of the layers, in the order in which they run."""
+        """Names of the layers, in the order in which they run."""
         return list(self._arrays)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(next(iter(self._arrays.values())))
 
-    def __getitem__(self, layer):
+    def __getitem__(self, layer: str) -> np.ndarray:
         if layer not in self.layers:
-            raise KeyError(f"Expected one of the layers {self.layers}. Received: {layer!r}")
+            raise KeyError(f"There are no codes of layer {layer!r}, only of {self.layers}")
         return self._arrays[layer]
 
     def __iter__(self):
-        # Without this, Python would iterate by codes[0], codes[1] ... and fail with a KeyError that explains
-        # nothing.
-        raise TypeError("Expected a loop over codes.layers. Received: a loop over the codes themselves")
+        # Without this method, Python would iterate by codes[0], codes[1] ... and fail with a confusing KeyError.
+        raise TypeError("A Codes object is not iterable. Iterate over `codes.layers`")
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Codes)
             and list(self.bits.items()) == list(other.bits.items())
             and all(np.array_equal(self[layer], other[layer]) for layer in self.layers)
         )
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Codes({len(self)} samples, {sum(self.bits.values())} bits in {len(self.bits)} layers)"
 
     def unpack(self, layer: str) -> np.ndarray:
-        """The bits of one layer as a uint8 array of 0 and 1, `[samples, bits]`."""
+        """Return the bits of a layer as a uint8 array of zeros and ones, `[samples, bits]`."""
         return np.unpackbits(self[layer], axis=1, count=self.bits[layer], bitorder="little")
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the codes to an .npz file, under exactly this name."""
+        """Write the codes to an .npz file at exactly this path."""
         write_npz(path, self.to_arrays())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Codes":
-        """Reads what `save` has written; ValueError where the file is damaged or is something else."""
+        """Read codes written by `save`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or was not written by `save`.
+        """
         return read_npz(path, cls.from_arrays)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The codes as plain arrays by name, to be stored together with others."""
+        """Return the codes as plain named arrays, to be stored together with others."""
         packed = {str(index): array for index, array in enumerate(self._arrays.values())}
         return {
             "layers": np.array(self.layers),
@@ -113,51 +113,61 @@ class Codes:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "Codes":
-        """The codes that `to_arrays` gave."""
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Codes":
+        """Return the codes that `to_arrays` was called on; ValueError if the arrays do not describe any."""
         names, bits = arrays["layers"], arrays["bits"]
         if names.dtype.kind != "U" or bits.dtype.kind != "i" or len({*names.tolist()}) != names.size:
-            raise ValueError(f"Expected names that differ, and integers. Received: {names!r} and {bits!r}")
+            raise ValueError(
+                f"Expected distinct layer names and integer numbers of bits. Received: {names!r} and {bits!r}"
+            )
         packed = {name: arrays[str(index)] for index, name in enumerate(names.tolist())}
         return cls(packed, dict(zip(packed, bits.tolist(), strict=True)))
 
 
+def _check_packed(layer, array, samples, bits):
+    shape = (samples, -(-bits // 8))
+    if array.dtype != np.uint8 or array.shape != shape:
+        raise ValueError(
+            f"Expected uint8 codes of shape {shape} for the {bits} bits of layer {layer!r}. "
+            f"Received: {array.dtype} of shape {array.shape}"
+        )
+    if bits % 8 and (array[:, -1] >> bits % 8).any():
+        raise ValueError(
+            f"The codes of layer {layer!r} have {bits} bits, but there are ones in the unused bits after them"
+        )
+
+
 def region_codes(
-    model: Any, x: Any, batch_size: int = 128, approximate: bool = False, max_pooling: bool = False
+    model: KerasModel, x: Data, batch_size: int = 128, approximate: bool = False, max_pooling: bool = False
 ) -> Codes:
-    """The region of the model's partition of its input space that each input lies in.
+    """Compute in which region of the model's partition of the input space each input lies.
 
-    The code of a unit at x, with pre-activation z, is 1[z > 0] for ReLU, LeakyReLU, PReLU and abs (with a
-    `threshold`, 1[z > threshold]), and the two bits 1[z > lo] and 1[z >= hi] for those of three pieces: ReLU6
-    and other ReLUs with a `max_value`, hard sigmoid, hard tanh, hard swish, shrinks, clip. Maximum and Minimum
-    of k tensors (maxout) have ceil(log2 k) bits an output, the number of the chosen one, lowest bit first; so,
-    with `max_pooling`, have max-pooling and maxima over axes, whose k is the size of the window (Balestriero and
-    Baraniuk, "A Spline Theory of Deep Learning", ICML 2018). Activations count as layers of their own, fused
-    into another layer (`Dense(8, activation="relu")`) and as bare ops (`keras.ops.relu`). The model runs in
-    inference mode, batch by batch: only one batch of floats is alive at a time.
+    A unit with pre-activation z has the bit 1[z > 0] for ReLU, LeakyReLU, PReLU and abs (1[z > t] with a threshold t).
+    Activations with three pieces (ReLU6, hard sigmoid, hard tanh, hard swish, shrink, clip) have two bits, 1[z > low]
+    and 1[z >= high]. Maximum and Minimum of k tensors have ceil(log2 k) bits per output: the index of the chosen
+    tensor, lowest bit first. The same holds for max-pooling over k places with `max_pooling=True` (Balestriero and
+    Baraniuk, "A Spline Theory of Deep Learning", ICML 2018).
 
-    Whatever is neither an activation nor holds one has no bits, and what a custom layer computes in its own
-    `call` cannot be seen. A smooth activation at the very output (softmax) has no bits either.
+    Fused activations (`Dense(8, activation="relu")`) and bare ops (`keras.ops.relu`) count like activation layers. A
+    smooth activation at the model's output (softmax) has no bits. The model runs in inference mode, batch by batch.
 
     Args:
-        model: a built functional or Sequential model, Keras 3 or tf_keras; it may hold nested models and may
-            call layers more than once. A call is named after its layer, with the path of a nested model in
-            front ("inner/relu") and "#2", "#3" ... behind if it is not the first.
-        x: an array or tensor `[samples, ...]`; for several inputs a list in the order of `model.inputs`, or a
-            dict by name.
-        batch_size: how many samples run at a time.
-        approximate: take the sign of z for smooth activations (GELU, swish, sigmoid ...) instead of refusing
-            them.
-        max_pooling: give max-pooling a code, the arg-max of each window. Off by default: the authors of the
-            early bird look at the units only.
+        model: a built functional or Sequential model of Keras 3 or tf_keras. Nested models and shared layers are
+            supported. Calls are named after their layer, with the path of a nested model in front ("inner/relu"), and
+            "#2", "#3" ... appended from the second call on.
+        x: an array or tensor `[samples, ...]`; for several inputs, a list in the order of `model.inputs` or a dict by
+            input name.
+        batch_size: number of samples per batch.
+        approximate: use the sign of z for smooth activations (GELU, swish, sigmoid ...) instead of rejecting them.
+        max_pooling: include the argmax choices of max-pooling. Off by default, as in the early-bird test of You et al.
 
     Returns:
         The `Codes` of all samples.
 
     Raises:
-        TypeError: `model` is no Keras model.
-        ValueError: a model whose graph is not known, one with a smooth activation (unless `approximate`) or
-            without any piecewise-affine unit; inputs that do not fit the model, or none.
+        TypeError: `model` is not a Keras model.
+        ValueError: the model's graph is unknown, it has a smooth activation (unless `approximate`) or no
+            piecewise-affine unit, or `x` is empty or does not fit the model.
 
     Example:
 
@@ -170,15 +180,15 @@ def region_codes(
 
 
 class RegionEncoder:
-    """Turns inputs into the region codes of one model; kept, it does not trace the model again.
+    """Computes region codes of one model repeatedly, tracing the model only once per batch shape.
 
     Args:
-        model: see `region_codes`, also for what is refused.
+        model: see `region_codes`, which also lists the errors raised.
         approximate: see `region_codes`.
         max_pooling: see `region_codes`.
     """
 
-    def __init__(self, model: Any, approximate: bool = False, max_pooling: bool = False):
+    def __init__(self, model: KerasModel, approximate: bool = False, max_pooling: bool = False):
         self.model = _keras.check_model(model)
         calls = list(bits_of_calls(model, approximate, max_pooling))
         self._bits = [bits for _, bits in calls]
@@ -186,13 +196,13 @@ class RegionEncoder:
         self._bends = dict(zip(unique(bend.path for bend in coded), coded, strict=True))  # by the names in the codes
         if not coded:
             raise ValueError(
-                "Expected a model with at least one piecewise-affine unit (ReLU, LeakyReLU, PReLU, ReLU6 "
-                f"...). Received: {model.name!r}, which has none"
+                "Expected a model with at least one piecewise-affine unit (ReLU, LeakyReLU, PReLU, ReLU6 ...). "
+                f"Received: {model.name!r}, which has none"
             )
         self._encode = tf.function(self._encode_batch, autograph=False)
 
-    def __call__(self, x: Any, batch_size: int = 128) -> Codes:
-        """The `Codes` of all samples of `x`."""
+    def __call__(self, x: Data, batch_size: int = 128) -> Codes:
+        """Return the `Codes` of all samples of `x`."""
         count("batch_size", batch_size)
         values = check_inputs(self.model, x)
         samples = len(values[0])
@@ -210,15 +220,15 @@ class RegionEncoder:
         return Codes(arrays, {name: int(bits[name]) for name in self._bends})
 
     def dead(self, codes: Codes) -> list[str]:
-        """The layers that are dead by their `codes`: no input switches any of their units on.
+        """Return the names of the dead layers: those in which no input of `codes` switches on any unit.
 
-        Their outputs are constants, through which no gradient gets to what comes before. A layer whose units are
-        something while they are off, as those of LeakyReLU, cannot be dead.
+        A dead layer outputs a constant and passes no gradient to the layers before it. Layers whose units are not
+        constant when they are off, such as LeakyReLU, are never dead.
         """
         return [name for name, bend in self._bends.items() if bend.silent and not codes[name].any()]
 
     def _encode_batch(self, inputs):
-        remaining = iter(self._bits)  # in the order of the graph, in which the calls are visited here too
+        remaining = iter(self._bits)  # in the order in which the graph's calls are visited
         bits = []
 
         def visit(node, args, kwargs):
@@ -234,12 +244,12 @@ class RegionEncoder:
 
 
 def code_bits(bits: list[tf.Tensor]) -> tf.Tensor:
-    """The bits of a layer, bool `[samples, bits]`, of tensors `[samples, ...]`."""
+    """Return bool tensors `[samples, ...]` side by side, bool `[samples, bits]`."""
     return tf.concat([tf.reshape(bit, [tf.shape(bit)[0], -1]) for bit in bits], 1)
 
 
 def pack_bits(bits: tf.Tensor) -> tf.Tensor:
-    """Packs booleans `[n, m]` into uint8 `[n, ceil(m / 8)]`, the first of each eight into the lowest bit.
+    """Pack bools `[n, m]` into uint8 `[n, ceil(m / 8)]`, the first of each eight into the lowest bit.
 
     Example:
 
@@ -248,14 +258,14 @@ def pack_bits(bits: tf.Tensor) -> tf.Tensor:
     """
     bits = tf.pad(tf.cast(bits, tf.uint8), [[0, 0], [0, -tf.shape(bits)[1] % 8]])
     eights = tf.bitcast(tf.reshape(bits, [tf.shape(bits)[0], -1, 8]), tf.uint64)
-    # Bit i stands at position 8 i of its eight bytes; the factor 2**(56 - 7 i) moves it to 56 + i, the top
-    # byte. No two products meet at one position, so nothing carries. Five times as fast as a weighted sum.
+    # Bit i is at position 8 i of the eight bytes. The term 2**(56 - 7 i) of the factor moves it to position 56 + i, in
+    # the top byte. No two products share a position, so nothing carries. Five times faster than a weighted sum.
     gathered = tf.bitwise.right_shift(eights * tf.constant(0x0102040810204080, tf.uint64), tf.constant(56, tf.uint64))
     return tf.cast(gathered, tf.uint8)
 
 
-def unique(names: Iterator[str]) -> list[str]:
-    """The names in their order, "#2", "#3" ... behind those that have occurred before."""
+def unique(names: Iterable[str]) -> list[str]:
+    """Return the names in order, with "#2", "#3" ... appended to those that have occurred before."""
     unique = {}
     for name in names:
         numbered = itertools.chain([name], (f"{name}#{count}" for count in itertools.count(2)))

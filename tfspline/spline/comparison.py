@@ -1,40 +1,41 @@
-"""Reports of what a pruning did to a network: to its partition, to the boundaries that make it, and to its maps."""
+"""Partition reports: what pruning did to a network's partition, its boundaries and its affine maps."""
 
 import dataclasses
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from tfspline import _keras
 from tfspline._keras.inputs import probe_inputs
-from tfspline._utils.checks import count, instance
-from tfspline.pruning.planning import Plan
+from tfspline._keras.types import Data, KerasModel
+from tfspline._utils.checks import count
+from tfspline.graph.reader import Graph
 from tfspline.spline.affine import affine_map
-from tfspline.spline.boundaries import angle_to_axes, angles_between, boundaries
+from tfspline.spline.boundaries import Boundaries, angle_to_axes, angles_between, boundaries
 from tfspline.spline.codes import Codes, RegionEncoder
 
-_TURNED = 0.01  # degrees: less is rounding
-_ROWS = 128  # inputs that run at a time
+_MIN_ANGLE = 0.01  # degrees: smaller angles are rounding errors
+_BATCH_SIZE = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """What became of the boundaries of one layer of units in pieces.
+    """How pruning changed the boundaries of one layer of piecewise-affine units.
 
-    A unit (a channel, of a convolution) has a boundary on the inputs if it switches on them: if it is not on the same
-    side of its cut for all of them, at all places.
+    A unit (for a convolution, a channel) has a boundary on the inputs if not all inputs, at all places, lie on the same
+    side of it. A pair of values belongs to the models before and after pruning.
 
     Attributes:
-        name: the layer, as in `Codes.layers`.
-        units: how many units it has, before and after.
-        boundaries: how many of them have a boundary on the inputs, before and after.
-        removed: how many had one and have none any more, None where the units cannot be matched.
-        turned: how many have one before and after, of another direction in those inputs of the layer that are still
-            read, None where the units or their weights cannot be matched.
-        angle: mean angle of the turned ones between before and after, in degrees; NaN without any.
-        axis_angle: mean angle of the normals to the nearest axis of the layer's inputs, in degrees, before and after,
-            of the units with a boundary: 0 for one that looks at a single input; None as `turned`.
-        changed: share of the code bits that differ; None where the units cannot be matched.
+        name: name of the layer, as in `Codes.layers`.
+        units: numbers of units.
+        boundaries: numbers of units with a boundary on the inputs.
+        removed: number of units that had a boundary only before; None if the units cannot be matched.
+        turned: number of units with a boundary in both models but in another direction, measured in the layer inputs
+            that are still read; None if the units or their weights cannot be matched.
+        angle: mean angle in degrees by which the turned boundaries turned; NaN if there are none, None like `turned`.
+        axis_angle: mean angles in degrees between the normals of the boundaries and the nearest axis of the layer's
+            input space (0 for a unit that reads a single input); None like `turned`.
+        changed: share of the code bits that differ; None if the units cannot be matched.
     """
 
     name: str
@@ -49,16 +50,15 @@ class LayerReport:
 
 @dataclasses.dataclass(frozen=True)
 class PartitionReport:
-    """What a pruning did, made by `tfspline.partition_report`; `print` shows it as a table.
+    """The result of `tfspline.partition_report`; `print` shows it as a table.
 
     Attributes:
-        layers: a `LayerReport` for each layer of units in pieces.
-        samples: how many inputs it was seen on.
-        regions: in how many different regions they lie, before and after.
-        maps: |A' - A| / |A|, Frobenius norms over the affine maps of some inputs, before (A) and after; None if it was
-            not asked for.
-        outputs: |f' - f| / |f|, norms over all outputs.
-        agreement: share of the inputs of which the largest output is the same; None for a single output number.
+        layers: a `LayerReport` for each layer of piecewise-affine units.
+        samples: number of inputs on which the models were compared.
+        regions: numbers of distinct regions in which the inputs lie, before and after.
+        maps: relative change |A' - A| / |A| of the affine maps of some inputs (Frobenius norms); None if `maps=0`.
+        outputs: relative change |f' - f| / |f| of the outputs.
+        agreement: share of the inputs with the same largest output; None if the models have single output numbers.
 
     Example:
 
@@ -80,7 +80,7 @@ class PartitionReport:
     outputs: float
     agreement: float | None
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = [
             ("layer", "units", "boundaries", "removed", "turned", "by", "to an axis", "bits changed"),
             *(_row(layer) for layer in self.layers),
@@ -99,7 +99,7 @@ class PartitionReport:
         return "\n".join([*table, "", *(f"{name:<12} {fact}" for name, fact in facts)])
 
 
-def _row(layer):
+def _row(layer: LayerReport) -> tuple[str, ...]:
     def known(value, text):
         return "-" if value is None or np.isnan(value).any() else text
 
@@ -115,37 +115,56 @@ def _row(layer):
     )
 
 
+@runtime_checkable
+class PruningPlan(Protocol):
+    """The part of `tfspline.Plan` that a report uses; this package does not import `tfspline.pruning`."""
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the model that was pruned."""
+
+    @property
+    def removed(self) -> np.ndarray:
+        """Which units are removed, bool `[units]`."""
+
+    def mask(self, model: KerasModel) -> KerasModel:
+        """Return a copy of the model with the removed units set to zero."""
+
+
 def partition_report(
-    before: Any, after: Any, x: Any, plan: Plan | None = None, maps: int = 8, approximate: bool = False
+    before: KerasModel,
+    after: KerasModel,
+    x: Data,
+    plan: PruningPlan | None = None,
+    maps: int = 8,
+    approximate: bool = False,
 ) -> PartitionReport:
-    """What a pruning did to a network's partition of its input space, to its boundaries and to its affine maps.
+    """Report what pruning did to a network's partition of the input space, its boundaries and its affine maps.
 
-    Pruning units takes boundaries away; pruning weights leaves them where they are in number and turns them towards
-    the axes of the layer's inputs, since a normal loses coordinates (You et al., "Max-Affine Spline Insights Into
-    Deep Network Pruning", TMLR 2022). The report tells the two apart, for whatever made `after` of `before`: masks,
-    slimming, tfmot, a user's own zeros, training on.
+    Removing units removes boundaries. Removing weights keeps the boundaries but turns them towards the axes of the
+    layer's inputs, since their normals lose coordinates (You et al., "Max-Affine Spline Insights Into Deep Network
+    Pruning", TMLR 2022). The report tells both apart, however `after` was made: by masks, slimming, tfmot or training.
 
-    Layers are matched by their names. One that is as wide as before is compared unit by unit. In a narrower network it
-    is not known which unit is which, unless the `plan` that cut it is given; without it, layers of other widths only
-    have their units and boundaries counted. Directions are known of the units of Dense and Conv layers whose activation
-    follows at once or behind BatchNormalization, and are compared where the layer has as many inputs as before.
+    Layers are matched by name, and units by position in layers of equal width. With the `plan`, the units of a slim
+    model are matched too; without it, only the units and boundaries of its narrower layers are counted. Directions are
+    known for Dense and Conv layers followed by their activation, with or without BatchNormalization in between.
 
     Args:
-        before: the model before, see `tfspline.region_codes`.
-        after: the model after, of the same Keras, with the same inputs and outputs.
-        x: inputs to see both on: arrays as for `tfspline.region_codes`, or a tf.data.Dataset, of which the first 1,024
-            are taken. Boundaries that no input crosses are not seen.
-        plan: the plan that was applied, where `after` is narrower than `before`.
-        maps: on how many of the inputs to compare the affine maps (`tfspline.affine_map` with `logits`); 0 for models
-            that it refuses.
-        approximate: as for `tfspline.region_codes`; needs `maps=0`.
+        before: the model before pruning, see `tfspline.region_codes`.
+        after: the model after pruning, of the same Keras version and with the same inputs and outputs.
+        x: inputs, as for `tfspline.region_codes`, or a tf.data.Dataset, of which the first 1,024 samples are used.
+            Boundaries that no input crosses are not seen.
+        plan: the plan by which `after` was slimmed.
+        maps: number of inputs on which to compare the affine maps, see `tfspline.affine_map`; 0 to skip this.
+        approximate: as for `tfspline.region_codes`; requires `maps=0`.
 
     Returns:
         A `PartitionReport`.
 
     Raises:
-        TypeError, ValueError: models that `region_codes` refuses, or, unless `maps=0`, `affine_map`; inputs that do
-            not fit; outputs of other shapes; models without a common layer; a plan of another model.
+        TypeError: `before` or `after` is not a Keras model, or `plan` is not a plan.
+        ValueError: `tfspline.region_codes` or (unless `maps=0`) `tfspline.affine_map` rejects a model or `x`, the
+            models have no layer name in common or different outputs, or `after` is not what `plan` makes of `before`.
 
     Example:
 
@@ -156,47 +175,68 @@ def partition_report(
     """
     count("maps", maps, least=0)
     if plan is not None:
-        after = _widened(before, after, instance("plan", plan, Plan))
+        after = _expanded(before, after, plan)
     inputs = probe_inputs(before, x)
-    codes = [RegionEncoder(model, approximate)(inputs) for model in (before, after)]
-    cuts = [boundaries(model, approximate) for model in (before, after)]
-    names = [name for name in codes[0].layers if name in codes[1].layers]
-    if not names:
-        raise ValueError(
-            f"Expected models with layers of the same names. Received: {codes[0].layers} and {codes[1].layers}"
-        )
-    layers = tuple(_layer(name, codes, [one[name] for one in cuts]) for name in names)
-    f, g = (_outputs(model, inputs) for model in (before, after))
-    shapes = [[y.shape[1:] for y in outputs] for outputs in (f, g)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"Expected models with the same outputs. Received: outputs of {shapes[0]} and {shapes[1]}")
-    agreements = [(a.argmax(-1) == b.argmax(-1)).mean() for a, b in zip(f, g, strict=True) if a.shape[-1] > 1]
-    f, g = (np.concatenate([y.ravel() for y in outputs]) for outputs in (f, g))
+    a, b = (_Observed.of(model, inputs, approximate) for model in (before, after))
+    _check_comparable(a, b)
     return PartitionReport(
-        layers=layers,
-        samples=len(codes[0]),
-        regions=tuple(_regions(one) for one in codes),
+        layers=tuple(_layer_report(name, a, b) for name in a.codes.layers if name in b.codes.layers),
+        samples=len(a.codes),
+        regions=(_regions(a.codes), _regions(b.codes)),
         maps=_map_change(before, after, [value[:maps] for value in inputs]) if maps else None,
-        outputs=_relative(f, g),
-        agreement=float(np.mean(agreements)) if agreements else None,
+        outputs=_relative_change(*(np.concatenate([y.ravel() for y in one.outputs]) for one in (a, b))),
+        agreement=_agreement(a.outputs, b.outputs),
     )
 
 
-def _relative(before, after):
-    change, size = np.linalg.norm(after - before), np.linalg.norm(before)
-    return float(change / size) if size else float("inf" if change else 0)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Observed:
+    """Codes, boundaries (by layer) and outputs of a model on the inputs of a report."""
 
+    codes: Codes
+    boundaries: dict[str, Boundaries]
+    outputs: list[np.ndarray]
 
-def _map_change(before, after, inputs):
-    return _relative(*(affine_map(model, inputs, logits=True)[0] for model in (before, after)))
+    @classmethod
+    def of(cls, model, inputs, approximate):
+        codes = RegionEncoder(model, approximate)(inputs)
+        return cls(codes, boundaries(model, approximate), _outputs(model, inputs))
 
 
 def _outputs(model, inputs):
     batches = [
-        _keras.run(model, [value[i : i + _ROWS] for value in inputs], lambda node, args, kw: node.layer(*args, **kw))
-        for i in range(0, len(inputs[0]), _ROWS)
+        _keras.run(
+            model, [value[i : i + _BATCH_SIZE] for value in inputs], lambda node, args, kw: node.layer(*args, **kw)
+        )
+        for i in range(0, len(inputs[0]), _BATCH_SIZE)
     ]
     return [np.concatenate([np.asarray(y, np.float64) for y in parts]) for parts in zip(*batches, strict=True)]
+
+
+def _check_comparable(a: _Observed, b: _Observed) -> None:
+    if not {*a.codes.layers} & {*b.codes.layers}:
+        raise ValueError(
+            f"Expected models with layers of the same names. Received: {a.codes.layers} and {b.codes.layers}"
+        )
+    shapes = [[y.shape[1:] for y in one.outputs] for one in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"Expected models with the same outputs. Received: outputs of shapes {shapes[0]} and {shapes[1]}"
+        )
+
+
+def _agreement(before, after) -> float | None:
+    shares = [(f.argmax(-1) == g.argmax(-1)).mean() for f, g in zip(before, after, strict=True) if f.shape[-1] > 1]
+    return float(np.mean(shares)) if shares else None
+
+
+def _relative_change(before: np.ndarray, after: np.ndarray) -> float:
+    change, size = np.linalg.norm(after - before), np.linalg.norm(before)
+    return float(change / size) if size else float("inf" if change else 0)
+
+
+def _map_change(before, after, inputs) -> float:
+    return _relative_change(*(affine_map(model, inputs, logits=True)[0] for model in (before, after)))
 
 
 def _regions(codes: Codes) -> int:
@@ -204,38 +244,46 @@ def _regions(codes: Codes) -> int:
     return len({row.tobytes() for row in rows})
 
 
-def _layer(name, codes, cuts) -> LayerReport:
-    bits = [one.unpack(name) for one in codes]
-    switches = [one.switching(pair) for one, pair in zip(cuts, bits, strict=True)]
-    same = bits[0].shape == bits[1].shape
-    kept = switches[0] & switches[1] if same else None
-    normals = [one.normals() for one in cuts]
-    turned = angle = axis_angle = None
-    if same and all(one is not None for one in normals) and normals[0].shape == normals[1].shape:
-        if cuts[0].depth > 1:
-            # An input that nothing reads any more is a unit that went, and counts as removed where it was made.
-            normals = [one[:, normals[1].any(axis=0)] for one in normals]
-        angles = angles_between(*(one[kept] for one in normals))
-        turned = int((angles > _TURNED).sum())
-        angle = float(angles[angles > _TURNED].mean()) if turned else np.nan
-        axis_angle = tuple(angle_to_axes(one[on]) for one, on in zip(normals, switches, strict=True))
+def _layer_report(name: str, a: _Observed, b: _Observed) -> LayerReport:
+    bits = [one.codes.unpack(name) for one in (a, b)]
+    made = [one.boundaries[name] for one in (a, b)]
+    crossed = [one.switching(of_layer) for one, of_layer in zip(made, bits, strict=True)]
+    matched = bits[0].shape == bits[1].shape
+    turned, angle, axis_angle = _directions(*made, *crossed) if matched else (None, None, None)
     return LayerReport(
         name=name,
-        units=tuple(len(one) for one in switches),
-        boundaries=tuple(int(one.sum()) for one in switches),
-        removed=int((switches[0] & ~switches[1]).sum()) if same else None,
+        units=(len(crossed[0]), len(crossed[1])),
+        boundaries=(int(crossed[0].sum()), int(crossed[1].sum())),
+        removed=int((crossed[0] & ~crossed[1]).sum()) if matched else None,
         turned=turned,
         angle=angle,
         axis_angle=axis_angle,
-        changed=float((bits[0] != bits[1]).mean()) if same else None,
+        changed=float((bits[0] != bits[1]).mean()) if matched else None,
     )
 
 
-def _widened(before, after, plan):
-    """The masked model that `after`, cut by the plan, stands for: of the shape of `before`, what is gone zero."""
-    wide = plan.mask(before)
+def _directions(before, after, crossed_before, crossed_after):
+    """Compute `turned`, `angle` and `axis_angle` of a `LayerReport`."""
+    normals = [one.normals() for one in (before, after)]
+    if any(one is None for one in normals) or normals[0].shape != normals[1].shape:
+        return None, None, None
+    if before.depth > 1:
+        # An input that is no longer read is a removed unit, and counts in the layer that made it.
+        normals = [one[:, normals[1].any(axis=0)] for one in normals]
+    both = crossed_before & crossed_after
+    angles = angles_between(*(one[both] for one in normals))
+    angles = angles[angles > _MIN_ANGLE]
+    axis_angles = [angle_to_axes(one[on]) for one, on in zip(normals, (crossed_before, crossed_after), strict=True)]
+    return len(angles), float(angles.mean()) if len(angles) else np.nan, tuple(axis_angles)
+
+
+def _expanded(before: KerasModel, after: KerasModel, plan: PruningPlan) -> KerasModel:
+    """Return `after`, slimmed by the plan, in the shapes of `before`: removed units have zero weights."""
+    if not isinstance(plan, PruningPlan):
+        raise TypeError(f"Expected `plan` to be a Plan. Received: {type(plan).__name__}")
+    expanded = plan.mask(before)
     kept = ~plan.removed
-    layers, paths = _keras.layer_paths(_keras.check_model(after)), _keras.layer_paths(wide)
+    layers, paths = _keras.layer_paths(_keras.check_model(after)), _keras.layer_paths(expanded)
     places = {}
     for site in plan.graph.sites:
         places.setdefault((site.layer, site.index), {})[site.axis] = np.flatnonzero(kept[site.units])
@@ -243,8 +291,8 @@ def _widened(before, after, plan):
         received = [tuple(weight.shape) for weight in _keras.weights(layers[path])] if path in layers else None
         if received != shapes:
             raise ValueError(
-                f"Expected what the plan makes of {before.name!r}, with weights of shapes {shapes} in layer {path!r}. "
-                f"Received: {received}"
+                f"Expected `after` to be the result of applying `plan` to {before.name!r}, with weights of shapes "
+                f"{shapes} in layer {path!r}. Received: {received}"
             )
         pairs = zip(_keras.weights(paths[path]), _keras.weights(layers[path]), strict=True)
         for i, (weight, narrow) in enumerate(pairs):
@@ -252,4 +300,4 @@ def _widened(before, after, plan):
             axes = [places.get((path, i), {}).get(axis, np.arange(n)) for axis, n in enumerate(value.shape)]
             value[np.ix_(*axes)] = narrow.numpy()
             weight.assign(value)
-    return wide
+    return expanded

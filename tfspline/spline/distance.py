@@ -1,33 +1,34 @@
-"""Partitions of the input space: how far apart two of them are, and a plane of inputs to look at them on."""
+"""Distances between partitions of the input space, and a plane of inputs on which to compare them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 
 from tfspline._utils.checks import count
 from tfspline.spline.codes import Codes
 
-BLOCK = 2**15  # bytes of each code that are compared at a time
+BLOCK = 2**15  # bytes of each code compared at a time, so that all blocks fit into the processor's cache
 
 
 def partition_distance(a: Codes, b: Codes, per_layer: bool = False) -> float | dict[str, float]:
-    """How much of the partition changed between two models, or two moments of one, on the same inputs.
+    """Measure how much two models, or two states of one model, partition the same inputs differently.
 
-    In each layer the share of bits that differ (the normalised Hamming distance of the codes); then the mean
-    over the layers, unweighted, as in the code of You et al., "Max-Affine Spline Insights Into Deep Network
-    Pruning" (TMLR 2022): a small layer counts as much as a large one.
+    The distance of a layer is the share of bits that differ (the normalised Hamming distance of its codes). The
+    result is the unweighted mean over the layers, as in the code of You et al., "Max-Affine Spline Insights Into Deep
+    Network Pruning" (TMLR 2022): a small layer counts as much as a large one.
 
     Args:
-        a: the codes of one model, see `tfspline.region_codes`.
-        b: the codes of the other on the same inputs.
-        per_layer: return the parts instead of their mean.
+        a: codes of one model, see `tfspline.region_codes`.
+        b: codes of the other model on the same inputs.
+        per_layer: return the distance of each layer instead of the mean.
 
     Returns:
-        A float in [0, 1], 0 where no bit differs; with `per_layer`, a dict, layer name -> such a float.
+        A float in [0, 1], 0 if no bit differs. With `per_layer`, a dict, layer name -> float in [0, 1].
 
     Raises:
         TypeError: `a` or `b` is not a `Codes`.
-        ValueError: codes of different numbers of samples, or not of the same layers with as many bits.
+        ValueError: the codes differ in their samples, layers or numbers of bits.
 
     Example:
 
@@ -41,22 +42,22 @@ def partition_distance(a: Codes, b: Codes, per_layer: bool = False) -> float | d
     return float(partition_distances([a, b])[0, 1])
 
 
-def partition_distances(codes: Sequence[Codes], per_layer: bool = False) -> np.ndarray | dict[str, np.ndarray]:
-    """The distances of each of E partitions to each other, as `partition_distance` gives them for two.
+def partition_distances(codes: Iterable[Codes], per_layer: bool = False) -> np.ndarray | dict[str, np.ndarray]:
+    """Compute all pairwise distances of E partitions, each as by `partition_distance`.
 
-    The packed codes are read once; of each block of them, small enough for the processor's cache, all pairs are
-    compared. The time grows as E^2 times the number of bits.
+    Reads each code only once. The time grows with E^2 times the number of bits.
 
     Args:
-        codes: the codes of E models, or moments of one, on the same inputs.
-        per_layer: return the parts instead of their mean.
+        codes: codes of E models, or of E states of one model, on the same inputs.
+        per_layer: return the distances of each layer instead of the means.
 
     Returns:
-        float64 [E, E], symmetric, 0 on the diagonal; with `per_layer`, a dict, layer name -> such an array.
+        A float64 array `[E, E]`, symmetric, with 0 on the diagonal. With `per_layer`, a dict, layer name -> such an
+        array.
 
     Raises:
-        TypeError: not all are `Codes`.
-        ValueError: codes of different numbers of samples, or not of the same layers with as many bits; or none.
+        TypeError: an element of `codes` is not a `Codes`.
+        ValueError: `codes` is empty, or the codes differ in their samples, layers or numbers of bits.
 
     Example:
 
@@ -66,9 +67,9 @@ def partition_distances(codes: Sequence[Codes], per_layer: bool = False) -> np.n
     """
     codes = list(codes)
     if not codes:
-        raise ValueError("Expected the codes of at least one model. Received: none")
+        raise ValueError("Expected the codes of at least one model. Received: an empty sequence")
     for one in codes:
-        _check_alike(codes[0], one)
+        _check_comparable(codes[0], one)
     distances = {
         name: _differing_bits([one[name] for one in codes]) / (len(codes[0]) * bits)
         for name, bits in codes[0].bits.items()
@@ -76,18 +77,20 @@ def partition_distances(codes: Sequence[Codes], per_layer: bool = False) -> np.n
     return distances if per_layer else np.mean(list(distances.values()), axis=0)
 
 
-def _check_alike(a, b):
+def _check_comparable(a, b):
     for codes in (a, b):
         if not isinstance(codes, Codes):
-            raise TypeError(f"Expected the codes that region_codes gives. Received: {type(codes).__name__}")
+            raise TypeError(f"Expected Codes, as returned by region_codes. Received: {type(codes).__name__}")
     if len(a) != len(b):
         raise ValueError(f"Expected codes of the same inputs. Received: {len(a)} and {len(b)} samples")
     if list(a.bits.items()) != list(b.bits.items()):
-        raise ValueError(f"Expected codes of the same layers with as many bits. Received: {a.bits} and {b.bits}")
+        raise ValueError(
+            f"Expected codes of the same layers with equal numbers of bits. Received: {a.bits} and {b.bits}"
+        )
 
 
-def _differing_bits(arrays):
-    """In how many bits each two of E equally large uint8 arrays differ, int64 [E, E]."""
+def _differing_bits(arrays: list[np.ndarray]) -> np.ndarray:
+    """Count the bits in which each pair of E uint8 arrays of equal size differs, int64 `[E, E]`."""
     flat = [array.reshape(-1) for array in arrays]
     counts = np.zeros((len(flat), len(flat)), np.int64)
     for start in range(0, flat[0].size, BLOCK):
@@ -98,22 +101,23 @@ def _differing_bits(arrays):
     return counts + counts.T
 
 
-def plane(x0: np.ndarray, x1: np.ndarray, n: int) -> np.ndarray:
-    """The inputs a * x0 + b * x1 for a, b on an even n x n grid over [0, 1]: a plane through both.
+def plane(x0: npt.ArrayLike, x1: npt.ArrayLike, n: int) -> np.ndarray:
+    """Make the inputs a * x0 + b * x1 for a and b on a regular n x n grid over [0, 1].
 
-    This is the canvas on which You et al. (TMLR 2022) compare partitions; on it, `early_bird =
-    tfspline.EarlyBird(probe=tfspline.plane(x0, x1, 100))` is their early-bird test.
+    You et al. (TMLR 2022) compare partitions on such a plane: `tfspline.EarlyBird(probe=tfspline.plane(x0, x1, 100))`
+    is their early-bird test.
 
     Args:
         x0: one input without its batch dimension, of any shape.
-        x1: another one of the same shape.
-        n: how many steps a and b take, both ends included, at least 2.
+        x1: another input of the same shape.
+        n: number of values of a and of b, both ends included, at least 2.
 
     Returns:
-        A float32 array `[n * n, *x0.shape]`, a running fastest: 0 comes first, x0 at n - 1, x0 + x1 last.
+        A float32 array `[n * n, *x0.shape]`. The coefficient a varies fastest: zero comes first, x0 at index n - 1,
+        x0 + x1 last.
 
     Raises:
-        ValueError: different shapes, or fewer than two steps.
+        ValueError: `x0` and `x1` have different shapes, or `n` is less than 2.
 
     Example:
 
@@ -122,7 +126,7 @@ def plane(x0: np.ndarray, x1: np.ndarray, n: int) -> np.ndarray:
     """
     x0, x1 = np.asarray(x0, np.float32), np.asarray(x1, np.float32)
     if x0.shape != x1.shape:
-        raise ValueError(f"Expected two inputs of the same shape. Received: {x0.shape} and {x1.shape}")
+        raise ValueError(f"Expected `x0` and `x1` of the same shape. Received: {x0.shape} and {x1.shape}")
     count("n", n, least=2)
     b, a = np.meshgrid(*2 * [np.linspace(0, 1, n, dtype=np.float32)], indexing="ij")
     return np.multiply.outer(a.ravel(), x0) + np.multiply.outer(b.ravel(), x1)
