@@ -1,15 +1,19 @@
-"""Augmentation: functions of images, `[n, height, width, channels]` on the scale 0..255, that give images of the same
-shape. The images are the rows `rows` of a batch of `size`, which has a seed, integers `[2]`: what becomes of an image
-does not depend on which others of the batch are there."""
+"""Augmentation of images `[n, height, width, channels]` with values 0..255; results have the same shape.
+
+`crop`, `flip` and `random_resized_crop` take `(images, seed, size, rows)`: the images are the rows `rows` of a batch of
+`size` images, and `seed`, integers `[2]`, is that of the whole batch. Each image is augmented alike whether the others
+are present or not, so that several workers can share a batch.
+"""
 
 import tensorflow as tf
 
+# As usual for ImageNet (Szegedy et al., "Going Deeper with Convolutions", 2014, section 6).
 _AREA = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
 
 
 def crop(images: tf.Tensor, seed: tf.Tensor, size: int, rows: slice) -> tf.Tensor:
-    """Shifts each image by up to an eighth of its size each way and fills up with black."""
+    """Shifts each image by up to an eighth of its height and width and fills the border with black."""
     height, width = images.shape[1:3]
     pads = [height // 8, width // 8]
     padded = tf.pad(images, [[0, 0], [pads[0]] * 2, [pads[1]] * 2, [0, 0]])
@@ -17,18 +21,18 @@ def crop(images: tf.Tensor, seed: tf.Tensor, size: int, rows: slice) -> tf.Tenso
         tf.random.stateless_uniform([size], offset_seed, 0, 2 * pad + 1, tf.int32)[rows]
         for offset_seed, pad in zip(tf.unstack(tf.random.split(seed, 2)), pads, strict=True)
     )
-    rows = tf.gather(padded, top[:, tf.newaxis] + tf.range(height), batch_dims=1)
-    return tf.gather(rows, left[:, tf.newaxis] + tf.range(width), axis=2, batch_dims=1)
+    lines = tf.gather(padded, top[:, tf.newaxis] + tf.range(height), batch_dims=1)
+    return tf.gather(lines, left[:, tf.newaxis] + tf.range(width), axis=2, batch_dims=1)
 
 
 def flip(images: tf.Tensor, seed: tf.Tensor, size: int, rows: slice) -> tf.Tensor:
-    """Mirrors half of the images."""
+    """Mirrors each image with probability 1/2."""
     flipped = tf.random.stateless_uniform([size, 1, 1, 1], seed)[rows] < 0.5
     return tf.where(flipped, tf.reverse(images, [2]), images)
 
 
 def random_resized_crop(images: tf.Tensor, seed: tf.Tensor, size: int, rows: slice) -> tf.Tensor:
-    """Cuts a `random_window` out of each image and resizes it to the size of the whole."""
+    """Takes a `random_window` of each image and resizes it to the size of the image."""
 
     def cut(image_and_seed):
         image, image_seed = image_and_seed
@@ -39,10 +43,14 @@ def random_resized_crop(images: tf.Tensor, seed: tf.Tensor, size: int, rows: sli
 
 
 def random_window(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """A window of an image of some `shape` = (height, width, channels): (top, left, height, width), int32.
+    """Draws a window with 8 to 100 % of an image's area and a ratio of width to height from 3/4 to 4/3.
 
-    It has 8 to 100 % of the area and a ratio of width to height from 3/4 to 4/3, as Inception's have (Szegedy et al.,
-    "Going Deeper with Convolutions", 2014, section 6); it is the whole image where ten such windows did not fit.
+    Args:
+        shape: (height, width, channels) of the image.
+        seed: integers `[2]`.
+
+    Returns:
+        (top, left, height, width), int32; the whole image if ten random windows did not fit.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
@@ -58,13 +66,13 @@ def random_window(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def window(image: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    """The part of an image that lies in (top, left, height, width)."""
+    """The part of an image at `place`, (top, left, height, width)."""
     top, left, height, width = tf.unstack(place)
     return image[top : top + height, left : left + width]
 
 
 def resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """An image resized to (height, width), bilinearly, uint8."""
+    """Resizes an image bilinearly to (height, width), as uint8."""
     return tf.cast(tf.round(tf.image.resize(image, size)), tf.uint8)
 
 

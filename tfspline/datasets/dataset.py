@@ -1,4 +1,4 @@
-"""Datasets of labelled images or points, and the batches that a training and an evaluation read from them."""
+"""`Dataset`: labelled images or points, and the batches to train on and to evaluate with."""
 
 import dataclasses
 import functools
@@ -10,14 +10,17 @@ from tfspline._utils.checks import among, count
 from tfspline.datasets.augment import AUGMENTATIONS, random_resized_crop
 from tfspline.datasets.image_files import ImageFiles
 
-_MOMENTS_OF = 2048  # image files, of which mean and standard deviation are taken
+_MOMENT_FILES = 2048  # image files that mean and standard deviation are computed from
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Images, uint8 `[n, height, width, channels]`, or points, float32 `[n, features]`; their labels, int32 `[n]`.
+    """Labelled examples.
 
-    Images of which there are too many for memory are files, and decoded where they are indexed.
+    Args:
+        images: images, uint8 `[n, height, width, channels]`, in memory or as `ImageFiles`; or points, float32
+            `[n, features]`.
+        labels: int32 `[n]`.
     """
 
     images: np.ndarray | ImageFiles
@@ -39,18 +42,26 @@ class Split:
         return len(self.images)
 
     def part(self, indices: np.ndarray) -> "Split":
-        """Some of the images and their labels."""
-        files = isinstance(self.images, ImageFiles)
-        return Split(self.images.part(indices) if files else self.images[indices], self.labels[indices])
+        """The examples at these indices."""
+        images = self.images.part(indices) if isinstance(self.images, ImageFiles) else self.images[indices]
+        return Split(images, self.labels[indices])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A classification dataset in memory or in image files; `validation` is None where nothing was held out of `train`.
+    """A data set for classification.
+
+    Attributes:
+        name: its name in `load`.
+        class_names: the name of each class.
+        train: examples to train on.
+        validation: examples held out of `train`, or None.
+        test: examples to test on.
+        seed: seed of order and augmentation in `train_batches`, and of `sample`.
 
     Example:
         >>> digits = tfspline.datasets.load("digits")
-        >>> model = tfspline.models.build("resnet8", digits.input_shape, digits.classes)
+        >>> model = tfspline.models.build("mlp", digits.input_shape, digits.classes)
         >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         >>> model.compile("sgd", loss, metrics=["accuracy"])
         >>> batches, steps = digits.train_batches(128), digits.steps_per_epoch(128)
@@ -75,22 +86,22 @@ class Dataset:
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """`(height, width, channels)` of an image, `(features,)` of a point."""
+        """`(height, width, channels)` of an image, or `(features,)` of a point."""
         return self.train.images.shape[1:]
 
     @property
     def of_images(self) -> bool:
-        """Whether it is images that are labelled, not points."""
+        """Whether the examples are images, not points."""
         return len(self.input_shape) == 3
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean of the training pixels (of image files, the first 2,048), float32 `[channels]`, on the scale 0..255."""
+        """Mean of the training pixels, float32 `[channels]`, in 0..255; of image files, of the first 2,048."""
         return self._moments[0].astype(np.float32)
 
     @property
@@ -101,7 +112,7 @@ class Dataset:
     @functools.cached_property
     def _moments(self):
         images = self.train.images
-        images = images[:_MOMENTS_OF] if isinstance(images, ImageFiles) else images
+        images = images[:_MOMENT_FILES] if isinstance(images, ImageFiles) else images
         pixels = images.reshape(-1, self.input_shape[-1])
         totals = squares = 0.0
         # In chunks, since float64 takes eight times the memory of the images.
@@ -113,18 +124,18 @@ class Dataset:
         return mean, np.sqrt(squares / len(pixels) - mean**2)
 
     def normalize(self, images) -> tf.Tensor:
-        """What the networks are fed: `(images - mean) / std` as float32, for images on the scale 0..255; points as
-        they are."""
+        """Converts examples to model inputs: `(images - mean) / std` as float32 for images in 0..255; points are only
+        cast."""
         if not self.of_images:
             return tf.cast(images, tf.float32)
         return (tf.cast(images, tf.float32) - self.mean) / self.std
 
     def steps_per_epoch(self, batch_size: int, steps: int | None = None) -> int:
-        """Batches in a training epoch: `steps`, or all there are; the last, partial one is dropped.
+        """Number of batches in a training epoch: `steps`, or by default all full batches.
 
         Raises:
-            ValueError: a batch size that is not between 1 and the number of training images, or more `steps`
-                than there are.
+            ValueError: `batch_size` is not between 1 and the number of training examples, or there are fewer than
+                `steps` batches.
         """
         if count("batch_size", batch_size) > len(self.train):
             raise ValueError(f"Expected a batch_size from 1 to {len(self.train)}. Received: {batch_size!r}")
@@ -134,10 +145,10 @@ class Dataset:
         return steps or most
 
     def sample(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training examples drawn at random, the same at every call: to watch a partition on, or to look at units.
+        """Draws training examples at random, the same ones in every call.
 
         Args:
-            size: how many; all that there are if these are fewer.
+            size: number of examples; all of them if there are fewer.
 
         Returns:
             Normalised images, float32 `[size, *input_shape]`, and labels, int32 `[size]`.
@@ -147,7 +158,7 @@ class Dataset:
             >>> images.shape, labels.shape
             ((512, 8, 8, 1), (512,))
         """
-        # Image folders come class by class: the first ones would all be alike.
+        # Image folders are listed class by class, so that the first examples would all be alike.
         size = min(count("size", size), len(self.train))
         drawn = np.random.default_rng(self.seed).choice(len(self.train), size, replace=False)
         return self.normalize(self.train.images[drawn]).numpy(), self.train.labels[drawn]
@@ -161,35 +172,28 @@ class Dataset:
         step: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
-        """Training batches without end: the epochs `epoch`, `epoch + 1`, ... one after the other.
+        """Endless training batches: epochs `epoch`, `epoch + 1`, ..., each in its own random order.
 
-        The batches of an epoch, augmentation included, depend on the dataset's seed and the number of the
-        epoch and on nothing else. So a training that is resumed with `fit(dataset.train_batches(batch_size,
-        epoch=e), initial_epoch=e, steps_per_epoch=dataset.steps_per_epoch(batch_size))` sees what it would
-        have seen without the interruption. Without `steps_per_epoch` the first epoch would never end. (In
-        Keras 3, `steps_per_execution` must divide the steps of an epoch: otherwise `fit` reads on into the
-        next one.)
+        The batches of an epoch depend on the seed and the number of the epoch only. So a training that is resumed
+        with `epoch` and `step` sees the same batches as one that was never interrupted. Pass `steps_per_epoch` to
+        `fit`; in Keras 3, `steps_per_execution` must divide it.
 
         Args:
-            batch_size: images a batch.
-            epoch: number of the first epoch, counted from 0 as `fit` does.
-            augment: `"none"`; `"crop"`, which shifts an image by up to an eighth of its size each way and
-                fills up with black (4 pixels for CIFAR, as He et al., 2015, section 4.2); `"crop_flip"`,
-                which also mirrors half of the images; or `"random_resized_crop"`, which cuts out 8 to 100 % of an
-                image's area with a ratio of width to height from 3/4 to 4/3, resizes that and mirrors half of
-                the images (as usual on ImageNet; Szegedy et al., 2014, section 6).
-            steps: batches an epoch, of other images in each; by default `steps_per_epoch(batch_size)`.
-            step: number of the first batch within the first epoch, counted from 0.
-            share: (number, parts): gives the part of each batch with that number, out of as many equal ones, and
-                decodes no image of the others; what a worker trains on.
+            batch_size: examples in a batch.
+            epoch: number of the first epoch, from 0 on as in `fit`.
+            augment: `"none"`; `"crop"`: shift by up to an eighth of the size and fill with black (4 pixels on CIFAR, as
+                in He et al., 2015, section 4.2); `"crop_flip"`: also mirror half of the images; or
+                `"random_resized_crop"`: resize a window of 8 to 100 % of the area, and mirror (as usual on ImageNet).
+            steps: batches in an epoch; by default `steps_per_epoch(batch_size)`.
+            step: number of the first batch within the first epoch.
+            share: (number, parts): return only part `number` of `parts` equal parts of each batch, for a worker that
+                trains on it, and decode no other images.
 
         Returns:
-            Pairs of normalised images, float32 `[batch_size / parts, *input_shape]`, and labels, int32
-            `[batch_size / parts]`.
+            Pairs of normalised images, float32 `[batch_size / parts, *input_shape]`, and labels, int32.
 
         Raises:
-            ValueError: a bad batch size, a negative epoch, an unknown `augment` or one for points, more `steps`
-                than there are, a `step` that is not one of them, or a batch size that cannot be shared equally.
+            ValueError: an argument is out of its range, or `augment` is given for points.
         """
         steps = self.steps_per_epoch(batch_size, steps)
         count("epoch", epoch, least=0)
@@ -200,10 +204,14 @@ class Dataset:
             raise ValueError(f"Expected a share out of equal parts of {batch_size} images. Received: {share!r}")
         part = batch_size // parts
         rows = slice(number * part, (number + 1) * part)
-        changes = self.augmentation(augment)
-        images, labels = _on_host(self.train)
-        # Out of files, windows are cut before they are resized, when there are more pixels.
-        cut = isinstance(images, ImageFiles) and random_resized_crop in changes
+        indices = self._train_indices(batch_size, steps, epoch, rows).skip(step)
+        batches = indices.map(self._train_batch(batch_size, rows, augment), num_parallel_calls=tf.data.AUTOTUNE)
+        # tf_keras then refuses to fit without steps_per_epoch.
+        endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+        return batches.apply(endless).prefetch(tf.data.AUTOTUNE)
+
+    def _train_indices(self, batch_size, steps, epoch, rows) -> tf.data.Dataset:
+        """The examples in `rows` of each batch, and a seed for its augmentation."""
 
         def one_epoch(number):
             seeds = tf.random.split(tf.stack([tf.constant(self.seed, tf.int64), number]), steps + 1)
@@ -211,45 +219,50 @@ class Dataset:
             indices = tf.reshape(order[: steps * batch_size], [steps, batch_size])
             return tf.data.Dataset.from_tensor_slices((indices[:, rows], seeds[1:]))
 
+        return tf.data.Dataset.counter(epoch).flat_map(one_epoch)
+
+    def _train_batch(self, batch_size, rows, augment):
+        """A function of (indices, seed) that returns augmented images and their labels."""
+        changes = self.augmentation(augment)
+        images, labels = _on_host(self.train)
+        # Windows of files are cut at full resolution, while they are decoded.
+        windows = isinstance(images, ImageFiles) and random_resized_crop in changes
+
         def one_batch(indices, seed):
             seeds = tf.unstack(tf.random.split(seed, len(changes)))
-            windows = [tf.random.split(seeds[0], batch_size)[rows]] if cut else []
-            batch = _gather(images, indices, *windows)
-            for change, change_seed in list(zip(changes, seeds, strict=True))[cut:]:
+            window_seeds = [tf.random.split(seeds[0], batch_size)[rows]] if windows else []
+            batch = _gather(images, indices, *window_seeds)
+            for change, change_seed in list(zip(changes, seeds, strict=True))[windows:]:
                 batch = change(batch, change_seed, batch_size, rows)
             return self.normalize(batch), tf.gather(labels, indices)
 
-        epochs = tf.data.Dataset.counter(epoch).flat_map(one_epoch).skip(step)
-        batches = epochs.map(one_batch, num_parallel_calls=tf.data.AUTOTUNE)
-        # Told that there is no end, tf_keras' fit asks for a missing steps_per_epoch; Keras 3's does not.
-        endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-        return batches.apply(endless).prefetch(tf.data.AUTOTUNE)
+        return one_batch
 
     def augmentation(self, augment: str) -> tuple:
-        """The functions of (batch, seed) that `augment` stands for in `train_batches`.
+        """The functions of `augment` that `train_batches` applies for this name.
 
         Raises:
-            ValueError: an unknown `augment`, or one for points.
+            ValueError: an unknown name, or any but `"none"` for points.
         """
         return AUGMENTATIONS[among("augment", augment, AUGMENTATIONS if self.of_images else ["none"])]
 
     def evaluation_batches(self, batch_size: int, split: str = "test") -> tf.data.Dataset:
-        """All images of a split once, in their order, as they are; the last batch may be smaller.
+        """All examples of a split once, in order and without augmentation; the last batch may be smaller.
 
         Args:
-            batch_size: images a batch.
+            batch_size: examples in a batch.
             split: `"train"`, `"validation"` or `"test"`.
 
         Returns:
             Pairs of normalised images, float32 `[batch, *input_shape]`, and labels, int32 `[batch]`.
 
         Raises:
-            ValueError: a batch size below 1, an unknown split, or `"validation"` where nothing was held out.
+            ValueError: `batch_size` is below 1, or the data set has no such split.
         """
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        there = [name for name in splits if splits[name] is not None]
+        existing = [name for name in splits if splits[name] is not None]
         count("batch_size", batch_size)
-        images, labels = _on_host(splits[among("split", split, there)])
+        images, labels = _on_host(splits[among("split", split, existing)])
 
         def one_batch(indices):
             return self.normalize(_gather(images, indices)), tf.gather(labels, indices)
@@ -265,5 +278,5 @@ def _on_host(split: Split):
         return images, tf.constant(split.labels)
 
 
-def _gather(images, indices, *windows):
-    return images.gather(indices, *windows) if isinstance(images, ImageFiles) else tf.gather(images, indices)
+def _gather(images, indices, *window_seeds):
+    return images.gather(indices, *window_seeds) if isinstance(images, ImageFiles) else tf.gather(images, indices)

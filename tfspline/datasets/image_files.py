@@ -1,44 +1,46 @@
-"""Image files as an array of images of which only what is asked for is decoded."""
+"""Image files that are decoded when they are indexed."""
 
 import contextlib
 import dataclasses
 import functools
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from tfspline.datasets import augment
 
-_AT_ONCE = 64
-_READERS = 16  # threads, since a disk may be far away
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG")
-_CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "RGBA": 4}  # of Pillow's modes, where TensorFlow makes others than 3
-_EXPECTED = "Expected a JPEG, PNG, GIF or BMP image. Received:"
-_CENTRAL = 224 / 256  # of the largest window of the right shape: evaluation crops 224 pixels out of 256
+MEMORY_LIMIT = 2 * 2**30  # bytes that the decoded images of a data set may take
+_DECODED_AT_ONCE = 64
+_CANNOT_DECODE = "Cannot decode as a JPEG, PNG, GIF or BMP image:"
+_GREY_PALETTE = b"".join(bytes([level, level, level, 0]) for level in range(256))
+# Evaluation on ImageNet usually crops 224 of 256 pixels (He et al., 2015, section 3.4).
+_CENTRAL = 224 / 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """JPEG, PNG, GIF or BMP files as uint8 images `[n, height, width, channels]`; an index decodes, as h5py's does.
+    """JPEG, PNG, GIF or BMP files that can be indexed like an array of images, uint8 `[n, height, width, channels]`.
 
-    An image is the central window of the right shape, 224/256 as high or as wide as the largest one, resized bilinearly
-    to height and width: as ImageNet is evaluated, where the shorter side is resized to 256 and the central 224 x 224
-    are kept (He et al., 2015, section 3.4), in one step.
+    Indexing decodes the files in parallel. By default it takes the central window of each image, which has the ratio of
+    height to width of `image_shape` and 224/256 of the largest possible size, and resizes it bilinearly.
+
+    Only the first frame of an animation is used, and an orientation in EXIF data is ignored.
 
     Args:
-        paths: names of the files, string `[n]`.
-        image_shape: height, width and channels (1, 3 or 4) of what they are decoded to.
+        paths: names of the files, strings `[n]`.
+        image_shape: height, width and channels (1, 3 or 4) of the decoded images.
+        whole: resize whole images, whatever their ratio, instead of their central window.
 
     Raises:
-        tf.errors.InvalidArgumentError: a file that is gone or no image, when it is decoded; the message names it.
+        tf.errors.InvalidArgumentError: when a file is decoded that does not exist or is not such an image. The message
+            contains its name; see `naming_files`.
     """
 
     paths: np.ndarray
     image_shape: tuple[int, int, int]
+    whole: bool = False
 
     dtype = np.dtype(np.uint8)
     ndim = 4
@@ -54,35 +56,41 @@ class ImageFiles:
     def __getitem__(self, key) -> np.ndarray:
         indices = np.arange(len(self))[key]
         images = np.empty((indices.size, *self.image_shape), np.uint8)
-        with tf.init_scope():  # out of the function that tf.data is tracing, if it is
-            batches = tf.data.Dataset.from_tensor_slices(indices.ravel()).batch(_AT_ONCE).map(self.gather)
-            for batch, some in enumerate(batches.as_numpy_iterator()):
-                images[batch * _AT_ONCE :][: len(some)] = some
+        with tf.init_scope():  # this may be called while tf.data traces a function
+            batches = tf.data.Dataset.from_tensor_slices(indices.ravel()).batch(_DECODED_AT_ONCE).map(self.gather)
+            for number, batch in enumerate(batches.as_numpy_iterator()):
+                images[number * _DECODED_AT_ONCE :][: len(batch)] = batch
         return images.reshape(*indices.shape, *self.image_shape)
 
     def part(self, indices: np.ndarray) -> "ImageFiles":
-        """Some of the files, not decoded."""
+        """The files at these indices, without decoding them."""
         return dataclasses.replace(self, paths=self.paths[indices])
 
     def gather(self, indices: tf.Tensor, seeds: tf.Tensor | None = None) -> tf.Tensor:
-        """As `tf.gather` of the images, for integers `[batch]`; decodes in parallel.
+        """Decodes the images at `indices` in parallel; works inside functions that tf.data traces.
 
-        With `seeds`, integers `[batch, 2]`, an image is an `augment.random_window` in place of the central one.
+        Args:
+            indices: integers `[batch]`.
+            seeds: integers `[batch, 2]`: take an `augment.random_window` of each image, drawn with its seed.
+
+        Returns:
+            Images, uint8 `[batch, height, width, channels]`.
         """
         examples = (indices,) if seeds is None else (indices, seeds)
 
         def decode(index, *seed):
             return index, self._decode(tf.io.read_file(self._paths[index]), *seed)
 
-        # TensorFlow does not say which file it could not decode: so that one is left out, and missed.
+        # TensorFlow's error does not name the file. So files that fail are skipped, and the first index that is missing
+        # from the result names the file.
         decoded = tf.data.Dataset.from_tensor_slices(examples).map(decode, tf.data.AUTOTUNE).ignore_errors()
         nothing = tf.constant(-1, indices.dtype), tf.zeros(self.image_shape, tf.uint8)
         filled = decoded.concatenate(tf.data.Dataset.from_tensors(nothing).repeat())
         found, images = filled.batch(tf.size(indices, tf.int64)).take(1).get_single_element()
-        missed = found != indices
-        name = self._paths[indices[tf.argmax(missed)]]
-        whole = tf.debugging.Assert(~tf.reduce_any(missed), [_EXPECTED, name])
-        with tf.control_dependencies([whole]):
+        missing = found != indices
+        name = self._paths[indices[tf.argmax(missing)]]
+        check = tf.debugging.Assert(~tf.reduce_any(missing), [_CANNOT_DECODE, name])
+        with tf.control_dependencies([check]):
             return tf.ensure_shape(images, [*indices.shape, *self.image_shape])
 
     @functools.cached_property
@@ -96,18 +104,31 @@ class ImageFiles:
         def place(shape):
             return augment.random_window(shape, *seed) if seed else _central_window(shape, height / width)
 
-        def decode_window():  # saves time
-            shape = tf.image.extract_jpeg_shape(content)
-            return tf.io.decode_and_crop_jpeg(content, place(shape), channels)
-
         def decode_all():
             image = tf.io.decode_image(content, channels, expand_animations=False)
             image.set_shape([None, None, channels])
-            return augment.window(image, place(tf.shape(image)))
+            return image if self.whole else augment.window(image, place(tf.shape(image)))
 
-        # No JPEG has an alpha channel.
-        image = decode_all() if channels == 4 else tf.cond(tf.io.is_jpeg(content), decode_window, decode_all)
+        def decode_window():  # decodes only a part of a JPEG, which is faster
+            shape = tf.image.extract_jpeg_shape(content)
+            return tf.io.decode_and_crop_jpeg(content, place(shape), channels)
+
+        # A JPEG has no alpha channel.
+        windows = not self.whole and channels != 4
+        with tf.control_dependencies([tf.debugging.Assert(_has_no_colour_palette(content), [_CANNOT_DECODE])]):
+            image = tf.cond(tf.io.is_jpeg(content), decode_window, decode_all) if windows else decode_all()
         return augment.resize(image, (height, width))
+
+
+def _has_no_colour_palette(content):
+    """False for an 8-bit BMP in colour, since TensorFlow would read its palette indices as grey values."""
+
+    def is_grey():
+        start = tf.io.decode_raw(tf.strings.substr(content, 10, 4), tf.int32)[0]  # of the pixels; the palette ends here
+        bits = tf.io.decode_raw(tf.strings.substr(content, 28, 2), tf.int16)[0]
+        return tf.cond(bits == 8, lambda: tf.strings.substr(content, start - 1024, 1024) == _GREY_PALETTE, lambda: True)
+
+    return tf.cond(tf.strings.substr(content, 0, 2) == b"BM", is_grey, lambda: True)
 
 
 def _central_window(shape, ratio):
@@ -119,60 +140,33 @@ def _central_window(shape, ratio):
     return tf.concat([(shape[:2] - window) // 2, window], axis=0)
 
 
+def shape_of(path: str) -> tuple[int, int, int]:
+    """Height, width and channels (1, 3 or 4) of an image file.
+
+    Raises:
+        ValueError: the file cannot be decoded.
+    """
+    content = tf.io.read_file(path)
+    try:
+        height, width, channels = tf.io.decode_image(content, expand_animations=False).shape
+    except tf.errors.InvalidArgumentError as error:
+        raise _cannot_decode(path) from error
+    # Other images are converted to RGB. TensorFlow reports 4 channels for a BMP whose fourth byte is unused.
+    is_bmp = content.numpy().startswith(b"BM")
+    return height, width, channels if channels in (1, 4) and not is_bmp else 3
+
+
 @contextlib.contextmanager
 def naming_files() -> Iterator[None]:
-    """Where a file of `ImageFiles` cannot be decoded, the block ends with a ValueError that names it, in place of the
-    error of many lines that TensorFlow makes of it."""
+    """Turns TensorFlow's error for a file of `ImageFiles` that cannot be decoded into a short ValueError."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        found = re.search(rf"\[{re.escape(_EXPECTED)}\] \[(.*)\]", error.message)
+        found = re.search(rf"\[{re.escape(_CANNOT_DECODE)}\] \[(.*)\]", error.message)
         if found is None:
             raise
-        raise ValueError(f"{_EXPECTED} '{found[1]}', which cannot be decoded") from error
+        raise _cannot_decode(found[1]) from error
 
 
-def check_headers(paths: np.ndarray, channels: int) -> None:
-    """Refuses files that cannot be decoded to images of so many channels, by their headers only.
-
-    Raises:
-        ValueError: as `shape_in_header`, for the first of them.
-    """
-    with ThreadPoolExecutor(_READERS) as readers:
-        parts = np.array_split(paths, _READERS)
-        list(readers.map(lambda part: [shape_in_header(path, channels) for path in part], parts))
-
-
-def check_decodes(path: str, channels: int) -> None:
-    """Raises the ValueError for a file that cannot be decoded to so many channels."""
-    try:
-        tf.io.decode_image(tf.io.read_file(path), channels, expand_animations=False)
-    except tf.errors.InvalidArgumentError as error:
-        raise ValueError(f"{_EXPECTED} {path!r}, which cannot be decoded") from error
-
-
-def shape_in_header(path: str, channels: int | None = None) -> tuple[int, int, int]:
-    """Height, width and channels (1, 3 or 4) of an image, by its header: nothing is decoded.
-
-    Args:
-        path: the file.
-        channels: how many it is going to be decoded to.
-
-    Raises:
-        ValueError: it is empty, damaged or no such image; it has more pixels than Pillow takes for safe, 178,956,970;
-            TensorFlow does not read its colours, or not to `channels`.
-    """
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            kind, mode, (width, height) = image.format, image.mode, image.size
-            transparent = mode == "P" and "transparency" in image.info
-        if kind == "BMP" and mode in ("1", "P"):
-            raise ValueError("colours of a palette, which TensorFlow does not read in a BMP")
-        if channels == 1 and (kind in ("BMP", "GIF") or mode == "CMYK") or channels == 4 and kind in ("GIF", "JPEG"):
-            raise ValueError(
-                f"a {kind} of {mode}, which cannot be decoded to the channels of the first image, {channels}"
-            )
-    except Exception as error:  # a damaged header fails in a dozen ways
-        raise ValueError(f"{_EXPECTED} {path!r} ({error})") from error
-    own = 3 if kind in ("BMP", "GIF") else 4 if transparent else _CHANNELS.get(mode, 3)
-    return height, width, own
+def _cannot_decode(path: str) -> ValueError:
+    return ValueError(f"{_CANNOT_DECODE} '{path}'. Replace or remove the file.")
