@@ -1,7 +1,11 @@
 """Prune Keras networks, seen as splines: region codes, early-bird detection, pruning plans and slim models."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
+
+if sys.platform == "win32":
+    raise ImportError("tfspline supports Linux and macOS. On Windows, use the Windows Subsystem for Linux (WSL 2).")
 
 from tfspline import layers
 from tfspline.callbacks.early_bird import EarlyBird
