@@ -1,4 +1,4 @@
-"""How exact affine maps are, and what they cost, on networks as they are used.
+"""Error and cost of affine maps on common networks.
 
 python benchmarks/affine.py [--keras=keras] [--networks=resnet20,resnet56,vgg16,mobilenet_v2]
 """
@@ -17,17 +17,19 @@ import tfspline  # noqa: E402
 import tfspline.models  # noqa: E402
 from tfspline import _keras  # noqa: E402
 
-flags.DEFINE_string("keras", "keras", "keras or tf_keras.")
-flags.DEFINE_list("networks", ["resnet20", "resnet56", "vgg16", "mobilenet_v2"], "Of 32x32 pixels and ten classes.")
-flags.DEFINE_integer("samples", 8, "Images to map.")
-flags.DEFINE_integer("repeats", 3, "Measurements of each, of which the median counts.")
+flags.DEFINE_enum("keras", "keras", ["keras", "tf_keras"], "The Keras version.")
+flags.DEFINE_list(
+    "networks", ["resnet20", "resnet56", "vgg16", "mobilenet_v2"], "Networks, for 32x32 images and ten classes."
+)
+flags.DEFINE_integer("samples", 8, "Number of images.")
+flags.DEFINE_integer("repeats", 3, "Measurements of each time; the median is reported.")
 
 CLASSES = 10
-STEP = 1e-6  # how far a neighbour is, as a share of the pixels' size: near enough to have the same code now and then
+STEP = 1e-6  # distance of neighbours, relative to the pixels: small enough for some to have the same code
 
 
 def network(keras_name, name, rng):
-    """A network with batch-norm statistics at random."""
+    """Build a network with random batch-norm statistics."""
     if name == "mobilenet_v2":
         keras = _keras.keras_named(keras_name)
         model = keras.applications.MobileNetV2((32, 32, 3), weights=None, classes=CLASSES)
@@ -43,25 +45,27 @@ def network(keras_name, name, rng):
 
 
 def logits(model, x):
-    """What goes into the softmax at the output, in float32."""
+    """Compute the inputs of the softmax at the output in float32."""
     head = model.layers[-1]
-    inside = []
-    outputs = _keras.run(
-        model, [tf.constant(x)], lambda node, args, kwargs: inside.append(args) or node.layer(*args, **kwargs)
-    )
     if not _keras.of_class(head, "Dense"):
         raise ValueError(f"Expected a Dense head. Received: {type(head).__name__}")
-    del outputs
-    return np.asarray(tf.matmul(inside[-1][0], head.kernel) + head.bias, np.float64)
+    inputs = []
+
+    def visit(node, args, kwargs):
+        inputs.append(args)
+        return node.layer(*args, **kwargs)
+
+    _keras.run(model, [tf.constant(x)], visit)
+    return np.asarray(tf.matmul(inputs[-1][0], head.kernel) + head.bias, np.float64)
 
 
 def error(A, b, f, x):
-    """Largest |f(x) - (A x + b)| over the largest |f(x)|."""
+    """Largest |f(x) - (A x + b)|, relative to the largest |f(x)|."""
     return np.abs(np.einsum("nmd,nd->nm", A, x.reshape(len(x), -1).astype(np.float64)) + b - f).max() / np.abs(f).max()
 
 
 def measure(keras_name, name, samples, repeats):
-    """Prints the row of a network."""
+    """Measure a network and print its row of the table."""
     rng = np.random.default_rng(0)
     model = network(keras_name, name, rng)
     x = rng.normal(size=(samples, 32, 32, 3)).astype(np.float32)
@@ -87,11 +91,13 @@ def measure(keras_name, name, samples, repeats):
 
 
 def main(argv):
-    """Measures the networks one after the other."""
+    """Measure all networks."""
     del argv
     given = flags.FLAGS
     print(setting(given.keras))
-    print(f"{given.samples} images, {CLASSES} outputs; error of A x + b over the largest output; time against predict")
+    print(
+        f"{given.samples} images, {CLASSES} outputs; errors relative to the largest output, times relative to predict"
+    )
     print(f"{'network':14} {'bits':>9} {'error':>9} {'same code':>18} {'ms/image':>9} {'all':>9} {'one':>9}")
     for name in given.networks:
         measure(given.keras, name, given.samples, given.repeats)

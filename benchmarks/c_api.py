@@ -1,4 +1,4 @@
-"""saved_model.cc from Python: compiled against the C library in TensorFlow's wheel, asked for answers and seconds."""
+"""A Python client of saved_model.cc, which runs a SavedModel on the C library in TensorFlow's wheel."""
 
 import math
 import os
@@ -15,11 +15,11 @@ _SOURCE = pathlib.Path(__file__).with_name("saved_model.cc")
 
 
 def build(folder: str) -> str:
-    """Compiles saved_model.cc into a folder; returns the program's path.
+    """Compile saved_model.cc into a folder and return the path of the program.
 
     Raises:
-        FileNotFoundError: no g++, or no C library in TensorFlow's wheel.
-        subprocess.CalledProcessError: it does not compile.
+        FileNotFoundError: there is no g++, or no C library in TensorFlow's wheel.
+        subprocess.CalledProcessError: the compilation failed.
     """
     compiler, lib = shutil.which("g++"), pathlib.Path(tf.sysconfig.get_lib())
     libraries = [lib / f"libtensorflow_{part}.so.2" for part in ("cc", "framework")]
@@ -32,18 +32,18 @@ def build(folder: str) -> str:
 
 
 class CModel:
-    """A SavedModel of one input and one output, served by a process of saved_model.cc.
+    """A SavedModel with one input and one output, run by a process of saved_model.cc.
 
     Args:
-        program: what `build` returned.
-        folder: the SavedModel, `<export>/<version>`.
-        x: float32 `[batch, ...]`.
+        program: path returned by `build`.
+        folder: folder of the SavedModel, `<export>/<version>`.
+        x: inputs, float32 `[batch, ...]`.
 
     Attributes:
-        output: float32 `[batch, ...]`, what it answers for `x`.
+        output: outputs for `x`, float32 `[batch, ...]`.
 
     Raises:
-        ValueError: the program's own message, if it ends before it has answered.
+        ValueError: the program ended without an output; contains its error message.
     """
 
     def __init__(self, program: str, folder: str, x: np.ndarray):
@@ -61,16 +61,16 @@ class CModel:
             )
             answer = [self._process.stdout.readline() for _ in range(math.prod(shape))]
         if not answer[-1]:
-            raise ValueError(f"Expected an answer of {program}. Received: {self._process.communicate()[1][-3000:]}")
+            raise ValueError(f"{program} ended without an output: {self._process.communicate()[1][-3000:]}")
         self.output = np.array(answer, "float32").reshape(shape)
 
     def seconds(self, runs: int) -> float:
-        """The mean seconds of so many predictions."""
+        """Return the mean time of a prediction over a number of runs, in seconds."""
         print(runs, file=self._process.stdin, flush=True)
         return float(self._process.stdout.readline())
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.communicate()
 
     def __enter__(self):

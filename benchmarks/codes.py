@@ -1,11 +1,11 @@
-"""Region codes against inference: throughput, memory, and what an EarlyBird adds to an epoch.
+"""Region codes compared with inference: throughput, memory, and the cost of an EarlyBird.
 
 python benchmarks/codes.py [--keras=keras] [--networks=resnet56,vgg16,mobilenetv2] [--plane=preresnet101]
 
-The same inputs and batch size for `model.predict` and for codes, in turns; the ratio of each pair of turns counts. Both
-have run once before: the first call of either traces the model. The early bird's share is that of one set of codes of
-512 inputs, and three distances, in an epoch of 50,000 images, which is extrapolated from the time of some steps. Then
-the codes of the authors' canvas, 10,000 inputs on a plane, and the memory that they take.
+Measures `model.predict` and region codes alternately, with the same inputs and batch size, after a first call of each
+(which traces the model), and reports the median ratio. The cost of an EarlyBird is the time of the codes of 512 inputs
+and of three distances, relative to an epoch of 50,000 images, extrapolated from a few steps. Then measures the codes of
+the plane of 10,000 inputs that You et al. use.
 """
 
 import os
@@ -23,19 +23,19 @@ import tfspline  # noqa: E402
 from tfspline import _keras, models  # noqa: E402
 from tfspline.spline.codes import RegionEncoder  # noqa: E402
 
-flags.DEFINE_string("keras", "keras", "keras or tf_keras.")
+flags.DEFINE_enum("keras", "keras", ["keras", "tf_keras"], "The Keras version.")
 flags.DEFINE_list("networks", ["resnet56", "vgg16", "mobilenetv2"], "Networks of tfspline.models.")
-flags.DEFINE_string("plane", "preresnet101", "The network for the plane; none if empty.")
-flags.DEFINE_integer("batch_size", 128, "Inputs at a time.")
-flags.DEFINE_integer("batches", 4, "Batches in a turn.")
-flags.DEFINE_integer("pairs", 7, "Pairs of turns; of their ratios the median counts.")
-flags.DEFINE_integer("steps", 10, "Training steps that an epoch is extrapolated from.")
+flags.DEFINE_string("plane", "preresnet101", "Network for the codes of a plane; empty to skip them.")
+flags.DEFINE_integer("batch_size", 128, "Inputs per batch.")
+flags.DEFINE_integer("batches", 4, "Batches per measurement.")
+flags.DEFINE_integer("pairs", 7, "Pairs of measurements; the median ratio is reported.")
+flags.DEFINE_integer("steps", 10, "Training steps from which an epoch is extrapolated.")
 
 PROBE, EPOCH = 512, 50_000
 
 
 def throughput(model, x, given):
-    """Prints inputs a second, codes against predict, and the size of codes against that of activations."""
+    """Print the throughput of codes relative to predict, and the size of codes relative to activations."""
     encode = RegionEncoder(model)
 
     def predict():
@@ -55,7 +55,7 @@ def throughput(model, x, given):
     )
     packed = sum(codes[layer].nbytes for layer in codes.layers)
     activations = 4 * len(codes) * sum(codes.bits.values())
-    print(f"  {packed / len(codes):,.0f} bytes an input: 1/{activations / packed:.1f} of the activations in float32")
+    print(f"  {packed / len(codes):,.0f} bytes per input: 1/{activations / packed:.1f} of the activations in float32")
 
 
 def _turns(i, encode, predict, x, batch_size):
@@ -64,7 +64,7 @@ def _turns(i, encode, predict, x, batch_size):
 
 
 def early_bird(keras, model, x, given):
-    """Prints what a set of codes and three distances take of an epoch."""
+    """Print the time of the codes of a probe and of three distances, relative to an epoch."""
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(), jit_compile=False)
     y = np.zeros(len(x), "int32")
     batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(given.batch_size).repeat()
@@ -83,7 +83,7 @@ def early_bird(keras, model, x, given):
 
 
 def plane(x, given):
-    """Prints what the codes of 100 x 100 inputs on a plane take."""
+    """Print time and memory of the codes of 100 x 100 inputs on a plane."""
     model = models.build(given.plane, (32, 32, 3), 10, keras=given.keras)
     inputs = tfspline.plane(x[0], x[1], 100)
     before, start = peak(), time.perf_counter()
@@ -91,17 +91,17 @@ def plane(x, given):
     took, bits = time.perf_counter() - start, sum(codes.bits.values())
     packed = sum(codes[layer].nbytes for layer in codes.layers)
     print(
-        f"{given.plane}, {len(codes):,} inputs: {bits:,} bits each, {packed / 1e9:.2f} GB in {took:.0f} s, peak memory "
+        f"{given.plane}, {len(codes):,} inputs of {bits:,} bits: {packed / 1e9:.2f} GB in {took:.0f} s, peak memory "
         f"{before / 1e9:.1f} -> {peak() / 1e9:.1f} GB; as float32 {4 * bits * len(codes) / 1e9:.0f} GB"
     )
 
 
 def main(argv):
-    """Measures each network."""
+    """Measure all networks."""
     del argv
     given = flags.FLAGS
     keras = _keras.keras_named(given.keras)
-    print(f"{setting(given.keras)}; 32x32x3, {given.batch_size} at a time")
+    print(f"{setting(given.keras)}; 32x32x3, batches of {given.batch_size}")
     x = np.random.default_rng(0).normal(size=(given.batch_size * given.batches, 32, 32, 3)).astype("float32")
     for name in given.networks:
         model = models.build(name, (32, 32, 3), 10, keras=given.keras)

@@ -1,10 +1,10 @@
-"""What a cut costs before any retraining: accuracy of a trained ResNet-20, by criterion and by compensation.
+"""Accuracy lost by pruning a trained ResNet-20 without retraining, by criterion and compensation.
 
 python benchmarks/compensation.py --folder=runs/compensation
 
-Trains the dense networks first (Fashion-MNIST, all 60,000 images, one a seed), then cuts them; inner channels of every
-block, unless `--streams`. Results go to `results.jsonl` in the folder, a line a cell, and a run that was interrupted
-goes on where it was; `compensation.png` and a table are drawn of what is there.
+Trains a dense network per seed (Fashion-MNIST, all 60,000 images), then prunes the inner channels of every block, with
+`--streams` also the residual streams. Writes one line per cell to `results.jsonl` in the folder, then a table and
+`compensation.png`. Run the same command again to continue after an interruption.
 """
 
 import os
@@ -19,7 +19,7 @@ from common import Results, accuracy, compiled, network, setting, train  # noqa:
 from matplotlib.figure import Figure  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import datasets as data  # noqa: E402
+from tfspline import datasets  # noqa: E402
 from tfspline.recipe.recipe import Recipe  # noqa: E402
 
 CRITERIA = ("spline_affine", "spline_data", "spline", "bn_scale", "l1", "fpgm", "random")
@@ -31,20 +31,20 @@ WAYS = {
 }
 WITHOUT_DATA = {"paired": {"compensate": "merge"}}
 
-flags.DEFINE_string("folder", "runs/compensation", "Where networks, results and the picture go.")
-flags.DEFINE_string("data_dir", None, "Where the files of Fashion-MNIST are, if not in their usual place.")
+flags.DEFINE_string("folder", "runs/compensation", "Folder for networks, results and the picture.")
+flags.DEFINE_string("data_dir", None, "Folder of the files of Fashion-MNIST, if not the usual one.")
 flags.DEFINE_integer("epochs", 10, "Epochs of the dense training.")
-flags.DEFINE_list("seeds", ["0", "1", "2"], "One dense network each.")
-flags.DEFINE_list("ratios", ["0.1", "0.3", "0.5", "0.7", "0.8"], "Shares of the units that go.")
+flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, each with its own dense network.")
+flags.DEFINE_list("ratios", ["0.1", "0.3", "0.5", "0.7", "0.8"], "Shares of the units to remove.")
 flags.DEFINE_list("criteria", list(CRITERIA), "Criteria.")
-flags.DEFINE_list("ways", list(WAYS), "Compensations; also: paired, which needs no data.")
+flags.DEFINE_list("ways", list(WAYS), "Compensations; also 'paired', which needs no data.")
 flags.DEFINE_enum("scope", "layer", ["layer", "global"], "Scope of the plan.")
-flags.DEFINE_bool("streams", False, "Cut the residual streams as well as the inner channels.")
-flags.DEFINE_integer("images", 512, "Unlabelled training images that scores and compensations see.")
+flags.DEFINE_bool("streams", False, "Prune the residual streams as well as the inner channels.")
+flags.DEFINE_integer("images", 512, "Unlabelled training images for scores and compensations.")
 
 
 def dense_network(folder, dataset, seed, epochs):
-    """The dense network of a seed, trained if it is not there yet."""
+    """Load the dense network of a seed, after training it if there is no file."""
     path = os.path.join(folder, f"dense-{epochs}-{seed}.keras")
     if not os.path.exists(path):
         recipe = Recipe(
@@ -59,21 +59,21 @@ def dense_network(folder, dataset, seed, epochs):
 
 
 def is_stream(layer):
-    """Whether a layer makes the channels of a residual stream."""
+    """Whether a layer produces the channels of a residual stream."""
     return layer.name == "stem" or layer.name.endswith(("conv2", "shortcut"))
 
 
 def cell_of(given, seed, ratio, criterion, way):
-    """What tells one cut from another; the dense networks have no ratio, criterion or way."""
+    """Return the cell of a pruned network; dense networks have no ratio, criterion or way."""
     options = {"epochs": given.epochs, "streams": given.streams, "scope": given.scope, "images": given.images}
     return {"seed": seed, **options, "ratio": ratio, "criterion": criterion, "way": way}
 
 
 def sweep(given, folder):
-    """Fills in what is missing in results.jsonl; returns all of it."""
+    """Compute the missing results and return all of them."""
     results = Results(folder, *cell_of(given, None, None, None, None))
     for seed in map(int, given.seeds):
-        dataset = data.load("fashion_mnist", given.data_dir, seed=seed)
+        dataset = datasets.load("fashion_mnist", given.data_dir, seed=seed)
         dense = dense_network(folder, dataset, seed, given.epochs)
         cell = cell_of(given, seed, None, None, None)
         if not results.find(**cell):
@@ -91,27 +91,27 @@ def sweep(given, folder):
                 before, after = plan.cost()["macs"]
                 for way in ways:
                     options = WITHOUT_DATA.get(way) or {"data": probe, **WAYS[way]}
-                    cut = accuracy(plan.apply(dense, **options), dataset)
-                    found = {"accuracy": 100 * cut, "macs_reduction": before / after}
+                    pruned = accuracy(plan.apply(dense, **options), dataset)
+                    found = {"accuracy": 100 * pruned, "macs_reduction": before / after}
                     print(results.add(cell_of(given, seed, ratio, criterion, way) | found), flush=True)
     return results
 
 
 def losses(results, given, criterion, way):
-    """Points of accuracy lost at each ratio, mean and extremes over the seeds: [(ratio, mean, least, most)]."""
+    """Compute the percentage points of accuracy lost per ratio, over the seeds: [(ratio, mean, least, most)]."""
     rows = []
     for ratio in map(float, given.ratios):
         pairs = [
             [results.find(**cell_of(given, seed, *of)) for of in ((None, None, None), (ratio, criterion, way))]
             for seed in map(int, given.seeds)
         ]
-        lost = [dense["accuracy"] - cut["accuracy"] for dense, cut in pairs]
+        lost = [dense["accuracy"] - pruned["accuracy"] for dense, pruned in pairs]
         rows.append((ratio, statistics.mean(lost), min(lost), max(lost)))
     return rows
 
 
 def draw(results, given):
-    """Accuracy lost against the ratio: a panel a compensation, a line a criterion, a band over the seeds."""
+    """Plot the accuracy lost over the ratio: a panel per compensation, a line per criterion, a band over the seeds."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, way in zip(figure.subplots(1, len(given.ways), sharey=True, squeeze=False)[0], given.ways, strict=True):
         for criterion in given.criteria:
@@ -127,13 +127,14 @@ def draw(results, given):
 
 
 def main(argv):
-    """Trains, cuts, prints the table and draws the picture."""
+    """Train, prune, print the table and draw the picture."""
     del argv
     given = flags.FLAGS
     os.makedirs(given.folder, exist_ok=True)
     print(setting("tf_keras"))
     results = sweep(given, given.folder)
-    print(f"\npoints of test accuracy lost, mean over seeds {', '.join(given.seeds)}; {given.images} unlabelled images")
+    seeds = ", ".join(given.seeds)
+    print(f"\npercentage points of test accuracy lost, mean over seeds {seeds}; {given.images} unlabelled images")
     print(f"{'criterion':<14} {'way':<13}" + "".join(f"{float(ratio):>8.0%}" for ratio in given.ratios))
     for criterion in given.criteria:
         for way in given.ways:

@@ -1,10 +1,10 @@
-"""Does the data pipeline hold the training back? Images a second of the pipeline alone against the train step alone.
+"""Throughput of the data pipeline compared with the train step: does the pipeline slow down training?
 
 python benchmarks/data_pipeline.py [--network=resnet20] [--dataset=fashion_mnist] [--augment=crop_flip]
 python benchmarks/data_pipeline.py --photos=512 --network=resnet18 --augment=random_resized_crop --batch_size=32
 
-With --photos, generated JPEGs of 300 x 400 pixels are decoded to 224 x 224 while they are needed, as those of an image
-folder beyond memory; beside Keras' image_dataset_from_directory, which resizes whole images and augments nothing.
+With --photos, the dataset consists of generated JPEGs of 300 x 400 pixels, decoded to 224 x 224 pixels when needed, as
+for an image folder larger than memory. Also measures Keras' image_dataset_from_directory, which does not augment.
 """
 
 import os
@@ -20,25 +20,24 @@ import tensorflow as tf  # noqa: E402
 from absl import app, flags  # noqa: E402
 from common import setting  # noqa: E402
 
-from tfspline import _keras, models  # noqa: E402
-from tfspline import datasets as data  # noqa: E402
+from tfspline import _keras, datasets, models  # noqa: E402
 from tfspline.datasets.image_files import ImageFiles  # noqa: E402
 
 SIZE = (224, 224)
 
-flags.DEFINE_string("network", "resnet20", "The network to train.")
-flags.DEFINE_string("dataset", "fashion_mnist", "What to train it on.")
-flags.DEFINE_string("data_dir", None, "Its files.")
-flags.DEFINE_integer("photos", 0, "In place of a dataset, how many JPEGs to generate.")
+flags.DEFINE_string("network", "resnet20", "Network to train.")
+flags.DEFINE_string("dataset", "fashion_mnist", "Dataset to train on.")
+flags.DEFINE_string("data_dir", None, "Folder of the dataset.")
+flags.DEFINE_integer("photos", 0, "Number of JPEGs to generate and use instead of a dataset.")
 flags.DEFINE_string("augment", "crop_flip", "Augmentation.")
-flags.DEFINE_string("keras", "tf_keras", "keras or tf_keras.")
-flags.DEFINE_integer("batch_size", 128, "Images a batch.")
-flags.DEFINE_integer("steps", 30, "Batches a measurement.")
-flags.DEFINE_integer("repeats", 5, "Measurements, of which the median counts.")
+flags.DEFINE_enum("keras", "tf_keras", ["keras", "tf_keras"], "The Keras version.")
+flags.DEFINE_integer("batch_size", 128, "Images per batch.")
+flags.DEFINE_integer("steps", 30, "Batches per measurement.")
+flags.DEFINE_integer("repeats", 5, "Measurements; the median is reported.")
 
 
 def images_per_second(step, batches):
-    """Images a second of `step` over some batches, the first of which is not counted."""
+    """Measure the images per second of `step` over some batches, not counting the first one."""
     iterator = iter(batches)
     step(next(iterator))
     start, images = time.perf_counter(), 0
@@ -49,7 +48,7 @@ def images_per_second(step, batches):
 
 
 def write_photos(folder, photos):
-    """Writes JPEGs of 300 x 400 pixels, shapes and noise of about 40 KB, in a sub-folder for each of two classes."""
+    """Write JPEGs of 300 x 400 pixels and about 40 KB, in a sub-folder for each of two classes."""
     rng = np.random.default_rng(0)
     for index in range(photos):
         shapes = tf.image.resize(rng.uniform(0, 255, (12, 16, 3)), (300, 400), "bicubic")
@@ -60,15 +59,15 @@ def write_photos(folder, photos):
 
 
 def dataset_of_files(folder):
-    """What `data.load` makes of an image folder that does not fit into memory."""
+    """Return a folder of JPEGs as the dataset that `datasets.load` makes of an image folder larger than memory."""
     paths = sorted(pathlib.Path(folder).glob("*/*.jpg"))
     files = ImageFiles(np.array([str(path) for path in paths], object), (*SIZE, 3))
-    split = data.Split(files, np.array([int(path.parent.name) for path in paths], np.int32))
-    return data.Dataset("photos", ("0", "1"), split, None, split)
+    split = datasets.Split(files, np.array([int(path.parent.name) for path in paths], np.int32))
+    return datasets.Dataset("photos", ("0", "1"), split, None, split)
 
 
 def main(argv):
-    """Measures in turn and prints the medians and the median of the ratios."""
+    """Measure, with generated photos if asked for."""
     del argv
     given = flags.FLAGS
     with tempfile.TemporaryDirectory() as folder:
@@ -78,9 +77,9 @@ def main(argv):
 
 
 def measure(folder):
-    """Measures the pipeline and the train step, and with photos in a folder, Keras' pipeline."""
+    """Measure pipeline and train step (and Keras' pipeline for photos) alternately, and print medians."""
     given = flags.FLAGS
-    dataset = dataset_of_files(folder) if given.photos else data.load(given.dataset, given.data_dir)
+    dataset = dataset_of_files(folder) if given.photos else datasets.load(given.dataset, given.data_dir)
     model = models.build(given.network, dataset.input_shape, dataset.classes, keras=given.keras)
     keras = _keras.keras_named(given.keras)
     model.compile(keras.optimizers.SGD(0.1, 0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -102,7 +101,7 @@ def measure(folder):
     for name in measured:
         rate = statistics.median(row[name] for row in rounds)
         ratio = statistics.median(row["pipeline"] / row[name] for row in rounds)
-        print(f"{name}: {rate:,.0f} images/s; the pipeline is {ratio:.1f}x as fast")
+        print(f"{name}: {rate:,.0f} images/s; the pipeline is {ratio:.1f} times as fast")
 
 
 if __name__ == "__main__":

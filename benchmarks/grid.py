@@ -1,4 +1,4 @@
-"""What the tables compare, as data: methods, scales, and the cells that they make together."""
+"""The experiments behind the tables, as data: methods, scales, and the cells that they define."""
 
 import dataclasses
 import functools
@@ -12,17 +12,17 @@ from tfspline.pruning import criteria
 from tfspline.recipe.recipe import Recipe
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-RHOS = (0, 0.01, 0.2, 1)  # beside 0.05, which is `spline`
+RHOS = (0, 0.01, 0.2, 1)  # `spline` itself uses 0.05
 for rho in RHOS:
     register_criterion(f"spline_rho_{rho:g}", functools.partial(criteria.spline, rho=rho))
 
-# The options in which a method differs from the recipe of its network and dataset. All rank units within their layer,
-# so that at a ratio all have the same widths, except where they say otherwise.
+# The options in which each method differs from the recipe of its network and dataset. Methods rank units within their
+# layer unless they set `scope`, so that all have the same widths at a ratio.
 REFITTED = {"criterion": "spline_affine", "compensate": "refit"}
-PLAIN = {"criterion": "spline", "compensate": "none"}  # as by default
-SLIMMING = {"criterion": "bn_scale", "gamma_l1": 1e-4}  # the L1 of Liu et al. 2017, and of EB Train
+PLAIN = {"criterion": "spline", "compensate": "none"}  # the defaults
+SLIMMING = {"criterion": "bn_scale", "gamma_l1": 1e-4}  # as in Liu et al. 2017 and EB Train
 METHODS = {
-    "dense": {"baseline": True},  # to the end; the other half of its run is `spline` at the lowest ratio
+    "dense": {"baseline": True},  # its run also gives `spline` at the lowest ratio
     "spline": {},
     "spline_data": {"criterion": "spline_data", "compensate": "refit"},
     "spline_affine": REFITTED,
@@ -38,11 +38,11 @@ METHODS = {
     "random": {"criterion": "random"},
     "snip": {"criterion": "snip", "search_epochs": 0},
     "synflow": {"criterion": "synflow", "search_epochs": 0},
-    # Drawn at the early bird by the size of the weights, then back to the first weights and all epochs anew.
+    # Prune by magnitude at the early bird, then train all epochs from the initial weights.
     "lottery": {"criterion": "l1", "retrain_from": "initial"},
-    # The small network by itself: widths are all that is left of the large one.
+    # Train a small network of the same widths from random weights.
     "scratch": {"criterion": "random", "search_epochs": 0, "retrain_from": "random"},
-    # Single weights, by tfmot alone, from the epoch on in which `spline` prunes and to as many parameters.
+    # Prune single weights with tfmot only, from the epoch in which `spline` prunes, to as many parameters.
     "tfmot_magnitude": {"schedule": "early_bird", "keras": "tf_keras"},
 }
 ABLATION = {
@@ -66,8 +66,14 @@ GRIDS = {"methods": METHODS, "ablation": ABLATION}
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How large the trainings are: a recipe for each (dataset, network), whose budget is replaced, and `methods`, the
-    options of a method that depend on the scale."""
+    """The size of the experiments.
+
+    Attributes:
+        recipes: (dataset, network) -> recipe; its budget is replaced by those of the methods.
+        ratios: shares of the units to remove.
+        seeds: seeds of each cell.
+        methods: method -> options that depend on the scale.
+    """
 
     recipes: Mapping[tuple[str, str], Recipe]
     ratios: tuple[float, ...] = (0.3, 0.5, 0.7)
@@ -76,34 +82,34 @@ class Scale:
 
 
 def cpu_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -> Scale:
-    """What two cores can do: a share of the images, shrunk to half of their size, and many epochs of them."""
+    """Return the scale for two cores: a part of the images, at half of their size."""
     del imagenet_dir
     return _shrunk(cifar_dir, (0.3, 0.5, 0.7), width=0.75, epochs=20)
 
 
 def cpu_long_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None, width: float = 1.0) -> Scale:
-    """The same images with the whole network and three times as many epochs, as one would train to convergence."""
+    """Return the scale with the same images, the full network and 60 epochs, enough to converge."""
     del imagenet_dir
     scale = _shrunk(cifar_dir, (0.7,), width=width, epochs=60)
-    # By the ablation, what is trained on for so long gains nothing by being refitted.
+    # According to the ablation, refitting brings nothing before such a long training.
     methods = {name: options | PLAIN for name, options in scale.methods.items()}
     return dataclasses.replace(scale, methods=methods)
 
 
 def cpu_wide_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -> Scale:
-    """As the long one, with twice the width: a network that is larger than its data ask for, as the paper's are."""
+    """Return the long scale with twice the width: a network larger than its data require, like those of the paper."""
     return cpu_long_scale(cifar_dir, imagenet_dir, width=2.0)
 
 
 def _shrunk(cifar_dir, ratios, **lengths):
     common = {
         "network": "vgg8",
-        "keras": "tf_keras",  # tfmot knows no other
+        "keras": "tf_keras",  # required by tfmot
         "train_images": 4000,
         "batch_size": 64,
         "learning_rate": 0.05,
         "weight_decay": 5e-4,
-        "eb_lookback": 1,  # of 20 epochs or 60; the authors look back 3 of 160
+        "eb_lookback": 1,  # for 20 or 60 epochs; the authors look back 3 epochs of 160
         "ratio": 0.5,
         **lengths,
     }
@@ -120,7 +126,7 @@ def _shrunk(cifar_dir, ratios, **lengths):
 
 
 def paper_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -> Scale:
-    """The paper's tables, by the flagfiles in configs/, on all GPUs."""
+    """Return the scale of the paper's tables: the flagfiles in configs/, on all GPUs."""
     recipes = {}
     for network, dataset in itertools.product(("preresnet101", "vgg16"), ("cifar10", "cifar100")):
         folder = _cifar(dataset, cifar_dir if dataset == "cifar10" else None)
@@ -132,23 +138,23 @@ def paper_scale(cifar_dir: str | None = None, imagenet_dir: str | None = None) -
 
 
 SCALES = {"cpu": cpu_scale, "cpu_long": cpu_long_scale, "cpu_wide": cpu_wide_scale, "paper": paper_scale}
-JOBS = {"cpu": 2, "cpu_long": 2, "cpu_wide": 2, "paper": 1}  # at once
+JOBS = {"cpu": 2, "cpu_long": 2, "cpu_wide": 2, "paper": 1}  # parallel processes
 
 
 def _cifar(dataset, folder):
-    # An image folder of it, or what keras.datasets downloads.
+    # Without an image folder, keras.datasets downloads the data.
     return {"dataset": "image_folder", "data_dir": folder} if folder else {"dataset": dataset}
 
 
 def configured(network: str, dataset: str) -> Recipe:
-    """The recipe of a flagfile in configs/."""
+    """Read the recipe of a flagfile in configs/."""
     lines = (CONFIGS / f"{network}_{dataset}.cfg").read_text(encoding="utf-8").splitlines()
     given = (line.removeprefix("--").partition("=") for line in lines if line.startswith("--"))
     return Recipe.from_flags({name: value or "true" for name, _, value in given})
 
 
 class Key(NamedTuple):
-    """What tells a cell from others, and its line; no ratio of units where the method has none."""
+    """The identity of a cell and its line; `ratio` is None for methods without one."""
 
     dataset: str
     network: str
@@ -159,11 +165,13 @@ class Key(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One training of the grid, and what has to be done before it.
+    """One training of the grid, and the cells it depends on.
 
     Attributes:
-        search: the cell whose dense search this one takes over; None if it makes its own.
-        like: the cell that says from when on, and to how many parameters, tfmot prunes; None for the other methods.
+        key: identity of the cell.
+        recipe: recipe of the training.
+        search: cell whose dense search this one reuses; None if it runs its own.
+        like: cell that determines when and to how many parameters tfmot prunes; None for other methods.
     """
 
     key: Key
@@ -173,23 +181,23 @@ class Cell:
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """Those of all its lines: the run of the dense network has another half."""
+        """The keys of all its lines: the run of the dense network also gives a line of `spline`."""
         half = self.key._replace(method="spline", ratio=self.recipe.ratio)
         return (self.key, half) if self.key.method == "dense" else (self.key,)
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return "-".join(str(part) for part in self.key if part is not None)
 
     @property
     def needs(self) -> tuple["Cell", ...]:
-        """The cells that have to be done before this one."""
+        """The cells that must be done before this one."""
         return tuple(cell for cell in (self.search, self.like) if cell)
 
     @property
     def cost(self) -> float:
-        """About how long it takes, in dense trainings: MACs fall with the square of the width."""
+        """The approximate duration in dense trainings; MACs are proportional to the square of the width."""
         recipe, method = self.recipe, self.key.method
         whole = float(method in ("dense", "tfmot_magnitude"))
         searched = (recipe.search_limit + recipe.pruning_limit) / recipe.epochs
@@ -200,13 +208,13 @@ class Cell:
 
 
 def cells(scale: Scale, methods: Mapping[str, Mapping], seeds: Iterable[int] = (), **options) -> list[Cell]:
-    """The cells of a grid, seed after seed, each behind those that it needs.
+    """List the cells of a grid, by seed, each after the cells that it needs.
 
     Args:
         scale: recipes and ratios.
         methods: name -> options of `Recipe`.
-        seeds: by default those of the scale.
-        options: further options of all recipes.
+        seeds: seeds; by default, those of the scale.
+        options: further options for all recipes.
     """
     found = {}
     for seed, ((dataset, network), base) in itertools.product(seeds or scale.seeds, scale.recipes.items()):

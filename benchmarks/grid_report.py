@@ -1,4 +1,4 @@
-"""What a grid has found: a Markdown table, and the picture accuracy against training FLOPs."""
+"""Reports of a grid's results: a Markdown table, and a plot of accuracy over training FLOPs."""
 
 import itertools
 import statistics
@@ -13,22 +13,21 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 SPLITS = {"accuracy": "test", "validation_accuracy": "validation"}
-_MARKERS = "os^vD<>Pp*Xh8d"  # of what tfspline is compared with
-_LABELS_APART = 0.055  # of the height of a panel
+_MARKERS = "os^vD<>Pp*Xh8d"  # for methods that are not tfspline's
+_LABELS_APART = 0.055  # share of a panel's height
 _HALO = [withStroke(linewidth=2.5, foreground="white")]
 
 
 def table(lines: Iterable[Mapping], methods: Sequence[str] = ()) -> str:
-    """Means over the seeds, and the standard deviation of the accuracy, as Markdown.
+    """Format the means over the seeds, with the standard deviation of the accuracy, as Markdown.
 
-    For each dataset and network a table of the methods that have no ratio and one of those that have, in the order of
-    `methods`. FLOPs and times are the dense training's of the same seed over the method's own; the early bird's epochs
-    are the least and the most. The best of a column is bold; only means over all seeds count, and not the dense
-    training's.
+    For each dataset and network, makes a table of the methods without a ratio and one of the others, in the order of
+    `methods`. FLOPs and times are those of the dense training with the same seed divided by the method's. Early-bird
+    epochs are ranges. The best mean over all seeds of each column is bold, not counting dense training.
     """
     sections = [
-        "Means over the seeds, ± the standard deviation; how many times fewer FLOPs, and less time, than the dense "
-        "training; the best of each column is bold. `spline` is the paper's method, `spline_...` are tfspline's own."
+        "Means over the seeds ± the standard deviation; FLOPs and time of the dense training divided by the method's; "
+        "the best value of each column is bold. `spline` is the paper's method, `spline_...` are tfspline's own."
     ]
     for (dataset, network), of_all in _grouped(lines, "dataset", "network").items():
         seeds = sorted({line["seed"] for line in of_all})
@@ -61,12 +60,12 @@ def _columns(found, ratios, dense, seeds):
         values = {
             method: values_of([line for line in lines if line["ratio"] == ratio]) for method, lines in found.items()
         }
-        yield [kind if ratio is None else f"{kind}, {100 * ratio:g} % cut", *_cells(values, text, seeds)]
-    yield ["early bird, epoch", *map(_birds, found.values())]
+        yield [kind if ratio is None else f"{kind}, {100 * ratio:g} % removed", *_cells(values, text, seeds)]
+    yield ["early bird, epoch", *map(_early_birds, found.values())]
 
 
 def _cells(values, text, seeds):
-    """The cells of a column, method -> values of its seeds."""
+    """Format the cells of a column, given each method's values per seed."""
     rivals = {method: found for method, found in values.items() if method != "dense" and len(found) == seeds}
     means = {method: round(statistics.mean(found), 2) for method, found in rivals.items()}
     best = max(means.values(), default=None)
@@ -90,7 +89,7 @@ def _split(lines):
     return split
 
 
-def _birds(lines):
+def _early_birds(lines):
     if not any(line["search_epochs"] for line in lines):
         return "–"
     epochs = [line["early_bird_epoch"] for line in lines]
@@ -114,30 +113,30 @@ def _by_method(lines, methods):
 
 
 def draw(lines: Iterable[Mapping], methods: Sequence[str] = ()) -> Figure:
-    """Accuracy against training FLOPs as a share of the dense training's, one panel a dataset and network.
+    """Plot accuracy over training FLOPs relative to the dense training's, one panel per dataset and network.
 
-    A line is a method through its ratios, of means over the seeds. `spline` and its like are in colors, with standard
-    deviations and their names beside them; the others are grey. Means that lie far below (by Tukey's fence, one and a
-    half interquartile ranges under the lower quartile) would squash the rest: the panel names them at its bottom.
+    A line connects a method's means over the seeds at its ratios. tfspline's methods are coloured and labelled, with
+    standard deviations; the others are grey. Outliers below Tukey's fence (1.5 interquartile ranges below the lower
+    quartile) would compress the plot, so they are listed at the bottom of the panel.
     """
     lines = list(lines)
-    panels, looks = _grouped(lines, "dataset", "network"), _looks(_by_method(lines, methods))
+    panels, styles = _grouped(lines, "dataset", "network"), _styles(_by_method(lines, methods))
     figure = Figure(figsize=(9, 4.5 * len(panels)), layout="constrained")
     for axes, ((dataset, network), of_all) in zip(
         figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True
     ):
-        _draw(axes, {method: _points(of_method) for method, of_method in _by_method(of_all, methods).items()}, looks)
+        _draw(axes, {method: _points(of_method) for method, of_method in _by_method(of_all, methods).items()}, styles)
         axes.set(title=f"{dataset}, {network}", ylabel=f"{_split(of_all)} accuracy (%)")
-    figure.supxlabel("training FLOPs, % of the dense training's (search included)", fontsize=10)
+    figure.supxlabel("training FLOPs, % of the dense training (search included)", fontsize=10)
     pairs = (pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True))
     handles = {label: handle for handle, label in pairs}
-    labels = [label for label in looks if label in handles]
+    labels = [label for label in styles if label in handles]
     figure.legend([handles[label] for label in labels], labels, loc="outside right center", fontsize=9)
     return figure
 
 
-def _looks(methods):
-    """Method -> how its line is drawn."""
+def _styles(methods):
+    """Return the plot options of each method."""
     colors, markers = itertools.cycle(f"C{i}" for i in range(10)), itertools.cycle(_MARKERS)
     return {
         method: {"color": "black", "linestyle": "--", "linewidth": 1, "zorder": 1}
@@ -159,7 +158,7 @@ class _Point(NamedTuple):
 
 
 def _points(lines):
-    """The points of a method, from the cheapest on."""
+    """Return the points of a method by increasing cost."""
     points = []
     for (ratio,), group in _grouped(lines, "ratio").items():
         cost = 100 * statistics.mean(1 / line["training_flops_reduction"] for line in group)
@@ -169,32 +168,32 @@ def _points(lines):
     return sorted(points, key=lambda point: point.cost)
 
 
-def _draw(axes, points, looks):
+def _draw(axes, points, styles):
     axes.set(xscale="log")
     for method, of_method in points.items():
         costs, means, deviations, _ = zip(*of_method, strict=True)
         if method == "dense":
-            axes.axhline(means[0], label=method, **looks[method])
+            axes.axhline(means[0], label=method, **styles[method])
             axes.axhspan(means[0] - deviations[0], means[0] + deviations[0], color="black", alpha=0.08)
         elif method.startswith("spline"):
-            axes.errorbar(costs, means, deviations, label=method, capsize=2, elinewidth=1, **looks[method])
+            axes.errorbar(costs, means, deviations, label=method, capsize=2, elinewidth=1, **styles[method])
         else:
-            axes.plot(costs, means, label=method, **looks[method])
-    _leave_out(axes, points)
-    _name(axes, {method: of_method[0] for method, of_method in points.items() if method.startswith("spline")}, looks)
+            axes.plot(costs, means, label=method, **styles[method])
+    _exclude_outliers(axes, points)
+    _name(axes, {method: of_method[0] for method, of_method in points.items() if method.startswith("spline")}, styles)
     axes.xaxis.set_major_locator(FixedLocator([2, 5, 10, 15, 20, 30, 40, 50, 70, 100, 150, 200]))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
 
 
-def _leave_out(axes, points):
-    """Ends a panel above the means that lie far below the others, and names these."""
+def _exclude_outliers(axes, points):
+    """Limit a panel to the means above Tukey's fence, and list the others at its bottom."""
     means = [point.mean for of_method in points.values() for point in of_method]
     lower, upper = np.quantile(means, [0.25, 0.75])
     fence = lower - 1.5 * (upper - lower)
     out = [
-        f"{method} {point.mean:.1f}" + (f" ({100 * point.ratio:g} % cut)" if point.ratio else "")
+        f"{method} {point.mean:.1f}" + (f" ({100 * point.ratio:g} % removed)" if point.ratio else "")
         for method, of_method in points.items()
         for point in of_method
         if point.mean < fence
@@ -207,15 +206,15 @@ def _leave_out(axes, points):
         axes.text(0.01, 0.015, text, transform=axes.transAxes, fontsize=8, path_effects=_HALO, zorder=5)
 
 
-def _name(axes, ends, looks):
-    """Writes the names of methods left of where their lines begin, one under the other where they would overlap."""
+def _name(axes, ends, styles):
+    """Write the names of methods to the left of their lines, without overlaps."""
     left, right = axes.get_xlim()
     axes.set_xlim(left / (right / left) ** 0.22, right)
     bottom, top = axes.get_ylim()
     apart = _LABELS_APART * (top - bottom)
     height = np.inf
     for method, end in sorted(ends.items(), key=lambda item: -item[1].mean):
-        height, color = min(height - apart, end.mean), looks[method]["color"]
+        height, color = min(height - apart, end.mean), styles[method]["color"]
         leader = {"arrowstyle": "-", "color": color, "linewidth": 0.7}
         text = axes.annotate(method, (end.cost, end.mean), (left, height), color=color, fontsize=9, arrowprops=leader)
         text.set(ha="right", va="center", path_effects=_HALO)

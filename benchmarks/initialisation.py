@@ -1,16 +1,15 @@
-"""What a small network should start with: pruning a large network against training a small one that starts well.
+"""Initialisation of small networks: pruning a large network compared with training a small one.
 
 python benchmarks/initialisation.py --folder=runs/initialisation
 
-A large network is trained, on the points of toy2d and on Fashion-MNIST. Small ones of a half, a quarter and an eighth
-of its units in every hidden layer start with random weights; with those that the units of the early bird had before any
-training (Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, of units instead of single weights); or with
-those that they have at the early bird. These are trained to the end of the large one's epochs: the first two from the
-beginning, the third from the early bird on. The last two are cut out of the large network when it is trained, and not
-trained any more: as they are, and refitted on unlabelled images.
+Trains a large network on toy2d and on Fashion-MNIST, and compares small networks with 1/2, 1/4 and 1/8 of its units in
+every hidden layer. Three of them are trained until the large network's last epoch: from random weights; from the
+initial weights of the units kept at the early bird (Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019,
+with units instead of single weights); and from their weights at the early bird, starting in its epoch. Two are pruned
+from the trained large network and not trained further, one as it is, one refitted on unlabelled images.
 
-Nothing is chosen by the results; the test set is read once a network. What is done is not done again; results go to
-`results.jsonl`, a line a network; a table, `accuracy.png` and `partitions.png` are made of what is there.
+The test set is read once per network and selects nothing. Writes one line per network to `results.jsonl`, then a table,
+`accuracy.png` and `partitions.png`. Run the same command again to continue after an interruption.
 """
 
 import dataclasses
@@ -27,12 +26,11 @@ from common import Results, accuracy, compiled, markdown, network, setting, spre
 from matplotlib.figure import Figure  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import datasets as data  # noqa: E402
+from tfspline import datasets  # noqa: E402
 from tfspline._keras import keras_named  # noqa: E402
-from tfspline.plots import partitions as partition_plots  # noqa: E402
 from tfspline.recipe.recipe import Recipe  # noqa: E402
 
-# The toy as in configs/toy2d.cfg, with twice the units: an eighth of 16 could not tell an X from what is around it.
+# toy2d as in configs/toy2d.cfg with twice the units: an eighth of 16 units cannot represent the X.
 RECIPES = {
     "toy2d": Recipe(
         dataset="toy2d", network="mlp", width=0.25, epochs=40, eb_threshold=0.05, batch_size=32,
@@ -44,40 +42,40 @@ RECIPES = {
     ),
 }  # fmt: skip
 SEEDS = {"toy2d": 5, "fashion_mnist": 3}
-RANDOM, LOTTERY, BIRD = "random weights", "initial weights of the kept units", "early bird, pruned"
-CUT, REFITTED = "trained, pruned", "trained, pruned, refitted"
-METHODS = (RANDOM, LOTTERY, BIRD, CUT, REFITTED)
-IMAGES = 512  # unlabelled, for the early bird, criteria and refitting
+RANDOM, LOTTERY, EARLY_BIRD = "random weights", "initial weights of the kept units", "early bird, pruned"
+PRUNED, REFITTED = "trained, pruned", "trained, pruned, refitted"
+METHODS = (RANDOM, LOTTERY, EARLY_BIRD, PRUNED, REFITTED)
+IMAGES = 512  # unlabelled images for the early bird, criteria and refitting
 
-flags.DEFINE_string("folder", "runs/initialisation", "Where networks, results and pictures go.")
-flags.DEFINE_string("data_dir", None, "Where the files of Fashion-MNIST are, if not in their usual place.")
-flags.DEFINE_list("datasets", list(RECIPES), "Out of: toy2d, fashion_mnist.")
-flags.DEFINE_list("shares", ["1/2", "1/4", "1/8"], "Shares of the units that the small networks have.")
-flags.DEFINE_string("criterion", "spline", "Which units are kept.")
-flags.DEFINE_integer("seeds", None, "How many seeds; by default 5 of toy2d, 3 of fashion_mnist.")
-flags.DEFINE_integer("epochs", None, "Epochs of every training; by default 40 of toy2d, 12 of fashion_mnist.")
+flags.DEFINE_string("folder", "runs/initialisation", "Folder for networks, results and pictures.")
+flags.DEFINE_string("data_dir", None, "Folder of the files of Fashion-MNIST, if not the usual one.")
+flags.DEFINE_list("datasets", list(RECIPES), "toy2d, fashion_mnist or both.")
+flags.DEFINE_list("shares", ["1/2", "1/4", "1/8"], "Shares of the units to keep.")
+flags.DEFINE_string("criterion", "spline", "Criterion that selects the units to keep.")
+flags.DEFINE_integer("seeds", None, "Number of seeds; by default, 5 for toy2d and 3 for fashion_mnist.")
+flags.DEFINE_integer("epochs", None, "Epochs of every training; by default, 40 for toy2d and 12 for fashion_mnist.")
 
 
 @dataclasses.dataclass
 class Study:
-    """The networks of one data set and one seed.
+    """The networks of one dataset and one seed.
 
     Attributes:
-        recipe: how all are trained.
-        dataset: on what.
-        criterion: which units are kept.
-        folder: for the networks.
-        results: of the benchmark.
+        recipe: recipe of all trainings.
+        dataset: dataset of the recipe.
+        criterion: criterion that selects the units to keep.
+        folder: folder for the networks.
+        results: results of the benchmark.
     """
 
     recipe: Recipe
-    dataset: data.Dataset
+    dataset: datasets.Dataset
     criterion: str
     folder: str
     results: Results
 
     def run(self, shares):
-        """Fills in what is missing in the results."""
+        """Compute the missing results."""
         if not self.row("dense", 1):
             self.train_dense()
         for share in shares:
@@ -96,24 +94,24 @@ class Study:
         return self.results.find(**self.cell(method, share))
 
     def train_dense(self):
-        """Trains the large network, and keeps what it was at first, at the early bird and in the end."""
+        """Train the large network and save it before training, at the early bird and at the end."""
         recipe, start = self.recipe, time.perf_counter()
         model = compiled(network(recipe, self.dataset), recipe)
         self.save(model, "dense", "initial")
-        bird = recipe.early_bird(probe=self.images)
-        train(model, recipe, self.dataset, 0, recipe.search_limit, bird)
-        searched = bird.epoch or recipe.search_limit
+        early_bird = recipe.early_bird(probe=self.images)
+        train(model, recipe, self.dataset, 0, recipe.search_limit, early_bird)
+        searched = early_bird.epoch or recipe.search_limit
         self.save(model, "dense", "early_bird")
         train(model, recipe, self.dataset, searched, recipe.epochs)
         self.save(model, "dense", "trained")
         flops = tfspline.training_flops(model, recipe.epochs * self.epoch)
-        self.record("dense", 1, model, flops, start, early_bird_found=bird.found, searched=searched)
+        self.record("dense", 1, model, flops, start, early_bird_found=early_bird.found, searched=searched)
 
     def train_small(self, method, share):
         start = time.perf_counter()
         model, recipe, dense = self.beginning(method, share), self.recipe, self.row("dense", 1)
         epochs = recipe.epochs
-        searched = {RANDOM: 0, LOTTERY: dense["searched"], BIRD: dense["searched"]}.get(method, epochs)
+        searched = {RANDOM: 0, LOTTERY: dense["searched"], EARLY_BIRD: dense["searched"]}.get(method, epochs)
         done = 0 if method == LOTTERY else searched
         if done < epochs:
             train(compiled(model, recipe), recipe, self.dataset, done, epochs)
@@ -123,8 +121,8 @@ class Study:
         self.record(method, share, model, flops, start)
 
     def beginning(self, method, share):
-        """A small network before it is trained."""
-        moment = "trained" if method in (CUT, REFITTED) else "early_bird"
+        """Return a small network before its training."""
+        moment = "trained" if method in (PRUNED, REFITTED) else "early_bird"
         of = self.load("dense", moment)
         options = {"criterion": self.criterion, "seed": self.recipe.seed, "data": self.images}
         plan = tfspline.plan(of, 1 - float(share), **options)
@@ -136,7 +134,7 @@ class Study:
         if method == RANDOM:
             keras = keras_named(self.recipe.keras)
             keras.utils.set_random_seed(self.recipe.seed)
-            return keras.models.clone_model(small)  # with weights of its own
+            return keras.models.clone_model(small)  # with new random weights
         return small
 
     @property
@@ -145,7 +143,7 @@ class Study:
 
     @property
     def epoch(self):
-        """Images of an epoch."""
+        """Number of images per epoch."""
         recipe = self.recipe
         return recipe.batch_size * self.dataset.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
 
@@ -168,10 +166,10 @@ class Study:
 
 
 def table(rows, dataset, shares):
-    """Test accuracy in percent, mean and standard deviation over the seeds, and training FLOPs, as Markdown."""
+    """Format mean and standard deviation of the test accuracy in percent, and training FLOPs, as Markdown."""
     rows = [row for row in rows if row["dataset"] == dataset]
     (dense,) = {row["training_flops"] for row in rows if row["method"] == "dense"}
-    lines = [["", "all units", *shares, "training FLOPs of the large one's"]]
+    lines = [["", "all units", *shares, "training FLOPs relative to the large network"]]
     for method in ("dense", *METHODS):
         line, costs = [method], []
         for share in (1, *map(Fraction, shares)):
@@ -183,10 +181,10 @@ def table(rows, dataset, shares):
     return f"{dataset}, {len({row['seed'] for row in rows})} seeds, test accuracy in %\n\n{markdown(lines)}\n"
 
 
-def draw_accuracy(rows, datasets, shares):
-    """Test accuracy by width: mean and standard deviation over the seeds; the large network's as a band."""
-    figure = Figure(figsize=(6 * len(datasets), 4.4), layout="constrained")
-    for axes, dataset in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
+def draw_accuracy(rows, names, shares):
+    """Plot mean and standard deviation of the test accuracy by width, with a band for the large network."""
+    figure = Figure(figsize=(6 * len(names), 4.4), layout="constrained")
+    for axes, dataset in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
 
         def of(method, share, dataset=dataset):
             cell = (dataset, method, float(share))
@@ -198,34 +196,34 @@ def draw_accuracy(rows, datasets, shares):
         axes.axhspan(mean - deviation, mean + deviation, color="black", alpha=0.15, label="dense")
         for i, method in enumerate(METHODS):
             means, deviations = np.transpose([of(method, Fraction(share)) for share in shares])
-            places = np.arange(len(shares)) + 0.06 * (i - 2)  # beside each other, or the bars would hide each other
+            places = np.arange(len(shares)) + 0.06 * (i - 2)  # shifted, so that the bars do not overlap
             axes.errorbar(places, means, deviations, marker="o", markersize=4, capsize=3, label=method)
         axes.set_xticks(range(len(shares)), shares)
         axes.set(title=dataset, xlabel="share of the units of every hidden layer", ylabel="test accuracy (%)")
         axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(datasets))
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(names))
     return figure
 
 
 def draw_partitions(study, share):
-    """The exact partitions of the networks of a study: above as they begin, below as they end."""
+    """Draw the exact partitions of the networks of a study: initial ones above, final ones below."""
 
-    def right(method, share):
-        return f"{study.row(method, share)['accuracy']:.1%} right"
+    def accuracy_of(method, share):
+        return f"{study.row(method, share)['accuracy']:.1%} correct"
 
-    begun, ended = (RANDOM, LOTTERY, BIRD), (RANDOM, LOTTERY, BIRD, REFITTED)
+    initial, final = (RANDOM, LOTTERY, EARLY_BIRD), (RANDOM, LOTTERY, EARLY_BIRD, REFITTED)
     models = {"dense\nuntrained": study.load("dense", "initial")}
-    models |= {f"{method}\nuntrained": study.beginning(method, share) for method in begun}
-    models[f"{CUT}\n{right(CUT, share)}"] = study.load(CUT, share)
-    models[f"dense\ntrained, {right('dense', 1)}"] = study.load("dense", "trained")
-    models |= {f"{method}\nin the end, {right(method, share)}": study.load(method, share) for method in ended}
+    models |= {f"{method}\nuntrained": study.beginning(method, share) for method in initial}
+    models[f"{PRUNED}\n{accuracy_of(PRUNED, share)}"] = study.load(PRUNED, share)
+    models[f"dense\ntrained, {accuracy_of('dense', 1)}"] = study.load("dense", "trained")
+    models |= {f"{method}\nfinal, {accuracy_of(method, share)}": study.load(method, share) for method in final}
     box = np.stack([getattr(study.dataset.train.images, extreme)(axis=0) for extreme in ("min", "max")], axis=1)
-    return partition_plots.partitions(models, box, columns=1 + len(ended))
+    return tfspline.plots.partitions(models, box, columns=1 + len(final))
 
 
 def main(argv):
-    """Trains what is missing, prints the tables, draws the pictures."""
+    """Train what is missing, print the tables and draw the pictures."""
     del argv
     given = flags.FLAGS
     print(setting("tf_keras"))
@@ -237,7 +235,7 @@ def main(argv):
     }
     for name, recipe in recipes.items():
         for seed in range(given.seeds or SEEDS[name]):
-            dataset = data.load(name, given.data_dir if name == "fashion_mnist" else None, seed=seed)
+            dataset = datasets.load(name, given.data_dir if name == "fashion_mnist" else None, seed=seed)
             study = Study(dataclasses.replace(recipe, seed=seed), dataset, given.criterion, given.folder, results)
             study.run(list(map(Fraction, shares)))
             drawn = drawn or (study if name == "toy2d" else None)

@@ -1,9 +1,9 @@
-"""Budgets of measured latency: what `tfspline.prune(model, max_latency=...)` was asked for, and what is measured then.
+"""Latency budgets: the latency that `tfspline.prune(model, max_latency=...)` is given, and the one measured afterwards.
 
 python benchmarks/latency_budget.py [--keras=keras] [--networks=resnet56,mobilenetv2] [--runtimes=tensorflow,litert]
     [--budgets=0.75,0.5] [--batch_size=1]
 
-Beside each: what a budget of as large a share of the FLOPs comes to, which is what one would try without a clock.
+Also measures the same share as a budget of FLOPs, the obvious choice without measurements.
 """
 
 import os
@@ -20,22 +20,22 @@ import tfspline  # noqa: E402
 from tfspline import _keras  # noqa: E402
 from tfspline.deployment.timing import in_turns, sample_of  # noqa: E402
 
-flags.DEFINE_string("keras", "keras", "keras or tf_keras.")
-flags.DEFINE_list("networks", ["resnet56", "mobilenetv2"], f"Out of: {', '.join(NETWORKS)}.")
-flags.DEFINE_list("runtimes", ["tensorflow", "litert"], "tensorflow, litert.")
-flags.DEFINE_list("budgets", ["0.75", "0.5"], "Shares of the latency that may stay.")
-flags.DEFINE_integer("batch_size", 1, "Inputs in a prediction.")
-row = columns("{:12} {:11} {:>6} {:>9} {:>14} {:>18} {:>7}")
+flags.DEFINE_enum("keras", "keras", ["keras", "tf_keras"], "The Keras version.")
+flags.DEFINE_list("networks", ["resnet56", "mobilenetv2"], f"Among: {', '.join(NETWORKS)}.")
+flags.DEFINE_list("runtimes", ["tensorflow", "litert"], "Runtimes among: tensorflow, litert.")
+flags.DEFINE_list("budgets", ["0.75", "0.5"], "Largest shares of the latency to keep.")
+flags.DEFINE_integer("batch_size", 1, "Inputs per prediction.")
+row = columns("{:12} {:11} {:>6} {:>9} {:>9} {:>22} {:>7}")
 
 
 def main(argv):
-    """Measures all."""
+    """Measure all networks in all runtimes."""
     del argv
-    logging.set_verbosity(logging.WARNING)  # TensorFlow names every file that it writes
+    logging.set_verbosity(logging.WARNING)  # hide TensorFlow's messages about written files
     given = flags.FLAGS
     keras = _keras.keras_named(given.keras)
     print(setting(given.keras))
-    row("network", "runtime", "asked", "measured", "MACs that stay", "by FLOPs: measured", "search")
+    row("network", "runtime", "budget", "measured", "MACs kept", "FLOPs budget: measured", "search")
     for name in given.networks:
         model = NETWORKS[name](keras)
         macs = tfspline.flops(model).macs

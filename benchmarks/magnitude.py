@@ -1,4 +1,4 @@
-"""tfmot's magnitude pruning of single weights, by tfmot alone: what pruning units is compared with."""
+"""Magnitude pruning of single weights with tfmot only, a baseline for pruning units."""
 
 import time
 
@@ -13,8 +13,14 @@ from tfspline.recipe.training import strategy_of
 
 
 def run(recipe: Recipe, dataset: Dataset, params: int, begin_epoch: int) -> dict:
-    """Trains to `params` parameters that are not zero, which go on tfmot's PolynomialDecay from the end of
-    `begin_epoch` on, for as many epochs as the recipe's gradual schedule takes; returns what a line says of it."""
+    """Train a network and prune it to `params` nonzero parameters.
+
+    Pruning follows tfmot's PolynomialDecay, from the end of `begin_epoch`, for as many epochs as the recipe's gradual
+    schedule takes.
+
+    Returns:
+        The fields of a line of results.
+    """
     pruning = _keras.tfmot().sparsity.keras
     steps = dataset.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
     strategy = strategy_of(recipe)

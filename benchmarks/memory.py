@@ -1,5 +1,5 @@
-"""What tfspline takes of memory: peaks of region codes, planning and slimming beside the plain ways, and by what a
-training with an EarlyBird grows, epoch after epoch. Linux only.
+"""Memory of tfspline: peaks of region codes, planning and slimming compared with simple alternatives, and growth per
+epoch of a training with an EarlyBird. Linux only.
 
 python benchmarks/memory.py [--keras=keras] [--networks=ResNet50,EfficientNetB7] [--inputs=8,16] [--epochs=50]
 """
@@ -20,57 +20,58 @@ from absl import app, flags  # noqa: E402
 from common import setting  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import _keras, models  # noqa: E402
-from tfspline import datasets as data  # noqa: E402
+from tfspline import _keras, datasets, models  # noqa: E402
 
-flags.DEFINE_string("keras", "keras", "keras or tf_keras.")
-flags.DEFINE_list("networks", ["ResNet50", "EfficientNetB7"], "Networks of keras.applications, at 224x224; or none.")
-flags.DEFINE_list("inputs", [8, 16], "How many images region codes are taken of, and half as many refitted on.")
-flags.DEFINE_integer("epochs", 50, "Epochs of the trainings with an EarlyBird and without; none if 0.")
+flags.DEFINE_enum("keras", "keras", ["keras", "tf_keras"], "The Keras version.")
+flags.DEFINE_list(
+    "networks", ["ResNet50", "EfficientNetB7"], "Networks of keras.applications, for 224x224 images; may be empty."
+)
+flags.DEFINE_list("inputs", [8, 16], "Numbers of images for region codes; refitting uses half of them.")
+flags.DEFINE_integer("epochs", 50, "Epochs of the trainings with and without an EarlyBird; 0 to skip them.")
 
 SHAPE = (224, 224, 3)
 BATCH = 4
 MB = 1e6
-SETTLED = 10  # epochs after which a training has all that it needs
+SETTLED = 10  # epochs after which a training has allocated its memory
 
 
 def status(field):
-    """Bytes of memory of this process: "VmRSS" now, "VmHWM" at most since it was last reset."""
+    """Read the memory of this process in bytes: "VmRSS" is the current value, "VmHWM" the peak since its last reset."""
     with open("/proc/self/status", encoding="utf-8") as file:
         return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", file.read())[1])
 
 
 def trim():
-    """Gives memory that nothing uses back to the system, which otherwise would seem to be in use."""
+    """Return unused memory to the system, so that it does not count as used."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
 def taken(function):
-    """What a function needs at most, beyond what the process has before, in bytes; and what it returns."""
+    """Return the peak memory of a function above the process's current memory, in bytes, and its result."""
     trim()
     before = status("VmRSS")
     with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
-        file.write("5")  # from here on VmHWM is counted anew
+        file.write("5")  # resets VmHWM
     result = function()
     return status("VmHWM") - before, result
 
 
 def images(count):
-    """Normal noise of the size of ImageNet's."""
+    """Return random images of ImageNet's size."""
     return np.random.default_rng(0).normal(size=(count, *SHAPE)).astype("float32")
 
 
 def codes(keras, model, plan, count):
-    """Region codes; beyond these themselves."""
+    """Measure region codes."""
     x = images(count)
     used, found = taken(lambda: tfspline.region_codes(model, x, batch_size=BATCH, approximate=True))
     packed = sum(found[layer].nbytes for layer in found.layers)
-    return used, f"{count} images, whose codes take {packed / MB:.0f} MB, as float32 {32 * packed / MB:,.0f} MB"
+    return used, f"codes of {count} images take {packed / MB:.0f} MB, as float32 {32 * packed / MB:,.0f} MB"
 
 
 def activations(keras, model, plan, count):
-    """The same, as the plain way has it: a model of all activations, whose outputs are kept in float32."""
+    """Measure a model that returns all activations, stored as float32."""
     names = tfspline.region_codes(model, images(1), approximate=True).layers
     outputs = [_keras.layer_paths(model)[name.partition("#")[0]].output for name in names]
     watched, x = keras.Model(model.inputs, outputs), images(count)
@@ -86,33 +87,33 @@ def activations(keras, model, plan, count):
 
 
 def planned(keras, model, plan, count):
-    """A plan by the default criterion."""
+    """Measure a plan with the default criterion."""
     used, made = taken(lambda: tfspline.plan(model, 0.5))
     made.save(plan)
     return used, ""
 
 
 def slimmed(keras, model, plan, count):
-    """The plan applied: the small model included."""
+    """Measure applying the plan, including the small model."""
     plan = tfspline.Plan.load(plan, model)
     used, small = taken(lambda: plan.apply(model))
     return used, f"of which {4 * small.count_params() / MB:,.0f} MB are weights"
 
 
 def masked(keras, model, plan, count):
-    """The plan's masks put on the model: one byte a weight."""
+    """Measure applying the plan's masks to the model."""
     masks = tfspline.Plan.load(plan, model).masks
     return taken(lambda: masks.apply(model))[0], ""
 
 
 def refitted(keras, model, plan, count):
-    """The plan applied, and what is left refitted on half of the images."""
+    """Measure applying the plan and refitting on half of the images."""
     plan, x = tfspline.Plan.load(plan, model), images(count // 2)
     return taken(lambda: plan.apply(model, x))[0], f"{len(x)} images"
 
 
 def copied(keras, model, plan, count):
-    """What a copy of the model takes, weights carried over as arrays: the weights twice."""
+    """Measure a copy of the model made by Keras."""
 
     def copy():
         other = keras.models.clone_model(model)
@@ -122,20 +123,20 @@ def copied(keras, model, plan, count):
     return taken(copy)[0], ""
 
 
-PLAIN = {codes: activations, planned: copied, slimmed: copied, masked: copied}
+ALTERNATIVES = {codes: activations, planned: copied, slimmed: copied, masked: copied}
 
 
 def measured(keras_name, name, function, plan, count):
-    """What a function of this module takes on a network, a note, and what the network's weights take."""
+    """Return the memory of a function of this module on a network, a note, and the size of the weights in bytes."""
     keras = _keras.keras_named(keras_name)
     model = getattr(keras.applications, name)(weights=None, input_shape=SHAPE)
     return *function(keras, model, plan, count), 4 * model.count_params()
 
 
 def trained(keras_name, epochs, watched):
-    """Memory in use, bytes [epochs], at the ends of the epochs of a small training, with an EarlyBird or without."""
+    """Return the memory in use at the end of each epoch of a small training, in bytes."""
     keras = _keras.keras_named(keras_name)
-    digits = data.load("digits")
+    digits = datasets.load("digits")
     model = models.build("resnet8", digits.input_shape, digits.classes, keras=keras_name)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     used = []
@@ -144,21 +145,21 @@ def trained(keras_name, epochs, watched):
         trim()
         used.append(status("VmRSS"))
 
-    bird = tfspline.EarlyBird(stop_training=False, backup_dir=tempfile.mkdtemp())
-    callbacks = [*([bird] if watched else []), keras.callbacks.LambdaCallback(on_epoch_end=note)]
+    early_bird = tfspline.EarlyBird(stop_training=False, backup_dir=tempfile.mkdtemp())
+    callbacks = [*([early_bird] if watched else []), keras.callbacks.LambdaCallback(on_epoch_end=note)]
     batches = digits.train_batches(64, steps=4)
     model.fit(batches, steps_per_epoch=4, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
     return used
 
 
 def alone(function, *arguments):
-    """What a function returns that runs in a new process, so that no peak hides another one."""
+    """Run a function in a new process, so that its peak is its own, and return the result."""
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 
 
 def peaks(keras_name, name, counts, folder):
-    """Prints what each function takes of memory on a network, and what the plain way takes."""
+    """Print the memory of each function on a network, and of its simple alternative."""
     plan = os.path.join(folder, f"{name}.json")
     take = functools.cache(lambda function, count: alone(measured, keras_name, name, function, plan, count))
     print(f"\n{name}, weights {take(planned, counts[0])[2] / MB:,.0f} MB")
@@ -166,24 +167,24 @@ def peaks(keras_name, name, counts, folder):
         for count in counts if function in (codes, refitted) else counts[:1]:
             used, note, weights = take(function, count)
             row = f"{function.__name__:9} {used / MB:8,.0f} MB, {used / weights:5.2f}x the weights"
-            if function in PLAIN:
-                plain = take(PLAIN[function], count)[0]
-                row += f", {used / plain:5.2f}x the {plain / MB:,.0f} MB of {PLAIN[function].__name__}"
+            if function in ALTERNATIVES:
+                other = take(ALTERNATIVES[function], count)[0]
+                row += f", {used / other:5.2f}x the {other / MB:,.0f} MB of {ALTERNATIVES[function].__name__}"
             print(f"{row}; {note}".rstrip("; "), flush=True)
 
 
 def growth(keras_name, epochs):
-    """Prints the slopes of the memory in use over the epochs of a training, with an EarlyBird and without."""
+    """Print how much the memory in use grows per epoch, with and without an EarlyBird."""
     print(f"\nResNet-8, digits, epochs {SETTLED} to {epochs}:")
     for watched in (False, True, False, True):
         used = alone(trained, keras_name, epochs, watched)[SETTLED:]
         slope = np.polyfit(np.arange(len(used)), used, 1)[0]
         what = "with an EarlyBird" if watched else "without"
-        print(f"{what:18} {used[-1] / MB:7,.0f} MB at the end, {slope / MB:+.4f} MB an epoch", flush=True)
+        print(f"{what:18} {used[-1] / MB:7,.0f} MB at the end, {slope / MB:+.4f} MB per epoch", flush=True)
 
 
 def main(argv):
-    """Measures both."""
+    """Measure peaks and growth."""
     del argv
     given = flags.FLAGS
     print(setting(given.keras))

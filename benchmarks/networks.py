@@ -1,4 +1,4 @@
-"""The networks whose predictions are timed, untrained: how long they take does not depend on their weights."""
+"""Untrained networks for latency measurements, which do not depend on the weights."""
 
 from tfspline import models
 

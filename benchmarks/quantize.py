@@ -1,4 +1,4 @@
-"""What 8-bit integers cost a network that train.py has made: test accuracy, size and latency of its LiteRT files.
+"""Cost of quantization: test accuracy, size and latency of the LiteRT files of a network trained by train.py.
 
 python benchmarks/quantize.py --run_dir=runs/<name>
 """
@@ -20,13 +20,13 @@ from tfspline.recipe.recipe import Recipe  # noqa: E402
 from tfspline.recipe.run_dir import RunDir  # noqa: E402
 
 flags.DEFINE_string("run_dir", None, "A finished run of train.py.", required=True)
-flags.DEFINE_integer("batch_size", 100, "Test images at once.")
-flags.DEFINE_integer("samples", 512, "Training images on which int8 measures ranges.")
+flags.DEFINE_integer("batch_size", 100, "Test images per batch.")
+flags.DEFINE_integer("samples", 512, "Training images on which int8 ranges are calibrated.")
 row = columns("{:7} {:9} {:>10} {:>8} {:>20} {:>8}")
 
 
 def predictor(path):
-    """A function of the images `[batch, ...]` to logits, and one that runs the last batch of one again."""
+    """Return a function from images `[batch, ...]` to logits, and one that repeats the last call."""
     with open(path, "rb") as file:
         interpreter = litert.interpreter(file.read())
     (entry,) = interpreter.get_input_details()
@@ -43,9 +43,9 @@ def predictor(path):
 
 
 def main(argv):
-    """Measures dense and slim in every quantisation."""
+    """Measure the dense and the slim network with every quantization."""
     del argv
-    logging.set_verbosity(logging.WARNING)  # TensorFlow names every file that it writes
+    logging.set_verbosity(logging.WARNING)  # hide TensorFlow's messages about written files
     given = flags.FLAGS
     folder = RunDir.of(given.run_dir)
     recipe = Recipe.from_flags(folder.flags)

@@ -1,9 +1,9 @@
-// Runs a SavedModel on TensorFlow's C library alone, through the loader that TensorFlow Serving is built on.
+// Runs a SavedModel on TensorFlow's C library only, with the loader that TensorFlow Serving uses.
 //
-//   saved_model <folder> <name of the input's op> <of the output's op> <index of the output> <file> <dimension> ...
+//   saved_model <folder> <input op> <output op> <output index> <file> <dimension> ...
 //
-// The file holds float32, of as many dimensions as are given; the output is printed a number a line. Then every line of
-// standard input is a number of runs to do again, and the mean of the seconds that each of them takes is printed.
+// The file contains the float32 input, with the given dimensions. Prints the output, one number per line. Then reads
+// numbers of runs from standard input, one per line, and prints the mean time of a run in seconds for each.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>

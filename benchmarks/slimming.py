@@ -1,4 +1,4 @@
-"""What slimming costs: plan and cut against cloning the same model, and scoring a layer of very many units.
+"""Cost of slimming: planning and slimming compared with cloning the model, and scoring a layer of many units.
 
 python benchmarks/slimming.py [--keras=keras] [--networks=DenseNet121,DenseNet169,DenseNet201] [--criteria=l1,spline]
 """
@@ -18,31 +18,31 @@ from common import peak, seconds, setting  # noqa: E402
 import tfspline  # noqa: E402
 from tfspline import _keras  # noqa: E402
 
-flags.DEFINE_string("keras", "keras", "keras or tf_keras.")
-flags.DEFINE_list("networks", None, "Networks of keras.applications: all by default, none if empty.")
-flags.DEFINE_integer("repeats", 3, "Measurements of each, of which the median counts.")
+flags.DEFINE_enum("keras", "keras", ["keras", "tf_keras"], "The Keras version.")
+flags.DEFINE_list("networks", None, "Networks of keras.applications; all by default, may be empty.")
+flags.DEFINE_integer("repeats", 3, "Measurements of each time; the median is reported.")
 flags.DEFINE_list(
     "criteria",
     ["random", "l1", "bn_scale", "fpgm", "spline", "spline_data", "spline_affine"],
-    "Criteria to time; none if empty.",
+    "Criteria to measure; may be empty.",
 )
-flags.DEFINE_integer("units", 4096, "Units of the layer that they score.")
+flags.DEFINE_integer("units", 4096, "Units of the layer to score.")
 
-SAMPLES = 512  # of the data that some criteria look at
+SAMPLES = 512  # inputs for data-driven criteria
 
 
 def slimmed(model):
-    """Half of the units of every layer gone."""
+    """Remove half of the units of every layer."""
     return tfspline.prune(model, 0.5, criterion="l1")
 
 
 def slimming(keras, names, repeats):
-    """Prints a row a network: layers, weights, seconds to clone and to plan and cut; then medians and growth.
+    """Print a row per network with the times of cloning and of planning and slimming, then medians and growth.
 
-    The first slimming is shown by itself too: its weights have shapes that are new to TensorFlow, which makes kernels
-    for them, while the clone's are those that the model was built with.
+    The first slimming is also shown separately: it is slower because its weights have new shapes, for which TensorFlow
+    makes kernels, while those of the clone are known from building the model.
     """
-    print(f"{'network':20} {'layers':>6} {'params':>12} {'clone':>8} {'slim':>8} {'ratio':>6} {'first':>6} ms a layer")
+    print(f"{'network':20} {'layers':>6} {'params':>12} {'clone':>8} {'slim':>8} {'ratio':>6} {'first':>6} ms/layer")
     layers, slims, ratios, firsts = {}, {}, [], []
     for name in names:
         keras.backend.clear_session()
@@ -60,18 +60,18 @@ def slimming(keras, names, repeats):
         )
         del model
     print(
-        f"{len(names)} networks: plan and cut take {statistics.median(ratios):.2f}x the time of clone_model "
+        f"{len(names)} networks: planning and slimming takes {statistics.median(ratios):.2f}x the time of clone_model "
         f"({min(ratios):.2f} to {max(ratios):.2f}), the first time {statistics.median(firsts):.2f}x "
         f"({min(firsts):.2f} to {max(firsts):.2f})"
     )
     family = [name for name in names if name.startswith("DenseNet")]
     if len(family) > 1:
         depth, time_taken = (np.log([of[name] for name in family]) for of in (layers, slims))
-        print(f"DenseNets: the time grows as layers^{np.polyfit(depth, time_taken, 1)[0]:.2f}")
+        print(f"DenseNets: the time is proportional to layers^{np.polyfit(depth, time_taken, 1)[0]:.2f}")
 
 
 def score(keras_name, layer, criterion, units):
-    """Seconds to plan a model with one large layer, and the process's peak memory before and after."""
+    """Return the time to plan a model with one large layer in seconds, and the peak memory before and after."""
     keras = _keras.keras_named(keras_name)
     layers, rng = keras.layers, np.random.default_rng(0)
     if layer == "dense":
@@ -88,8 +88,8 @@ def score(keras_name, layer, criterion, units):
 
 
 def scoring(keras_name, names, units):
-    """Prints a row a criterion, each measured in a process of its own."""
-    print(f"\nscoring a layer of {units:,} units{'':4} {'seconds':>8} {'peak memory':>12} {'of it before':>13}")
+    """Print a row per criterion, each measured in a new process."""
+    print(f"\nscoring a layer of {units:,} units{'':4} {'seconds':>8} {'peak memory':>12} {'peak before':>13}")
     context = multiprocessing.get_context("spawn")
     for layer in ("dense", "conv"):
         for name in names:
@@ -99,13 +99,13 @@ def scoring(keras_name, names, units):
 
 
 def main(argv):
-    """Measures both."""
+    """Measure slimming and scoring."""
     del argv
     given = flags.FLAGS
     keras = _keras.keras_named(given.keras)
     print(setting(given.keras))
     everything = [name for name, value in vars(keras.applications).items() if inspect.isfunction(value)]
-    slimmed(keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)]))  # not counted
+    slimmed(keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)]))  # warm-up
     names = everything if given.networks is None else given.networks
     if names:
         slimming(keras, names, given.repeats)

@@ -1,12 +1,13 @@
-"""The paper's tables and more: accuracy and training FLOPs by network, dataset, method, ratio and seed.
+"""Tables of accuracy and training FLOPs by network, dataset, method, ratio and seed, among them the paper's.
 
 python benchmarks/tables.py --scale=cpu --cifar_dir=<folder with train/ and test/>
 
-What is compared stands in `grid.py`. Cells run beside each other, each in a process of its own; each leaves a line in
-`results.jsonl`, and what is there is not done again. Stop it whenever you like: the same command goes on, inside the
-training that was cut (tfmot_magnitude's begins anew). `table.md` and `accuracy_flops.png` are made of the lines.
-`--scale=paper` is the full thing, on all GPUs. Choices are made with `--validation`, on images held out of the training
-set, where the test images are never looked at; `--grid=ablation` compares choices, always so.
+`grid.py` defines what is compared. Cells run in parallel processes; each writes a line to `results.jsonl`, from which
+`table.md` and `accuracy_flops.png` are made. You can stop the command at any time: run again, it skips finished cells
+and continues the others where they stopped (except tfmot_magnitude, which starts again).
+
+`--scale=paper` reproduces the paper's tables on all GPUs. `--validation` reports accuracies on images held out of the
+training set and never reads the test images; `--grid=ablation`, which compares design choices, always does so.
 """
 
 import functools
@@ -33,34 +34,34 @@ from tfspline.recipe.runner import run  # noqa: E402
 
 HELD_OUT = 0.1  # share of the training images, for --validation
 _OF_DATASET = ("dataset", "data_dir", "image_size", "validation_split", "train_images", "seed")
-# What does not make results others, or stands in a line by itself.
+# Fields that do not change results, or that have their own field in a line.
 _NOT_OPTIONS = ("dataset", "data_dir", "network", "ratio", "seed", "baseline")
 
-flags.DEFINE_enum("scale", "cpu", list(grid.SCALES), "How large the trainings are.")
-flags.DEFINE_enum("grid", "methods", list(grid.GRIDS), "What is compared: methods, or choices inside of ours.")
-flags.DEFINE_list("datasets", None, "Only these.")
-flags.DEFINE_list("networks", None, "Only these.")
-flags.DEFINE_list("methods", None, "Only these.")
-flags.DEFINE_list("ratios", None, "Only these, of methods that have a ratio.")
-flags.DEFINE_list("seeds", None, "Seeds. Default: those of the scale.")
-flags.DEFINE_string("folder", None, "Where runs and results go. Default: runs/tables-<grid>-<scale>[-validation].")
-flags.DEFINE_string("cifar_dir", None, "CIFAR-10 as an image folder. Default: keras.datasets downloads it.")
+flags.DEFINE_enum("scale", "cpu", list(grid.SCALES), "Size of the trainings.")
+flags.DEFINE_enum("grid", "methods", list(grid.GRIDS), "What to compare: methods, or design choices of tfspline.")
+flags.DEFINE_list("datasets", None, "Only these datasets.")
+flags.DEFINE_list("networks", None, "Only these networks.")
+flags.DEFINE_list("methods", None, "Only these methods.")
+flags.DEFINE_list("ratios", None, "Only these, for methods with a ratio.")
+flags.DEFINE_list("seeds", None, "Seeds; by default, those of the scale.")
+flags.DEFINE_string("folder", None, "Folder for runs and results; by default, runs/tables-<grid>-<scale>[-validation].")
+flags.DEFINE_string("cifar_dir", None, "CIFAR-10 as an image folder; by default, keras.datasets downloads it.")
 flags.DEFINE_string("imagenet_dir", None, "ImageNet as an image folder, for --scale=paper.")
-flags.DEFINE_bool("validation", False, "Train without a share of the images, and report accuracies of these only.")
-flags.DEFINE_integer("jobs", None, "Processes beside each other, which share the cores. Default: the scale's.", 1)
-flags.DEFINE_bool("draw_only", False, "Make table and picture of the lines that are there.")
+flags.DEFINE_bool("validation", False, "Report accuracies on images held out of the training set.")
+flags.DEFINE_integer("jobs", None, "Parallel processes, which share the cores; by default, those of the scale.", 1)
+flags.DEFINE_bool("draw_only", False, "Only make the table and the picture, from existing lines.")
 
 
 def share_cores(jobs: int) -> None:
-    """Leaves TensorFlow the threads of a process that is one of so many."""
-    tf.get_logger().setLevel("ERROR")  # its warnings would tear the bar
+    """Limit TensorFlow to one process's share of the cores."""
+    tf.get_logger().setLevel("ERROR")  # warnings would break the progress bar
     threads = max(1, os.cpu_count() // jobs)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
 def work(cell: grid.Cell, folder: str, like: dict | None) -> list[dict]:
-    """Carries a cell out, or goes on with it; returns its lines. `like` is the line of `cell.like`."""
+    """Run or continue a cell and return its lines. `like` is the line of `cell.like`."""
     keras_named(cell.recipe.keras).backend.clear_session()
     dataset = _dataset(**{name: getattr(cell.recipe, name) for name in _OF_DATASET})
     if cell.like:
@@ -68,7 +69,7 @@ def work(cell: grid.Cell, folder: str, like: dict | None) -> list[dict]:
         return [_line(cell.key, cell.recipe, like | found | {"prune_seconds": 0.0})]
     search_dir = cell.search and os.path.join(folder, cell.search.name)
     if search_dir and not os.path.exists(os.path.join(search_dir, "summary.json")):
-        search_dir = None  # it was not among the cells that were asked for
+        search_dir = None  # the cell was not selected
     summary = run(cell.recipe, os.path.join(folder, cell.name), 0, search_dir, publish=False, dataset=dataset)
     both = {
         **{name: summary[name] for name in ("early_bird_epoch", "search_epochs", "pruned_epoch")},
@@ -82,7 +83,7 @@ def work(cell: grid.Cell, folder: str, like: dict | None) -> list[dict]:
     return lines
 
 
-# Cells come by seed and dataset, and an image folder takes longer to read than to train on.
+# Cells are ordered by seed and dataset, and an image folder takes longer to read than to train on.
 @functools.lru_cache(maxsize=1)
 def _dataset(**fields):
     return Recipe(ratio=0.5, **fields).load_dataset()
@@ -98,17 +99,17 @@ def _line(key, recipe, found):
 
 
 def options_of(recipe: Recipe) -> dict[str, str]:
-    """What a recipe sets other than by default, as flags, except for what tells cells apart."""
+    """Return the options of a recipe that differ from the defaults, as flags, without those that identify cells."""
     defaults = Recipe(ratio=0.5).as_flags()
     given = recipe.as_flags().items()
     return {name: text for name, text in given if name not in _NOT_OPTIONS and defaults.get(name) != text}
 
 
 def run_grid(cells: list[grid.Cell], folder: str, jobs: int = 1) -> dict[str, str]:
-    """Carries out the cells that have no line yet; returns what failed, name of the cell -> why.
+    """Run the cells that have no line yet and return the failures, name of the cell -> error message.
 
     Raises:
-        ValueError: a line that is there was made with other options.
+        ValueError: an existing line was made with other options.
     """
     done = results_in(folder)
     _check_options(cells, done)
@@ -116,8 +117,8 @@ def run_grid(cells: list[grid.Cell], folder: str, jobs: int = 1) -> dict[str, st
     covered = {key for cell in waiting for key in cell.keys[1:]}
     waiting = [cell for cell in waiting if cell.key not in covered]
     unfinished, failed = {key for cell in waiting for key in cell.keys}, {}
-    shares = {cell: round(1000 * cell.cost) for cell in waiting}  # of a float sum, the end would be missed
-    bar = tqdm(total=sum(shares.values()), smoothing=0, bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left")
+    shares = {cell: round(1000 * cell.cost) for cell in waiting}  # integers, since a sum of floats may miss the total
+    bar = tqdm(total=sum(shares.values()), smoothing=0, bar_format="{l_bar}{bar}| {elapsed} elapsed, {remaining} left")
     with bar, Workers(jobs, work, functools.partial(share_cores, jobs)) as workers:
         while waiting or workers.busy:
             ready = next((cell for cell in waiting if not any(need.key in unfinished for need in cell.needs)), None)
@@ -130,7 +131,7 @@ def run_grid(cells: list[grid.Cell], folder: str, jobs: int = 1) -> dict[str, st
                 if lost is None:
                     workers.start(ready, ready, folder, like)
                     continue
-                cell, error = ready, f"needs {lost}, which is not done"
+                cell, error = ready, f"needs {lost}, which has no result"
             else:
                 cell, lines, error = workers.wait()
             unfinished -= set(cell.keys)
@@ -146,7 +147,7 @@ def run_grid(cells: list[grid.Cell], folder: str, jobs: int = 1) -> dict[str, st
 
 
 def results_in(folder: str) -> Results:
-    """The lines in a folder."""
+    """Return the lines in a folder."""
     return Results(folder, *grid.Key._fields)
 
 
@@ -155,13 +156,13 @@ def _check_options(cells, done):
         line, expected = done.find(**cell.key._asdict()), options_of(cell.recipe)
         if line and line["options"] != expected:
             raise ValueError(
-                f"Expected the options that {cell.name} in {done.path!r} was made with: {line['options']}. Received: "
-                f"{expected}. Take another folder, or remove the line."
+                f"The line of {cell.name} in {done.path!r} was made with the options {line['options']}, which differ "
+                f"from {expected}. Choose another --folder or remove the line."
             )
 
 
 def _clear(run_dir, keep_search):
-    """Removes a run that is over, but for the search that others take over."""
+    """Delete a finished run, except for the search that other cells reuse."""
     if not keep_search:
         shutil.rmtree(run_dir, ignore_errors=True)
         return
@@ -171,7 +172,7 @@ def _clear(run_dir, keep_search):
 
 
 def chosen(given) -> list[grid.Cell]:
-    """The cells that the flags ask for."""
+    """Return the cells selected by the flags."""
     scale, methods = grid.SCALES[given.scale](given.cifar_dir, given.imagenet_dir), grid.GRIDS[given.grid]
     held_out = {"validation_split": HELD_OUT, "evaluate": "validation"} if given.validation else {}
     cells = grid.cells(scale, methods, [int(seed) for seed in given.seeds or ()], **held_out)
@@ -179,14 +180,14 @@ def chosen(given) -> list[grid.Cell]:
         if given[flag].value is not None:
             known = dict.fromkeys(str(getattr(cell.key, field)) for cell in cells)
             if unknown := [name for name in given[flag].value if name not in known]:
-                raise app.UsageError(f"Expected {flag} out of: {', '.join(known)}. Received: {', '.join(unknown)}")
+                raise app.UsageError(f"Expected --{flag} among: {', '.join(known)}. Received: {', '.join(unknown)}")
             of_all = ("None",) if flag == "ratios" else ()
             cells = [cell for cell in cells if str(getattr(cell.key, field)) in (*given[flag].value, *of_all)]
     return cells
 
 
 def publish(folder: str, methods: list[str]) -> None:
-    """Makes `table.md` and `accuracy_flops.png` of the lines in a folder."""
+    """Write `table.md` and `accuracy_flops.png` from the lines in a folder."""
     if lines := results_in(folder).rows:
         text = grid_report.table(lines, methods)
         with replacing(os.path.join(folder, "table.md")) as file:
@@ -196,7 +197,7 @@ def publish(folder: str, methods: list[str]) -> None:
 
 
 def main(argv):
-    """Carries out what is missing, then draws all that is there."""
+    """Run the missing cells, then write the table and the picture."""
     del argv
     given = flags.FLAGS
     given.validation = given.validation or given.grid == "ablation"
@@ -205,14 +206,14 @@ def main(argv):
     if not given.draw_only:
         print(setting("keras", "tf_keras"))
         jobs = given.jobs or grid.JOBS[given.scale]
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # handled like Ctrl-C
         try:
             failed = run_grid(chosen(given), folder, jobs)
         except KeyboardInterrupt:
-            sys.exit(f"\nstopped; what is done is in {folder}, and the same command goes on")
+            sys.exit(f"\nstopped; run the same command to continue from the results in {folder}")
     publish(folder, list(grid.GRIDS[given.grid]))
     if failed:
-        sys.exit("\n".join(["not done:", *(f"  {name}: {error}" for name, error in failed.items())]))
+        sys.exit("\n".join(["failed:", *(f"  {name}: {error}" for name, error in failed.items())]))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""How early a ticket is drawn: the partition and the units that each criterion keeps, epoch by epoch of a training.
+"""How early tickets settle: the partition, and the units that each criterion keeps, after every epoch of a training.
 
 python benchmarks/tickets.py --folder=runs/tickets
 
-Dense trainings on Fashion-MNIST. Before the training and after every epoch the region codes of some training images are
-taken, and every criterion draws its ticket, the units of every layer that it would keep. Two things are drawn for it:
-how far the partitions of all epochs are apart, with the epoch at which the early bird is found; and which share of the
-units of its last ticket each criterion has kept at each epoch. The share to expect of tickets drawn by lot is the share
-of the units that is kept.
+Trains dense networks on Fashion-MNIST. Before the training and after every epoch, computes the region codes of some
+training images and each criterion's ticket, the units of every layer that it would keep. Plots the distances between
+the partitions of all epochs, with the epoch of the early bird, and the share of the units of the last ticket that each
+criterion keeps at each epoch. For random tickets, the expected share is that of the units kept.
 
-The test set is not read at all. What is done is not done again; results go to `results.jsonl`, a line a seed; the
-table and `tickets.png` are made of them.
+The test set is not read. Writes one line per seed to `results.jsonl`, then a table and `tickets.png`. Run the same
+command again to continue after an interruption.
 """
 
 import os
@@ -24,9 +23,8 @@ from common import Results, compiled, markdown, network, setting, spread, train 
 from matplotlib.figure import Figure  # noqa: E402
 
 import tfspline  # noqa: E402
-from tfspline import datasets as data  # noqa: E402
+from tfspline import datasets  # noqa: E402
 from tfspline._keras import keras_named  # noqa: E402
-from tfspline.plots import training as plots  # noqa: E402
 from tfspline.recipe.recipe import Recipe  # noqa: E402
 
 CRITERIA = (
@@ -34,13 +32,13 @@ CRITERIA = (
 )  # fmt: skip
 IMAGES = 512  # training images for the early bird and the criteria
 
-flags.DEFINE_string("folder", "runs/tickets", "Where results and the picture go.")
-flags.DEFINE_string("data_dir", None, "Where the files of Fashion-MNIST are, if not in their usual place.")
-flags.DEFINE_string("network", "vgg8", "A network of tfspline.models.")
-flags.DEFINE_float("width", 0.25, "Its width.")
+flags.DEFINE_string("folder", "runs/tickets", "Folder for results and the picture.")
+flags.DEFINE_string("data_dir", None, "Folder of the files of Fashion-MNIST, if not the usual one.")
+flags.DEFINE_string("network", "vgg8", "Network, see tfspline.models.build.")
+flags.DEFINE_float("width", 0.25, "Width of the network.")
 flags.DEFINE_integer("epochs", 12, "Epochs.")
-flags.DEFINE_integer("steps_per_epoch", 156, "Steps of 128 images; 468 are all images once.")
-flags.DEFINE_float("ratio", 0.7, "Share of the units that a ticket leaves out.")
+flags.DEFINE_integer("steps_per_epoch", 156, "Steps of 128 images; 468 steps use all images once.")
+flags.DEFINE_float("ratio", 0.7, "Share of the units that a ticket removes.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 flags.DEFINE_list("criteria", list(CRITERIA), "Criteria.")
 
@@ -63,30 +61,30 @@ def recipe_of(given, seed):
 
 
 def ticket(model, recipe, criterion, epoch, probe):
-    """The units that a criterion keeps, of those that may go: bool [units]."""
-    seed = (recipe.epochs + 1) * recipe.seed + epoch  # another lot at every epoch
+    """Return which of the removable units a criterion keeps, bool `[units]`."""
+    seed = (recipe.epochs + 1) * recipe.seed + epoch  # different random tickets at every epoch
     plan = tfspline.plan(model, recipe.ratio, criterion=criterion, seed=seed, data=probe)
     return np.concatenate([~plan.removed[group.units] for group in plan.graph.groups if not group.protected])
 
 
 def watch(recipe, criteria):
-    """Trains; how far the epochs' partitions are apart, and how much of the last tickets they have, as in a row."""
+    """Train, and return the distances between partitions and the overlaps of tickets, as fields of a row."""
     keras = keras_named(recipe.keras)
-    dataset = data.load(recipe.dataset, recipe.data_dir, seed=recipe.seed)
+    dataset = datasets.load(recipe.dataset, recipe.data_dir, seed=recipe.seed)
     model = compiled(network(recipe, dataset), recipe)
     inputs, _ = probe = dataset.sample(IMAGES)
     codes, tickets = [], {criterion: [] for criterion in criteria}
 
-    def look(epoch, logs=None):
+    def record(epoch, logs=None):
         codes.append(tfspline.region_codes(model, inputs))
         for criterion, drawn in tickets.items():
             drawn.append(ticket(model, recipe, criterion, len(drawn), probe))
 
-    look(0)
-    bird = recipe.early_bird(probe=inputs, stop_training=False)
-    train(model, recipe, dataset, 0, recipe.epochs, bird, keras.callbacks.LambdaCallback(on_epoch_end=look))
+    record(0)
+    early_bird = recipe.early_bird(probe=inputs, stop_training=False)
+    train(model, recipe, dataset, 0, recipe.epochs, early_bird, keras.callbacks.LambdaCallback(on_epoch_end=record))
     return {
-        "early_bird_epoch": bird.epoch,
+        "early_bird_epoch": early_bird.epoch,
         "kept": float(np.mean([drawn[-1].mean() for drawn in tickets.values()])),
         "distances": tfspline.partition_distances(codes).round(5).tolist(),
         "overlap": {
@@ -97,13 +95,13 @@ def watch(recipe, criteria):
 
 
 def table(rows, criteria):
-    """Share of the last ticket's units, in percent, mean and standard deviation over the seeds, as Markdown."""
+    """Format the shares of the last ticket's units in percent, mean and standard deviation, as Markdown."""
     last = len(rows[0]["distances"]) - 1
     moments = {
         "before training": lambda row: 0,
         "at the early bird": lambda row: row["early_bird_epoch"],
-        "half way": lambda row: last // 2,
-        "an epoch before the end": lambda row: last - 1,
+        "halfway": lambda row: last // 2,
+        "one epoch before the end": lambda row: last - 1,
     }
 
     def cell(criterion, moment):
@@ -116,25 +114,25 @@ def table(rows, criteria):
 
 
 def draw(rows, criteria):
-    """The distances of the first seed; the overlaps of all, mean and extremes."""
+    """Plot the distances of the first seed, and mean and extremes of the overlaps of all seeds."""
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(5, 6))
     first, last = rows[0], len(rows[0]["distances"]) - 1
-    # From the first epoch on: beside how far that one went, all others look alike.
+    # Without the first epoch, whose distance would hide the differences between the others.
     distances = np.array(first["distances"])[1:, 1:]
-    plots.distance_matrix(distances, range(1, last + 1), first["early_bird_epoch"], left)
+    tfspline.plots.distance_matrix(distances, range(1, last + 1), first["early_bird_epoch"], left)
     axes = right.subplots()
     for criterion in criteria:
-        # The last ticket is all of itself, whatever the criterion.
+        # The last ticket overlaps completely with itself.
         shares = 100 * np.array([row["overlap"][criterion][:-1] for row in rows])
-        style = {"color": "black"} if criterion == "random" else {}  # the other ten have a colour each
+        style = {"color": "black"} if criterion == "random" else {}  # the other ten use all colours
         (line,) = axes.plot(range(last), shares.mean(axis=0), marker="o", markersize=3, label=criterion, **style)
         axes.fill_between(range(last), shares.min(axis=0), shares.max(axis=0), color=line.get_color(), alpha=0.15)
     kept = 100 * statistics.mean(row["kept"] for row in rows)
-    axes.axhline(kept, color="black", linestyle="--", linewidth=1, label="expected by lot")
+    axes.axhline(kept, color="black", linestyle="--", linewidth=1, label="expected at random")
     for i, epoch in enumerate(sorted({row["early_bird_epoch"] for row in rows} - {None})):
-        axes.axvline(epoch, color="black", linestyle=":", linewidth=1, label=None if i else "early birds")
-    axes.set(xlabel="epoch", ylabel="units of the last ticket that are kept (%)", ylim=(0, 100))
+        axes.axvline(epoch, color="black", linestyle=":", linewidth=1, label=None if i else "early bird")
+    axes.set(xlabel="epoch", ylabel="units of the last ticket kept (%)", ylim=(0, 100))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     right.legend(loc="outside right upper", fontsize="small")
@@ -142,7 +140,7 @@ def draw(rows, criteria):
 
 
 def main(argv):
-    """Trains what is missing, prints the table and draws the picture."""
+    """Train what is missing, print the table and draw the picture."""
     del argv
     given = flags.FLAGS
     print(setting("tf_keras"))
@@ -155,9 +153,9 @@ def main(argv):
             found = watch(recipe_of(given, seed), given.criteria)
             print(results.add(cell | found | {"seconds": time.perf_counter() - start}), flush=True)
         rows.append(results.find(**cell))
-    lot = 100 * statistics.mean(row["kept"] for row in rows)
-    print(f"\n{len(rows)} seeds, share of the last ticket's units in %; {lot:.1f} are to be expected by lot")
-    print(f"early birds at epochs: {[row['early_bird_epoch'] for row in rows]} of {given.epochs}\n")
+    expected = 100 * statistics.mean(row["kept"] for row in rows)
+    print(f"\n{len(rows)} seeds, share of the last ticket's units in %; {expected:.1f} are expected at random")
+    print(f"epochs of the early bird: {[row['early_bird_epoch'] for row in rows]} of {given.epochs}\n")
     print(table(rows, given.criteria))
     draw(rows, given.criteria).savefig(os.path.join(given.folder, "tickets.png"), dpi=150)
 

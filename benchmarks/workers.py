@@ -1,4 +1,4 @@
-"""Processes that work beside each other, of which one may fail or die without harm to the rest."""
+"""Parallel worker processes that survive the failure or death of one of them."""
 
 import functools
 import multiprocessing
@@ -11,11 +11,11 @@ from concurrent.futures.process import BrokenProcessPool
 
 
 class Workers:
-    """Up to `count` processes that call a function, each one call at a time.
+    """Up to `count` processes that call a function, one call at a time each.
 
     Args:
-        count: how many at once.
-        function: what they call; like `setup` a function of a module, which a new process imports.
+        count: number of processes.
+        function: function to call; like `setup`, defined at the top level of a module.
         setup: called once in each process, before anything else.
 
     Example:
@@ -27,23 +27,23 @@ class Workers:
 
     def __init__(self, count: int, function: Callable, setup: Callable[[], None] | None = None):
         context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
-        # A pool for each process, since one that dies takes its pool with it.
+        # One pool per process, since the death of a process breaks its pool.
         self._pool = functools.partial(futures.ProcessPoolExecutor, 1, context, _begin, (setup,))
         self._function = function
-        self._idle, self.busy = [self._pool() for _ in range(count)], {}  # pools; future -> task and pool
+        self._idle, self.busy = [self._pool() for _ in range(count)], {}  # pools; future -> (task, pool)
 
     @property
     def free(self) -> bool:
-        """Whether another task can be started."""
+        """Whether a process is idle."""
         return bool(self._idle)
 
     def start(self, task: Hashable, *arguments) -> None:
-        """Lets a process call the function; `wait` tells of `task` when it is done."""
+        """Call the function in an idle process; `wait` returns `task` when it is done."""
         pool = self._idle.pop()
         self.busy[pool.submit(self._function, *arguments)] = task, pool
 
     def wait(self) -> tuple:
-        """Waits until a task is over; returns it, what the function returned, and what went wrong (a text) or None."""
+        """Wait for a task to end; return the task, its result, and an error message or None."""
         done = next(iter(futures.wait(self.busy, return_when=futures.FIRST_COMPLETED).done))
         task, pool = self.busy.pop(done)
         error = done.exception()
@@ -55,13 +55,13 @@ class Workers:
 
     def __exit__(self, *raised):
         for process in multiprocessing.active_children():
-            process.terminate()  # or the pools would wait until what is under way is done
+            process.terminate()  # otherwise, the pools would wait for running calls
         for pool in (*self._idle, *(pool for _, pool in self.busy.values())):
             pool.shutdown()
 
 
 def _begin(setup):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if setup:
         setup()

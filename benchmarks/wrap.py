@@ -1,9 +1,9 @@
-"""What `tfspline.wrap` buys: images a second in training and in predict, both Kerases, as they are and wrapped.
+"""Throughput of models with and without `tfspline.wrap`, in training and prediction, in both Keras versions.
 
 python benchmarks/wrap.py [--networks=resnet20,resnet56] [--batch_size=128] [--side=28] [--steps=4] [--rounds=15]
 
-Where other programs run, the wall clock says little: the time that the process had a core for (CPU) is shown too. It
-knows nothing of cores that stand idle, of which Keras 3's own BatchNormalization leaves more.
+Also reports CPU time, which other programs affect less than the wall clock. It does not show idle cores, of which Keras
+3's own BatchNormalization leaves more.
 """
 
 import os
@@ -21,18 +21,18 @@ import tfspline  # noqa: E402
 from tfspline import _keras, models  # noqa: E402
 
 flags.DEFINE_list("networks", ["resnet20"], "Networks of tfspline.models.")
-flags.DEFINE_integer("batch_size", 128, "Images a step.")
+flags.DEFINE_integer("batch_size", 128, "Images per step.")
 flags.DEFINE_integer("side", 28, "Height and width of the images.")
 flags.DEFINE_integer("channels", 1, "Channels of the images.")
-flags.DEFINE_integer("steps", 4, "Steps a measurement.")
-flags.DEFINE_integer("rounds", 15, "Measurements of each model, in turn; medians count.")
+flags.DEFINE_integer("steps", 4, "Steps per measurement.")
+flags.DEFINE_integer("rounds", 15, "Measurements of each model; the median is reported.")
 
-# Which is to be how many times as fast as which.
+# Pairs of contestants whose speeds are compared.
 RATIOS = (("keras wrapped", "keras"), ("keras wrapped", "tf_keras"), ("tf_keras wrapped", "tf_keras"))
 
 
 def contestants(network, shape):
-    """A model of each Keras and its wrapped copy, compiled, by name."""
+    """Return a compiled model of each Keras version and its wrapped copy, by name."""
     found = {}
     for name in ("keras", "tf_keras"):
         keras = _keras.keras_named(name)
@@ -47,7 +47,7 @@ def contestants(network, shape):
 
 
 def measure(title, runs, images, rounds):
-    """Prints images a second of each of `runs`, name -> function, called in turn, and the ratios of interest."""
+    """Measure functions (by name) alternately, and print images per second and their ratios."""
     for run in runs.values():  # traces
         run()
     clocks = {"wall": time.perf_counter, "CPU": time.process_time}
@@ -68,7 +68,7 @@ def measure(title, runs, images, rounds):
 
 
 def main(argv):
-    """Measures every network, in training and in predict."""
+    """Measure every network in training and prediction."""
     del argv
     given = flags.FLAGS
     print(f"{setting('keras', 'tf_keras')}; batches of {given.batch_size}", flush=True)
@@ -81,7 +81,7 @@ def main(argv):
         training = {name: lambda model=model: model.fit(data, verbose=0) for name, model in found.items()}
         measure(f"{network}, training", training, images, given.rounds)
         predicting = {name: lambda model=model: model.predict(data, verbose=0) for name, model in found.items()}
-        measure(f"{network}, predict", predicting, images, given.rounds)
+        measure(f"{network}, prediction", predicting, images, given.rounds)
 
 
 if __name__ == "__main__":
