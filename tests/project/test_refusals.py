@@ -141,12 +141,12 @@ WRONG = {
     "a model that diverged": (
         lambda g: tfspline.prune(broken(g), 0.5),
         ValueError,
-        "Expected weights that are finite. Received: NaN or infinity in those of 'b'",
+        "Layer 'b' has NaN or Inf weights",
     ),
     "a model that diverged, at random": (
         lambda g: tfspline.prune(broken(g), 0.5, criterion="random"),
         ValueError,
-        "Expected weights that are finite. Received: NaN or infinity in those of 'b'",
+        "Layer 'b' has NaN or Inf weights",
     ),
     "a model that masks were not made for": (
         lambda g: g.plan.masks.apply(g.small),
@@ -198,7 +198,7 @@ WRONG = {
     "a ratio of the layer that stays": (
         lambda g: tfspline.prune(g.model, {"head": 0.5}),
         ValueError,
-        r"Expected ratios of layers among \['a', 'b'\]. Received: 'head'",
+        r"`ratio` among the prunable layers \['a', 'b'\]. Received: 'head'",
     ),
     "half a unit": (lambda g: tfspline.plan(g.model, 0.5, min_units=1.5), ValueError, INTEGER("min_units", 1, 1.5)),
     # Choices.
@@ -215,22 +215,22 @@ WRONG = {
     "a criterion that gives nothing": (
         by(lambda units: None),
         ValueError,
-        r"Expected a score for each of 8 units of 'a' by the criterion 'own'. Received: object \[\]",
+        r"Expected one score for each of 8 units of 'a' from criterion 'own'. Received: object \[\]",
     ),
     "a criterion that gives one number": (
         by(lambda units: np.float32(1)),
         ValueError,
-        r"a score for each of 8 units of 'a' by the criterion 'own'. Received: float32 \[\]",
+        r"one score for each of 8 units of 'a' from criterion 'own'. Received: float32 \[\]",
     ),
     "a criterion that gives too many": (
         by(lambda units: np.ones(9)),
         ValueError,
-        r"a score for each of 8 units of 'a' by the criterion 'own'. Received: float64 \[9\]",
+        r"one score for each of 8 units of 'a' from criterion 'own'. Received: float64 \[9\]",
     ),
     "a criterion that gives NaN": (
         by(lambda units: np.full(len(units.kernel), math.nan)),
         ValueError,
-        "a score for each of 8 units of 'a' by the criterion 'own'. Received: NaN",
+        "one score for each of 8 units of 'a' from criterion 'own'. Received: NaN",
     ),
     "a name to protect": (
         lambda g: tfspline.prune(g.model, 0.5, protect="head"),
@@ -404,12 +404,12 @@ WRONG = {
     "texts for labels": (
         lambda g: tfspline.plan(g.model, 0.5, criterion="taylor", data=(g.x, np.full((16, 3), "cat"))),
         ValueError,
-        r"Expected labels that fit the loss and the outputs \[\(16, 3\)\] of 'net'. Received: \(16, 3\)",
+        r"Expected labels in `data` that fit the loss and the outputs \[\(16, 3\)\] of 'net'. Received: \(16, 3\)",
     ),
     "labels with a gap": (
         lambda g: tfspline.plan(g.model, 0.5, criterion="taylor", data=(g.x, g.y * math.nan)),
         ValueError,
-        "Expected a loss that is finite. Received: nan from 'net'",
+        "The loss of 'net' on `data` is nan",
     ),
     # Counts.
     "a batch in a text": (

@@ -181,7 +181,7 @@ def test_equal_seeds_draw_equal_plans(keras):
         ({"max_flops": 1.5}, r"Expected `max_flops` in \(0, 1\). Received: 1.5"),
         ({"max_params": -1}, r"Expected `max_params` in \(0, 1\). Received: -1"),
         ({"ratio": {"a": 2}}, r"Expected `ratio` in \(0, 1\). Received: 2"),
-        ({"ratio": {"c": 0.5}}, r"Expected ratios of layers among \['a', 'b'\]. Received: 'c'"),
+        ({"ratio": {"c": 0.5}}, r"`ratio` among the prunable layers \['a', 'b'\]. Received: 'c'"),
         ({}, "Expected exactly one of `ratio`, `max_flops`, `max_params`, `max_latency`. Received: none"),
         ({"ratio": 0.5, "max_flops": 0.5}, "Expected exactly one of `ratio`, `max_flops`"),
         ({"ratio": 0.5, "round_to": 0}, "Expected `round_to` to be an integer of at least 1. Received: 0"),

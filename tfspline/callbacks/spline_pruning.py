@@ -19,7 +19,7 @@ from tfspline.callbacks.early_bird import EarlyBird
 from tfspline.callbacks.state import Backup
 from tfspline.graph import reader as graphs
 from tfspline.pruning import criteria
-from tfspline.pruning.budget import Budget
+from tfspline.pruning.allocation import Budget
 from tfspline.pruning.masks import Masks, entries
 from tfspline.pruning.planning import choose
 

@@ -1,12 +1,14 @@
-"""Gradients by the weights that make units: of the loss on labelled data, and of the synaptic flow."""
+"""Gradients with respect to the weights that produce units: of the loss on labelled data, and of the synaptic flow."""
 
-from typing import Any
+import contextlib
+import dataclasses
 
 import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.inputs import Probe
+from tfspline._keras.types import Data, KerasLayer, KerasModel, KerasVariable
 from tfspline.graph.cost import check_static
 from tfspline.graph.reader import Graph, Site
 from tfspline.spline.activations import Bend, Smooth, bends, first
@@ -14,73 +16,116 @@ from tfspline.spline.float64 import flat, without_activation
 from tfspline.spline.piecewise import Choice
 
 BATCH = 64  # samples that go through the model at a time
-_OFFSETS = ("bias", "beta", "moving_mean", "mean")  # weights that are added
+_OFFSETS = ("bias", "beta", "moving_mean", "mean")  # weights that are added, not multiplied
 
 
-def of_loss(
-    model: Any, graph: Graph, probe: Probe, training: bool
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """How the loss that a model is compiled with changes with what its layers make.
+@dataclasses.dataclass
+class LossGradients:
+    """The derivatives of a model's loss, for each layer that produces channels, by its path.
+
+    Attributes:
+        kernels: the gradient of the mean loss with respect to the weight that produces the channels, float32 of its
+            shape.
+        gates: the derivative of each batch's mean loss with respect to a factor on each channel, float32 [batches,
+            channels]. The factor acts after the bias, or after the BatchNormalization that directly follows.
+    """
+
+    kernels: dict[str, np.ndarray]
+    gates: dict[str, np.ndarray]
+
+
+def of_loss(model: KerasModel, graph: Graph, probe: Probe, training: bool) -> LossGradients:
+    """Differentiates the loss that a model is compiled with.
 
     Args:
-        model: a compiled model; its weights stay as they are.
-        graph: what `graph.read` found in it.
+        model: a compiled model. Its weights are not changed.
+        graph: its `Graph`.
         probe: inputs and labels.
-        training: whether BatchNormalization normalizes by the statistics of each batch; the rest, Dropout for
-            instance, is in inference mode anyway.
-
-    Returns:
-        For each layer that makes channels, by its path: the gradient of the mean loss by the weight that makes them,
-        float32 of its shape; and the derivatives of the mean loss of each batch by a factor on each channel behind its
-        bias, or behind the BatchNormalization that directly follows, float32 [batches, channels].
+        training: whether BatchNormalization uses the statistics of each batch. Other layers, such as Dropout, run in
+            inference mode either way.
 
     Raises:
-        ValueError: a model without a loss, or of tf_keras on several replicas; labels that do not fit the loss; a loss
-            that is not finite.
+        ValueError: the model has no loss, or is a tf_keras model on several replicas; the labels do not fit the loss;
+            or the loss is not finite.
     """
     _keras.check_loss(model)
-    layers, makers = _keras.layer_paths(model), graph.makers
-    kernels = {name: layers[name].weights[site.index] for name, site in makers.items()}
-    biases = {name: bias_of(layers[name], site) for name, site in makers.items() if name not in graph.folded}
-    biases = {name: bias for name, bias in biases.items() if bias is not None}
-    axes = {bn: graph.reads[bn, 0][0] + 1 for bn in graph.folded.values()}
-    norms = [layer for layer in layers.values() if _keras.of_class(layer, "BatchNormalization")]
-    statistics = [(weight, weight.numpy()) for layer in norms for weight in layer.weights]
-
-    def visit(node, args, kwargs):
-        if training and node.layer in norms and kwargs.get("training") is None:
-            kwargs = {**kwargs, "training": True}
-        y = node.layer(*args, **kwargs)
-        if node.path not in axes:
-            return y
-        shape = [-1 if axis == axes[node.path] else 1 for axis in range(y.shape.rank)]
-        return y * tf.cast(tf.reshape(factors[node.path], shape), y.dtype)
-
+    tape = _LossTape(model, graph, training)
+    kernels = {name: np.zeros(kernel.shape, np.float32) for name, kernel in tape.kernels.items()}
+    gates = {name: [] for name in kernels}
     samples = len(probe.inputs[0])
-    mean = {name: np.zeros(kernel.shape, np.float32) for name, kernel in kernels.items()}
-    gates = {name: [] for name in makers}
-    try:
+    with _restored([weight for layer in tape.norms for weight in layer.weights]):
         for rows in np.array_split(np.arange(samples), -(-samples // BATCH)):
             inputs, labels = tf.nest.map_structure(lambda value, rows=rows: tf.gather(value, rows), tuple(probe))
-            factors = {bn: tf.ones([layers[bn].moving_mean.shape[0]]) for bn in axes}
-            sources = [*tf.nest.map_structure(_keras.tf_variable, (kernels, biases)), factors]
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(tf.nest.flatten(sources))
-                loss = _loss(model, labels, _keras.run(model, inputs, visit, nested=True))
-            slopes = tape.gradient(loss, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            of_kernels, of_biases, of_factors = tf.nest.map_structure(_float32, slopes)
-            for name, site in makers.items():
-                mean[name] += of_kernels[name] * (len(rows) / samples)
-                if name in graph.folded:
-                    gates[name].append(of_factors[graph.folded[name]])
-                    continue
-                others = tuple(axis for axis in range(mean[name].ndim) if axis != site.axis)
-                gate = (_float32(kernels[name]) * of_kernels[name]).sum(axis=others)
-                gates[name].append(gate + (_float32(biases[name]) * of_biases[name] if name in biases else 0))
+            of_kernels, of_gates = tape.gradients(inputs, labels)
+            for name in kernels:
+                kernels[name] += of_kernels[name] * (len(rows) / samples)
+                gates[name].append(of_gates[name])
+    return LossGradients(kernels, {name: np.stack(batches) for name, batches in gates.items()})
+
+
+@contextlib.contextmanager
+def _restored(weights: list[KerasVariable]):
+    """Gives weights their values back at the end: BatchNormalization in training mode updates its statistics."""
+    values = [weight.numpy() for weight in weights]
+    try:
+        yield
     finally:
-        for weight, value in statistics:
+        for weight, value in zip(weights, values, strict=True):
             weight.assign(value)
-    return mean, {name: np.stack(batches) for name, batches in gates.items()}
+
+
+class _LossTape:
+    """Differentiates a model's loss on one batch at a time.
+
+    Attributes:
+        kernels: layer path -> the weight that produces channels.
+        norms: the BatchNormalization layers of the model.
+    """
+
+    def __init__(self, model: KerasModel, graph: Graph, training: bool):
+        layers = _keras.layer_paths(model)
+        self._model, self._folded, self._makers, self._training = model, graph.folded, graph.makers, training
+        self.kernels = {name: layers[name].weights[site.index] for name, site in self._makers.items()}
+        self.norms = [layer for layer in layers.values() if _keras.of_class(layer, "BatchNormalization")]
+        biases = {name: bias_of(layers[name], site) for name, site in self._makers.items() if name not in graph.folded}
+        self._biases = {name: bias for name, bias in biases.items() if bias is not None}
+        # A factor on the output of each folded BatchNormalization: its path -> channel axis, number of channels.
+        self._gated = {
+            norm: (graph.reads[norm, 0][0] + 1, layers[norm].moving_mean.shape[0]) for norm in graph.folded.values()
+        }
+
+    def gradients(self, inputs: list[tf.Tensor], labels: Data) -> tuple[dict, dict]:
+        """The derivatives of the batch's mean loss with respect to the kernels and to a factor on each channel."""
+        factors = {norm: tf.ones([channels]) for norm, (_, channels) in self._gated.items()}
+        sources = [*tf.nest.map_structure(_keras.tf_variable, (self.kernels, self._biases)), factors]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(tf.nest.flatten(sources))
+            loss = _loss(self._model, labels, self._outputs(inputs, factors))
+        gradients = tape.gradient(loss, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        of_kernels, of_biases, of_factors = tf.nest.map_structure(_float32, gradients)
+        gates = {name: self._gate(name, of_kernels, of_biases, of_factors) for name in self.kernels}
+        return of_kernels, gates
+
+    def _outputs(self, inputs, factors):
+        def visit(node, args, kwargs):
+            if self._training and node.layer in self.norms and kwargs.get("training") is None:
+                kwargs = {**kwargs, "training": True}
+            y = node.layer(*args, **kwargs)
+            if node.path not in factors:
+                return y
+            axis, channels = self._gated[node.path]
+            shape = [channels if i == axis else 1 for i in range(y.shape.rank)]
+            return y * tf.cast(tf.reshape(factors[node.path], shape), y.dtype)
+
+        return _keras.run(self._model, inputs, visit, nested=True)
+
+    def _gate(self, name, of_kernels, of_biases, of_factors):
+        if name in self._folded:
+            return of_factors[self._folded[name]]
+        kernel = of_kernels[name]
+        others = tuple(axis for axis in range(kernel.ndim) if axis != self._makers[name].axis)
+        gate = (_float32(self.kernels[name]) * kernel).sum(axis=others)
+        return gate + (_float32(self._biases[name]) * of_biases[name] if name in self._biases else 0)
 
 
 def _loss(model, labels, outputs):
@@ -88,11 +133,13 @@ def _loss(model, labels, outputs):
         loss = _keras.loss(model, labels, outputs)
     except (TypeError, ValueError, tf.errors.OpError) as error:
         raise ValueError(
-            f"Expected labels that fit the loss and the outputs {[tuple(y.shape) for y in outputs]} of {model.name!r}. "
-            f"Received: {tf.nest.map_structure(lambda y: tuple(y.shape), labels)} ({error})"
+            f"Expected labels in `data` that fit the loss and the outputs {[tuple(y.shape) for y in outputs]} of "
+            f"{model.name!r}. Received: {tf.nest.map_structure(lambda y: tuple(y.shape), labels)} ({error})"
         ) from error
     if not np.isfinite(loss):
-        raise ValueError(f"Expected a loss that is finite. Received: {float(loss)} from {model.name!r}")
+        raise ValueError(
+            f"The loss of {model.name!r} on `data` is {float(loss)}, so it has no gradient. Check inputs and labels."
+        )
     return loss
 
 
@@ -100,19 +147,21 @@ def _float32(value):
     return np.asarray(tf.cast(tf.convert_to_tensor(value), tf.float32))
 
 
-def of_flow(model: Any, graph: Graph) -> dict[str, np.ndarray]:
-    """The derivative of log R by |w| for the weights w that make channels, R the sum of the outputs for an input of
-    ones of a network of absolute weights, in float64, without offsets and activations (SynFlow, Tanaka et al. 2020).
+def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
+    """Differentiates the synaptic flow of a network (SynFlow, Tanaka et al. 2020).
+
+    R is the sum of the outputs for an input of ones, computed in float64 with absolute weights and without offsets and
+    activations. The result is the derivative of log R with respect to |w|, for the weights w that produce channels.
 
     Args:
-        model: a model with a static input shape; it stays as it is.
-        graph: what `graph.read` found in it.
+        model: a model with a static input shape. It is not changed.
+        graph: its `Graph`.
 
     Returns:
-        For each layer that makes channels, by its path, float32 of the weight's shape.
+        For each layer that produces channels, by its path, float32 of the weight's shape.
 
     Raises:
-        ValueError: an input shape that is not known; R is zero, or too large for float64.
+        ValueError: the input shape is not static, or R is zero or too large for float64.
     """
     check_static(model)
     copies = {}
@@ -127,7 +176,7 @@ def of_flow(model: Any, graph: Graph) -> dict[str, np.ndarray]:
         outputs = _keras.run(model, inputs, lambda node, args, kwargs: next(remaining)(args, kwargs), nested=True)
         return tf.reduce_sum(flat(outputs))
 
-    flow()  # makes the copies
+    flow()  # makes the float64 copies of the layers
     for weight in (weight for copy in copies.values() for weight in copy.weights):
         if tf.as_dtype(weight.dtype).is_floating:
             name = weight.name.split("/")[-1].split(":")[0]
@@ -141,15 +190,15 @@ def of_flow(model: Any, graph: Graph) -> dict[str, np.ndarray]:
         total = flow()
     if not 0 < abs(total) < np.inf:
         raise ValueError(
-            f"Expected a network whose synaptic flow is a finite number and not zero. Received: {float(total)} of "
-            f"{model.name!r}"
+            f"The synaptic flow of {model.name!r} is {float(total)}; criterion 'synflow' needs a finite number other "
+            "than zero. Check for layers whose weights are all zero, or choose another criterion."
         )
     slopes = tape.gradient(total, kernels, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return {name: _float32(tf.convert_to_tensor(slope) / total) for name, slope in slopes.items()}
 
 
 def _linear_call(node, bend: Bend, copies: dict):
-    """A call without its activation; what chooses (max pooling) still does."""
+    """A call without its activation; a choice, such as max pooling, is kept."""
     shape = bend.shape
     if isinstance(shape, Choice):
         return lambda args, kwargs: _chosen(shape, shape.candidates(args, kwargs))
@@ -163,6 +212,6 @@ def _chosen(choice, z):
     return choice.apply(z, choice.code(z))
 
 
-def bias_of(layer: Any, site: Site) -> Any:
-    """The bias that belongs to the weight of a site; None without one."""
+def bias_of(layer: KerasLayer, site: Site) -> KerasVariable | None:
+    """The bias that belongs to a layer's weight; None without one."""
     return _keras.weight(layer, ".".join([*site.weight.split(".")[:-1], "bias"]))

@@ -15,9 +15,8 @@ from tfspline.deployment.timing import Runtime, Stopwatch
 from tfspline.graph import reader as graphs
 from tfspline.graph.cost import check_static
 from tfspline.graph.surgery import check_same, cut
-from tfspline.pruning import compensate as compensation
-from tfspline.pruning import criteria, masks
-from tfspline.pruning.budget import Budget
+from tfspline.pruning import compensation, criteria, masks
+from tfspline.pruning.allocation import Budget
 from tfspline.pruning.units import units_of
 
 _FORMAT = "tfspline.plan.1"

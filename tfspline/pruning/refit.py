@@ -1,71 +1,95 @@
-"""Refitting: a layer of a cut model gets the weights that come nearest to what it makes in the uncut model.
+"""Refitting: fits a layer of a cut model, by least squares, to its output in the uncut model (beyond the paper).
 
-Beyond the paper. By least squares over all taps of all inputs that are left, the inputs coming from the cut model. What
-counts is the pre-activation at the ReLU that follows, BatchNormalization and a residual add in between included:
+The layer's inputs come from the cut model. The fit compares outputs where the ReLU that follows reads them, after
+BatchNormalization and a residual add in between:
 
-- another branch of the add has drifted from the uncut model already, and the layer makes up for that;
-- on the off side of a ReLU's cut every value does as well as another, as long as it stays there.
+- another branch of the add already differs from the uncut model, and the layer makes up for that;
+- where a ReLU is off in the uncut model, any negative value is as good as another.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
+from tfspline._keras.types import KerasLayer, KerasModel
 from tfspline.graph.reader import Graph
-from tfspline.pruning.units import folded, value_of
+from tfspline.graph.weights import folded, value_of
 
-RIDGE = 1e-3  # of the mean variance of an input: what changing a weight costs against the error that it mends
-TURNS = 4  # least squares again and again, as units change sides
+RIDGE = 1e-3  # share of the mean variance of an input: the cost of changing a weight, against the error it removes
+TURNS = 4  # least-squares fits per layer with a ReLU; values change sides in between
 _CHUNK = 2**25  # numbers of a layer's unfolded inputs that are in memory at a time
 
 
 @dataclasses.dataclass
+class Pair:
+    """A tensor of the uncut model and the corresponding tensor of the cut model."""
+
+    whole: tf.Tensor
+    cut: tf.Tensor
+
+
+@dataclasses.dataclass
 class Goal:
-    """Where a layer's output goes: through a BatchNormalization of its own (the path), to the other tensors that are
-    added to it, and whether a ReLU follows."""
+    """Where a layer's output is compared.
+
+    Attributes:
+        bn: path of a BatchNormalization that follows and reads nothing else, or None.
+        others: ids of the tensors that are added to the output.
+        relu: whether a ReLU follows.
+    """
 
     bn: str | None = None
     others: tuple[int, ...] = ()
     relu: bool = False
 
 
-def goals(model: Any, graph: Graph) -> dict[str, Goal]:
-    """The layers that can be refitted: Dense and ungrouped convolutions that are called once."""
-    nodes = list(_keras.nodes(model, nested=True))
-    readers, shapes = {}, {}
-    for node in nodes:
-        shapes.update(zip(node.outputs, node.output_shapes, strict=True))
-        for tensor in node.inputs:
-            readers.setdefault(tensor, []).append(node)
-
-    def only_reader(node):
-        after = readers.get(node.outputs[0], ())
-        return after[0] if len(after) == 1 and len(node.outputs) == 1 else None
-
-    found = {}
-    for node in nodes:
-        if node.path in graph.shared or not is_linear(node.layer):
-            continue
-        if _keras.activation_name(node.layer) != "linear":
-            found[node.path] = Goal(relu=_has_relu(node.layer))
-            continue
-        bn, others, after, end = None, (), only_reader(node), node
-        if after and after.path == graph.folded.get(node.path) and after.path not in graph.shared:
-            bn, after, end = after.path, only_reader(after), after
-            if getattr(end.layer, "activation", None):  # a SplineUnit
-                found[node.path] = Goal(bn, relu=_has_relu(end.layer))
-                continue
-        if after and is_add(after.layer) and len({shapes.get(tensor) for tensor in after.inputs}) == 1:
-            others = tuple(tensor for tensor in after.inputs if tensor not in end.outputs)
-            after = only_reader(after)
-        found[node.path] = Goal(bn, others, bool(after) and is_relu(after.layer))
-    return found
+def goals(model: KerasModel, graph: Graph) -> dict[str, Goal]:
+    """The goals of the layers that can be refitted, by path: Dense and ungrouped convolutions that are called once."""
+    tensors = _Tensors(_keras.nodes(model, nested=True))
+    return {
+        node.path: _goal(node, graph, tensors)
+        for node in tensors.nodes
+        if node.path not in graph.shared and is_linear(node.layer)
+    }
 
 
-def is_linear(layer: Any) -> bool:
+class _Tensors:
+    """Which calls of a model read each tensor, and the tensors' shapes."""
+
+    def __init__(self, nodes):
+        self.nodes = list(nodes)
+        self._readers, self._shapes = {}, {}
+        for node in self.nodes:
+            self._shapes.update(zip(node.outputs, node.output_shapes, strict=True))
+            for tensor in node.inputs:
+                self._readers.setdefault(tensor, []).append(node)
+
+    def only_reader(self, node):
+        """The only call that reads the only output of a call; None if there are several."""
+        readers = self._readers.get(node.outputs[0], ())
+        return readers[0] if len(readers) == 1 and len(node.outputs) == 1 else None
+
+    def same_shape(self, tensors):
+        return len({self._shapes.get(tensor) for tensor in tensors}) == 1
+
+
+def _goal(node, graph, tensors) -> Goal:
+    if _keras.activation_name(node.layer) != "linear":
+        return Goal(relu=_has_relu(node.layer))
+    bn, others, last, following = None, (), node, tensors.only_reader(node)
+    if following and following.path == graph.folded.get(node.path) and following.path not in graph.shared:
+        bn, last, following = following.path, following, tensors.only_reader(following)
+        if getattr(last.layer, "activation", None):  # a SplineUnit
+            return Goal(bn, relu=_has_relu(last.layer))
+    if following and is_add(following.layer) and tensors.same_shape(following.inputs):
+        others = tuple(tensor for tensor in following.inputs if tensor not in last.outputs)
+        following = tensors.only_reader(following)
+    return Goal(bn, others, bool(following) and is_relu(following.layer))
+
+
+def is_linear(layer: KerasLayer) -> bool:
     """Whether a layer can be merged and refitted: Dense, or an ungrouped convolution."""
     name = _keras.builtin_class_name(layer)
     if name in ("Conv1D", "Conv2D", "Conv3D") and layer.groups == 1 and layer.padding in ("valid", "same"):
@@ -79,12 +103,12 @@ def _is_pointwise(layer):
     return set(layer.kernel_size) == {1}
 
 
-def is_add(layer: Any) -> bool:
+def is_add(layer: KerasLayer) -> bool:
     """Whether a layer or bare op adds tensors."""
     return _keras.of_class(layer, "Add") or _keras.op_name(layer) == "add"
 
 
-def is_relu(layer: Any) -> bool:
+def is_relu(layer: KerasLayer) -> bool:
     """Whether a layer or bare op is max(x, 0)."""
     if _keras.of_class(layer, "ReLU"):
         return layer.max_value is None and not layer.negative_slope and not layer.threshold
@@ -96,46 +120,51 @@ def _has_relu(layer):
     return _keras.activation_name(layer) == "relu" or is_relu(layer.activation)
 
 
-def channel_axis(layer: Any) -> int:
+def channel_axis(layer: KerasLayer) -> int:
     """The axis of the channels in the inputs and outputs of a layer."""
     return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
 
 
-def refit(whole: Any, layer: Any, bn: Any, x: Any, makes: np.ndarray, relu: bool, others: list) -> None:
+def refit(
+    whole: KerasLayer,
+    layer: KerasLayer,
+    bn: KerasLayer | None,
+    x: Pair,
+    makes: np.ndarray,
+    relu: bool,
+    others: list[Pair],
+) -> None:
     """Refits a layer of the cut model in place.
 
     Args:
         whole: the layer in the uncut model.
         layer: the layer in the cut model.
         bn: the BatchNormalization that directly follows it in the cut model, or None.
-        x: its inputs, `x.whole` in the uncut model and `x.cut` in the cut model.
-        makes: bool [channels], which outputs of `whole` are left.
-        relu: whether what counts is the value after a ReLU.
-        others: pairs as `x` of what is added to the output.
+        x: its inputs.
+        makes: bool [channels], which outputs of `whole` are kept.
+        relu: whether a ReLU follows, so that only values where it is on must match.
+        others: the tensors that are added to the output.
     """
-    inputs, wanted = _last(layer, x.cut), _last(layer, x.whole)
+    inputs = _channels_last(layer, x.cut)
     slope, shift = folded(bn) if bn is not None else (1.0, 0.0)
-    slope = np.where(np.abs(slope) > 1e-6, slope, 1.0)  # nothing passes there, so nothing is to be fitted
-    others = [(_last(layer, other.whole), _last(layer, other.cut)) for other in others]
-    kept = np.flatnonzero(makes)
-
-    rest = shift + sum(cut for _, cut in others)
-    goal = tf.gather(_linear(whole, wanted, value_of(whole.kernel), _bias(whole)), kept, axis=-1)
-    goal = goal * slope + shift + sum(tf.gather(one, kept, axis=-1) for one, _ in others)
+    slope = np.where(np.abs(slope) > 1e-6, slope, 1.0)  # nothing passes a zero slope, so there is nothing to fit
+    rest = shift + sum(_channels_last(layer, other.cut) for other in others)
+    goal = _goal_values(whole, layer, x, makes, slope, shift, others)
 
     kernel, bias = tf.constant(value_of(layer.kernel)), _bias(layer)
     shifted = layer.use_bias or bn is not None
     few = np.prod(goal.shape[:-1]) < np.prod(kernel.shape[:-1])
-    solve = few_rows(_unfolded(layer, inputs), shifted) if few else _many_rows(layer, inputs, shifted)
+    fit = FewRows(_unfolded(layer, inputs), shifted) if few else _ManyRows(layer, inputs, shifted)
     for turn in range(TURNS if relu else 1):
         with tf.GradientTape() as tape:
             tape.watch(kernel)
-            made = _linear(layer, inputs, kernel, bias)
-        nearest = tf.where(goal > 0, goal, tf.minimum(made * slope + rest, 0)) if relu and turn else goal
-        error = (nearest - rest) / slope - made
-        change, missing = solve(_matrix(error)) if few else solve(error, tape.gradient(made, kernel, error))
+            output = _linear(layer, inputs, kernel, bias)
+        target = tf.where(goal > 0, goal, tf.minimum(output * slope + rest, 0)) if relu and turn else goal
+        error = (target - rest) / slope - output
+        # The gradient of <output, error> by the kernel is X^T error, with X the unfolded inputs.
+        change, offset = fit.solve(_matrix(error)) if few else fit.solve(error, tape.gradient(output, kernel, error))
         kernel += tf.reshape(change, kernel.shape)
-        bias += missing
+        bias += offset
     layer.kernel.assign(kernel.numpy())
     if layer.use_bias:
         layer.bias.assign(bias.numpy())
@@ -143,41 +172,58 @@ def refit(whole: Any, layer: Any, bn: Any, x: Any, makes: np.ndarray, relu: bool
         bn.moving_mean.assign(value_of(bn.moving_mean) - bias.numpy())
 
 
-def few_rows(x: Any, shifted: bool) -> Any:
-    """Least squares with fewer rows than features, where X X^T is the smaller matrix.
+def _goal_values(whole, layer, x, makes, slope, shift, others):
+    """What the uncut model computes in the kept outputs, after BatchNormalization and the add."""
+    kept = np.flatnonzero(makes)
+    output = _linear(whole, _channels_last(layer, x.whole), value_of(whole.kernel), _bias(whole))
+    goal = tf.gather(output, kept, axis=-1) * slope + shift
+    return goal + sum(tf.gather(_channels_last(layer, other.whole), kept, axis=-1) for other in others)
+
+
+class FewRows:
+    """Ridge regression with fewer rows than features, where X X^T is the smaller matrix.
 
     Args:
         x: float32 [rows, features].
-        shifted: whether there is an offset.
-
-    Returns:
-        A function: y, float64 [rows, outputs] -> W, float32 [features, outputs], and offset b, float32 [outputs], that
-        minimise |X W + b - y|^2 + ridge |W|^2, with b = 0 unless `shifted`.
+        shifted: whether to fit an offset.
     """
-    mean = tf.reduce_mean(x, 0) if shifted else tf.zeros_like(x[0])
-    x = x - mean
-    gram = tf.cast(tf.matmul(x, x, transpose_b=True), tf.float64)
-    factor = _factor(gram, x.shape[1])
 
-    def solve(y):
-        missing = tf.reduce_mean(y, 0) if shifted else tf.zeros_like(y[0])
-        change = tf.matmul(x, tf.cast(tf.linalg.cholesky_solve(factor, y - missing), tf.float32), transpose_a=True)
-        return change, tf.cast(missing, tf.float32) - tf.tensordot(mean, change, 1)
+    def __init__(self, x: tf.Tensor, shifted: bool):
+        self._shifted = shifted
+        self._mean = tf.reduce_mean(x, 0) if shifted else tf.zeros_like(x[0])
+        self._x = x - self._mean
+        gram = tf.cast(tf.matmul(self._x, self._x, transpose_b=True), tf.float64)
+        self._factor = _factor(gram, x.shape[1])
 
-    return solve
+    def solve(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Minimises |X W + b - y|^2 + ridge |W|^2, with b = 0 unless `shifted`.
+
+        Args:
+            y: float64 [rows, outputs].
+
+        Returns:
+            W, float32 [features, outputs], and b, float32 [outputs].
+        """
+        mean = tf.reduce_mean(y, 0) if self._shifted else tf.zeros_like(y[0])
+        dual = tf.cast(tf.linalg.cholesky_solve(self._factor, y - mean), tf.float32)
+        change = tf.matmul(self._x, dual, transpose_a=True)
+        return change, tf.cast(mean, tf.float32) - tf.tensordot(self._mean, change, 1)
 
 
-def _many_rows(layer, inputs, shifted):
-    """As `few_rows`, of a layer's unfolded inputs X, which are too many to be kept: a function of y and X^T y."""
-    rows, mean, gram = _moments(layer, inputs, shifted)
-    factor = _factor(gram, len(gram))
+class _ManyRows:
+    """As `FewRows`, for a layer's unfolded inputs X, which have too many rows to be kept in memory."""
 
-    def solve(y, cross):
-        missing = tf.reduce_mean(_matrix(y), 0) if shifted else tf.zeros(y.shape[-1], tf.float64)
-        change = tf.linalg.cholesky_solve(factor, _matrix(cross) - rows * mean[:, None] * missing[None, :])
-        return tf.cast(change, tf.float32), tf.cast(missing - tf.tensordot(mean, change, 1), tf.float32)
+    def __init__(self, layer, inputs, shifted):
+        self._shifted = shifted
+        self._rows, self._mean, gram = _moments(layer, inputs, shifted)
+        self._factor = _factor(gram, len(gram))
 
-    return solve
+    def solve(self, y, cross):
+        """As `FewRows.solve`, given y and X^T y."""
+        mean = tf.reduce_mean(_matrix(y), 0) if self._shifted else tf.zeros(y.shape[-1], tf.float64)
+        centred = _matrix(cross) - self._rows * self._mean[:, None] * mean[None, :]
+        change = tf.linalg.cholesky_solve(self._factor, centred)
+        return tf.cast(change, tf.float32), tf.cast(mean - tf.tensordot(self._mean, change, 1), tf.float32)
 
 
 def _factor(gram, features):
@@ -186,13 +232,13 @@ def _factor(gram, features):
 
 
 def _moments(layer, inputs, shifted):
-    """Rows, means (zero unless `shifted`) and the matrix of second moments about them of a layer's unfolded inputs."""
+    """The number of rows of a layer's unfolded inputs, their means (zero unless `shifted`) and moments about these."""
     samples = max(1, _CHUNK // int(np.prod(layer.kernel.shape[:-1]) * np.prod(inputs.shape[1:-1])))
     rows, total, gram = 0, 0.0, 0.0
     for start in range(0, len(inputs), samples):
         x = _unfolded(layer, inputs[start : start + samples])
         if shifted and not rows:
-            origin = tf.reduce_mean(x, 0)  # moments about a point near the mean lose no digits
+            origin = tf.reduce_mean(x, 0)  # moments about a point near the mean keep their precision
         x = x - origin if shifted else x
         rows += len(x)
         total += tf.cast(tf.reduce_sum(x, 0), tf.float64)
@@ -204,7 +250,7 @@ def _moments(layer, inputs, shifted):
 
 
 def _unfolded(layer, x):
-    """The inputs of a layer as a matrix [samples and positions, fan_in], to be multiplied with its kernel as one."""
+    """The inputs of a layer as a matrix [samples and positions, fan_in], which its kernel as a matrix multiplies."""
     window = tuple(layer.kernel.shape[:-2])
     fan_in = int(np.prod(layer.kernel.shape[:-1]))
     if window:
@@ -213,12 +259,12 @@ def _unfolded(layer, x):
 
 
 def _matrix(x):
-    """Everything but the last axis in one, as float64."""
+    """A tensor as a float64 matrix [rest, last axis]."""
     return tf.cast(tf.reshape(x, [-1, x.shape[-1]]), tf.float64)
 
 
 def _linear(layer, x, kernel, bias):
-    """What a layer makes of channels-last inputs with other weights, without its activation."""
+    """The output of a layer for channels-last inputs with other weights, without its activation."""
     if len(kernel.shape) == 2:
         return tf.tensordot(x, kernel, 1) + bias
     if _is_pointwise(layer):
@@ -231,7 +277,7 @@ def _bias(layer):
     return value_of(layer.bias) if layer.use_bias else np.float32(0)
 
 
-def _last(layer, x):
-    """A tensor as float32, its channels on the last axis."""
+def _channels_last(layer, x):
+    """A tensor as float32 with its channels on the last axis."""
     x = tf.cast(x, tf.float32)
     return tf.transpose(x, [0, *range(2, x.shape.rank), 1]) if channel_axis(layer) == 1 else x

@@ -1,158 +1,173 @@
-"""The arrays that criteria score, gathered from a model's weights unit by unit."""
+"""Units: what a criterion knows about the units of a group. Costly arrays are computed only when they are used."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.inputs import Probe
+from tfspline._keras.types import KerasModel
 from tfspline.graph.reader import Graph, Group
+from tfspline.graph.weights import folded, value_of
 from tfspline.pruning import gradients
-from tfspline.pruning.arrays import Gradients, Reader, Units
+from tfspline.pruning.placement import Placement, side_by_side
+from tfspline.pruning.readers import Reader, readers_of
+
+
+@dataclasses.dataclass
+class Gradients:
+    """How the loss on labelled data depends on the n units of a group.
+
+    Attributes:
+        kernel: float32 [n, fan_in], the gradient of the mean loss with respect to the incoming weights.
+        gate: float32 [batches, n], the derivative of each batch's mean loss with respect to a factor on the unit,
+            at 1: the sum of gradient x weight over its incoming weights and its offset, BatchNormalization folded in.
+    """
+
+    kernel: np.ndarray
+    gate: np.ndarray
+
+
+@dataclasses.dataclass
+class Units:
+    """The n units of a group, as arrays.
+
+    A unit that several layers produce (a residual stream) is the sum of their outputs: its weights are theirs side by
+    side, its offset is the sum of theirs.
+
+    Attributes:
+        name: the group's name, for messages.
+        kernel: float32 [n, fan_in], the incoming weights.
+        slope: float32 [n, fan_in] or [n, 1], gamma / sigma of the following BatchNormalization, 1 without one.
+        offset: float32 [n], b = beta + (bias - mu) gamma / sigma, the bias without BatchNormalization.
+        scale: float32 [n], mean |gamma| of the BatchNormalizations that the unit passes; None without any.
+        rng: a generator made from the plan's seed.
+        measured: data from running the whole model; None if there is no model, as in tests.
+        placement: where the producing weights hold the units; None if there is no model.
+    """
+
+    name: str
+    kernel: np.ndarray
+    slope: np.ndarray
+    offset: np.ndarray
+    scale: np.ndarray | None
+    rng: np.random.Generator
+    measured: "Measurements | None" = None
+    placement: Placement | None = None
+
+    @property
+    def weight(self) -> np.ndarray:
+        """float32 [n, fan_in], the incoming weights with BatchNormalization folded in, w = W gamma / sigma."""
+        return self.kernel * self.slope
+
+    @functools.cached_property
+    def readers(self) -> list[Reader] | None:
+        """The layers that read the units; None if the plan has no `data`. The first use runs the model."""
+        has_data = self.measured and self.measured.probe
+        return self.measured.readers[self.name] if has_data else None
+
+    def gradients(self, training: bool) -> Gradients | None:
+        """The gradients of the compiled loss; None if the plan has no `data` with labels.
+
+        Args:
+            training: whether BatchNormalization uses the statistics of each batch, as in training, or its moving
+                statistics, as in inference.
+        """
+        if not self.measured or not self.measured.probe or self.measured.probe.labels is None:
+            return None
+        loss = self.measured.loss_gradients(training)
+        gate = sum(loss.gates[layer][:, at].sum(axis=2) for layer, at in self.placement.places.items())
+        return Gradients(self.placement.matrix(loss.kernels), gate)
+
+    def flow(self) -> np.ndarray:
+        """float32 [n, fan_in], the derivative of log R by the absolute incoming weights, where R is the synaptic flow
+        of the whole network; see `tfspline.pruning.gradients.of_flow`."""
+        return self.placement.matrix(self.measured.flow)
+
+
+class Measurements:
+    """Data from running a whole model, shared by the `Units` of its groups and computed once, on first use.
+
+    Args:
+        model: a built model.
+        graph: its `Graph`.
+        groups: the groups that are scored.
+        probe: inputs, with or without labels; None without `data`.
+    """
+
+    def __init__(self, model: KerasModel, graph: Graph, groups: list[Group], probe: Probe | None):
+        self._model, self._graph, self._groups, self.probe = model, graph, groups, probe
+        self._loss_gradients: dict[bool, gradients.LossGradients] = {}
+
+    @functools.cached_property
+    def readers(self) -> dict[str, list[Reader]]:
+        """The `Reader`s of each group, by name."""
+        return readers_of(self._model, self._graph, self._groups, self.probe.inputs)
+
+    def loss_gradients(self, training: bool) -> gradients.LossGradients:
+        """The gradients of the loss with respect to what layers produce."""
+        if training not in self._loss_gradients:
+            self._loss_gradients[training] = gradients.of_loss(self._model, self._graph, self.probe, training)
+        return self._loss_gradients[training]
+
+    @functools.cached_property
+    def flow(self) -> dict[str, np.ndarray]:
+        """The gradients of the synaptic flow, by layer."""
+        return gradients.of_flow(self._model, self._graph)
 
 
 def units_of(
-    model: Any, graph: Graph, groups: list[Group], rng: np.random.Generator, probe: Probe | None = None
+    model: KerasModel, graph: Graph, groups: list[Group], rng: np.random.Generator, probe: Probe | None = None
 ) -> Iterator[Units]:
-    """The `Units` of each group; `rng` is handed on to criteria that draw, and `probe` is what the model is run on,
-    once a criterion asks for what it takes that to know."""
-    seen = functools.cache(lambda: _readers(model, graph, groups, probe.inputs))
-    learned = functools.cache(lambda training: gradients.of_loss(model, graph, probe, training))
-    flow = functools.cache(lambda: gradients.of_flow(model, graph))
+    """Yields the `Units` of each group.
+
+    Args:
+        model: a built model.
+        graph: its `Graph`.
+        groups: some of its groups.
+        rng: a generator for criteria that draw random numbers.
+        probe: inputs for data-driven criteria. The model runs on them only if a criterion needs activations or
+            gradients.
+    """
+    measured = Measurements(model, graph, groups, probe)
     layers = _keras.layer_paths(model)
-    makers = graph.makers
-    scale = _scale(graph, layers)
+    makers, scale = graph.makers, _mean_gamma(graph, layers)
     for group in groups:
-        places = {name: places_of(makers[name].units, group.units) for name in group.layers}
-        kernels, slopes, offset = {}, [], np.zeros(len(group.units), np.float32)
-        for name in group.layers:
-            layer, site = layers[name], makers[name]
-            kernels[name], bias = value_of(layer.weights[site.index]), gradients.bias_of(layer, site)
-            bias = np.zeros(len(site.units), np.float32) if bias is None else value_of(bias)
-            slope, shift = folded(layers[graph.folded[name]]) if name in graph.folded else (np.ones_like(bias), 0)
-            slopes.append(slope[places[name]])
-            offset += (bias * slope + shift)[places[name]].mean(axis=1)
-        parts = _parts(kernels, makers, places)
-        if len(slopes) > 1 or slopes[0].shape[1] > 1:  # otherwise one number a unit will do
-            slopes = [np.repeat(s, k.shape[1] // s.shape[1], axis=1) for s, k in zip(slopes, parts, strict=True)]
+        placement = Placement(makers, group)
+        kernels = {layer: value_of(layers[layer].weights[site.index]) for layer, site in placement.slices.items()}
+        parts = placement.parts(kernels)
+        slope, offset = _folded_norm(graph, layers, placement, parts)
+        gamma = scale[group.units]
         yield Units(
             name=group.name,
-            kernel=_beside(parts),
-            slope=_beside(slopes),
+            kernel=side_by_side(parts),
+            slope=slope,
             offset=offset,
-            scale=None if np.isnan(scale[group.units]).any() else scale[group.units],
+            scale=None if np.isnan(gamma).any() else gamma,
             rng=rng,
-            look=None if probe is None else lambda name=group.name: seen()[name],
-            learn=None
-            if probe is None or probe.labels is None
-            else lambda training, places=places: _gradients(*learned(training), makers, places),
-            flow=lambda places=places: _beside(_parts(flow(), makers, places)),
+            measured=measured,
+            placement=placement,
         )
 
 
-def _parts(weights, makers, places):
-    """What each layer that makes a group's units has for them, [n, positions a unit x fan_in], of the weights that
-    make them or of arrays like these."""
-    return [_take(_rows(weights[name], makers[name].axis), at) for name, at in places.items()]
+def _folded_norm(graph, layers, placement, parts):
+    """The `slope` and `offset` of `Units`; `parts` are the kernels of the producing layers."""
+    slopes, offsets = [], []
+    for name, site in placement.slices.items():
+        bias = gradients.bias_of(layers[name], site)
+        bias = np.zeros(len(site.units), np.float32) if bias is None else value_of(bias)
+        slope, shift = folded(layers[graph.folded[name]]) if name in graph.folded else (np.ones_like(bias), 0)
+        places = placement.places[name]
+        slopes.append(slope[places])
+        offsets.append((bias * slope + shift)[places].mean(axis=1))
+    if len(slopes) > 1 or slopes[0].shape[1] > 1:  # otherwise one number a unit is enough
+        slopes = [np.repeat(s, k.shape[1] // s.shape[1], axis=1) for s, k in zip(slopes, parts, strict=True)]
+    return side_by_side(slopes), np.sum(offsets, axis=0, dtype=np.float32)
 
 
-def _gradients(kernels, gates, makers, places):
-    gate = sum(gates[name][:, at].sum(axis=2) for name, at in places.items())
-    return Gradients(_beside(_parts(kernels, makers, places)), gate)
-
-
-def _readers(model, graph, groups, inputs):
-    """The `Reader`s of each group by its name: one for each call of a layer that reads the group's units."""
-    layers, sites = _keras.layer_paths(model), {}
-    for site in graph.sites:
-        if site.role == "in":
-            sites.setdefault(site.layer, []).append((site, _kernel_as_it_counts(graph, layers, site)))
-    readers = {group.name: [] for group in groups}
-    group_of = np.full(graph.units, -1)
-    for i, group in enumerate(groups):
-        group_of[group.units] = i
-
-    def visit(node, args, kwargs):
-        tensors = [value for value in tf.nest.flatten((args, kwargs)) if tf.is_tensor(value)]
-        for i, x in enumerate(tensors if node.path in sites else ()):
-            axis, read = graph.reads.get((node.path, i), (0, np.array([], int)))
-            for group in (groups[i] for i in np.unique(group_of[read]) if i >= 0):
-                places = places_of(read, group.units)
-                slices = [_outgoing(site, rows, group.units) for site, rows in sites[node.path]]
-                if places.size and any(one.size for one in slices):
-                    seen = tf.gather(channels_last(x, axis + 1), places, axis=1)
-                    readers[group.name].append(_reader(seen, _beside([one for one in slices if one.size])))
-        return node.layer(*args, **kwargs)
-
-    _keras.run(model, inputs, visit, nested=True)
-    return readers
-
-
-def _kernel_as_it_counts(graph, layers, site):
-    """A weight that reads units, as a matrix [channels read, rest], BatchNormalization right behind folded in."""
-    kernel = value_of(layers[site.layer].weights[site.index])
-    made = graph.makers.get(site.layer)
-    if made and made.index == site.index and site.layer in graph.folded:
-        slope, _ = folded(layers[graph.folded[site.layer]])
-        kernel = kernel * np.expand_dims(slope, [axis for axis in range(kernel.ndim) if axis != made.axis])
-    return _rows(kernel, site.axis)
-
-
-def _outgoing(site, rows, units):
-    """The slices [n, m] of a weight that read the n units; empty where it does not read them."""
-    places = places_of(site.units, units)
-    return _take(rows, places) if places.size else places
-
-
-def channels_last(x, axis):
-    """A tensor as a matrix [samples and positions, channels]."""
-    order = [i for i in range(x.shape.rank) if i != axis % x.shape.rank] + [axis % x.shape.rank]
-    return tf.cast(tf.reshape(tf.transpose(x, order), [-1, x.shape[axis]]), tf.float32)
-
-
-def _reader(seen, outgoing):
-    """A `Reader` of units seen as values [samples, n, places a unit]."""
-    seen = tf.reshape(tf.transpose(seen, [0, 2, 1]), [-1, seen.shape[1]])
-    centred = seen - tf.reduce_mean(seen, axis=0)
-    on = tf.cast(seen > 0, tf.float32)
-    samples = float(len(seen))
-    covariance = tf.matmul(centred, centred, transpose_a=True) / samples
-    return Reader(covariance.numpy(), (tf.matmul(on, on, transpose_a=True) / samples).numpy(), outgoing)
-
-
-def _rows(value, axis):
-    """A weight as a matrix [channels, rest]; a view where the channels come first or last, since it can be large."""
-    if axis == value.ndim - 1:
-        return value.reshape(-1, value.shape[-1]).T
-    return np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1)
-
-
-def _take(kernel, places):
-    """The rows of each unit side by side, [n, positions a unit x fan_in]."""
-    if np.array_equal(places[:, 0], np.arange(len(kernel))):
-        return kernel
-    return kernel[places].reshape(len(places), -1)
-
-
-def _beside(matrices):
-    return matrices[0] if len(matrices) == 1 else np.concatenate(matrices, axis=1)
-
-
-def places_of(unit_at, units):
-    """The positions [n, positions a unit] of a group's units, in its order, along an axis whose units are `unit_at`;
-    none where that does not hold all of them, each as often as the others."""
-    places = np.argsort(unit_at, kind="stable")
-    places = places[np.isin(unit_at[places], units)]
-    counts = np.unique(unit_at[places], return_counts=True)[1]
-    if len(counts) < len(units) or (counts != counts[0]).any():
-        return np.empty((len(units), 0), int)
-    return places.reshape(len(units), -1)[np.argsort(np.argsort(units))]
-
-
-def _scale(graph, layers):
+def _mean_gamma(graph, layers):
     """Mean |gamma|, float32 [units], of the BatchNormalizations that a unit passes; NaN where it passes none."""
     total, passed = np.zeros(graph.units), np.zeros(graph.units)
     for site in graph.sites:
@@ -160,17 +175,3 @@ def _scale(graph, layers):
             np.add.at(total, site.units, np.abs(value_of(layers[site.layer].gamma)))
             np.add.at(passed, site.units, 1)
     return np.divide(total, passed, out=np.full(graph.units, np.nan), where=passed > 0).astype(np.float32)
-
-
-def folded(bn):
-    """Slope and shift a channel of a BatchNormalization in inference: y = slope x + shift."""
-    slope = 1 / np.sqrt(value_of(bn.moving_variance) + bn.epsilon)
-    if bn.gamma is not None:
-        slope = slope * value_of(bn.gamma)
-    shift = -value_of(bn.moving_mean) * slope
-    return slope, shift + value_of(bn.beta) if bn.beta is not None else shift
-
-
-def value_of(variable: Any) -> np.ndarray:
-    """A weight as float32, whatever it is stored as; to be read only, since it may be the weight's own memory."""
-    return np.asarray(tf.cast(tf.convert_to_tensor(variable), tf.float32))

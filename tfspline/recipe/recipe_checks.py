@@ -11,8 +11,8 @@ from typing import Any
 from tfspline import _keras, models
 from tfspline.datasets.augment import AUGMENTATIONS
 from tfspline.pruning import criteria
-from tfspline.pruning.budget import SCOPES
-from tfspline.pruning.compensate import COMPENSATIONS
+from tfspline.pruning.allocation import SCOPES
+from tfspline.pruning.compensation import COMPENSATIONS
 
 SCHEDULES = ("one_shot", "polynomial", "early_bird")
 STRATEGIES = ("none", "mirrored", "multi_worker")

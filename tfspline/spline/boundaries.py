@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline.graph import layer_specs as rules
-from tfspline.pruning.units import folded, value_of
+from tfspline.graph.weights import folded, value_of
 from tfspline.spline.activations import bits_of_calls
 from tfspline.spline.codes import unique
 

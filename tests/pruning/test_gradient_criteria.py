@@ -269,17 +269,17 @@ def test_units_go_by_taylor_inside_fit(keras, rng):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (lambda x, y: None, r"Expected `data=\(x, y\)`, inputs and labels, for the criterion 'taylor'. Received: none"),
-        (lambda x, y: x, "for the criterion 'taylor'. Received: inputs without labels"),
-        (lambda x, y: (x,), "for the criterion 'taylor'. Received: inputs without labels"),
+        (lambda x, y: None, r"'taylor' needs `data=\(x, y\)`.* no labels"),
+        (lambda x, y: x, "'taylor' needs .* no labels"),
+        (lambda x, y: (x,), "'taylor' needs .* no labels"),
         (lambda x, y: (x, y[1:]), r"Expected labels of 20 samples, as many as inputs. Received: \[\(19,\)\]"),
         (lambda x, y: (x, y.tolist()), "Expected labels of 20 samples, as many as inputs. Received"),
         (lambda x, y: (x, y, y, y), r"or a tuple \(inputs, labels\). Received: a tuple of 4"),
         (
             lambda x, y: (x, y[:, None] + [[0, 1]]),
-            r"Expected labels that fit the loss.*\(20, 3\).* Received: \(20, 2\)",
+            r"Expected labels in `data` that fit the loss.*\(20, 3\).* Received: \(20, 2\)",
         ),
-        (lambda x, y: (x, y + 3), r"Expected labels that fit the loss.* Received: \(20,\)"),
+        (lambda x, y: (x, y + 3), r"Expected labels in `data` that fit the loss.* Received: \(20,\)"),
     ],
 )
 def test_refusals_of_labels(keras, rng, data, message):
@@ -303,5 +303,5 @@ def test_refusals_of_synflow(keras):
     with pytest.raises(ValueError, match="Expected a model with a static input shape"):
         tfspline.plan(anything, 0.5, criterion="synflow")
     zero = keras.Sequential([keras.Input((2,)), layers.Dense(3, kernel_initializer="zeros"), layers.Dense(2)])
-    with pytest.raises(ValueError, match="synaptic flow is a finite number and not zero. Received: 0.0"):
+    with pytest.raises(ValueError, match="synaptic flow of .* is 0.0; criterion 'synflow'"):
         tfspline.plan(zero, 0.5, criterion="synflow")

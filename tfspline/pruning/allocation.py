@@ -1,0 +1,233 @@
+"""Allocation: turns a budget (a ratio of units, or a share of FLOPs, parameters or time) into units to remove."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from tfspline._utils.checks import among, count, share
+from tfspline.deployment.timing import Stopwatch
+from tfspline.graph.reader import Graph, Group
+
+SCOPES = ("layer", "global")
+_BUDGETS = ("ratio", "max_flops", "max_params", "max_latency")
+_COSTS = {"max_flops": "FLOPs", "max_params": "parameters", "max_latency": "time"}
+_CLOSE = 0.01  # the search for widths stops once the cost is this close below the budget
+_TOLERANCE = 0.05  # relative error that a latency may have: clocks are no more exact than a few percent
+_TRIES = 8  # the most whole models whose latency is measured
+_TABLE = (1, 0.75, 0.5, 0.25, 0)  # shares of each group's units at which the latency of layers is measured
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a plan has to meet. The fields are arguments of `tfspline.plan`.
+
+    Raises:
+        TypeError, ValueError: a field is out of range, or not exactly one of `ratio`, `max_flops`, `max_params` and
+            `max_latency` is given.
+    """
+
+    ratio: float | Mapping[str, float] | None = None
+    max_flops: float | None = None
+    max_params: float | None = None
+    max_latency: float | None = None
+    scope: str = "layer"
+    min_units: int = 1
+    round_to: int = 1
+
+    def __post_init__(self):
+        given = {name: getattr(self, name) for name in _BUDGETS if getattr(self, name) is not None}
+        if len(given) != 1:
+            names = ", ".join(f"`{name}`" for name in _BUDGETS)
+            raise ValueError(f"Expected exactly one of {names}. Received: {given or 'none'}")
+        ((name, value),) = given.items()
+        by_layer = name == "ratio" and isinstance(value, Mapping)
+        if by_layer and not value:
+            raise ValueError("Expected the `ratio` of at least one layer. Received: an empty mapping")
+        for one in value.values() if by_layer else [value]:
+            share(name, one)
+        among("scope", self.scope, SCOPES)
+        for name in ("min_units", "round_to"):
+            count(name, getattr(self, name))
+
+    def removed(
+        self, graph: Graph, groups: list[Group], scores: list[np.ndarray], stopwatch: Stopwatch | None = None
+    ) -> np.ndarray:
+        """Chooses the units to remove.
+
+        Args:
+            graph: the `Graph` of the model.
+            groups: the groups that may lose units.
+            scores: for each of them the scores of its units, [n].
+            stopwatch: measures the model; needed for `max_latency` only.
+
+        Returns:
+            bool [graph.units], True for a unit to remove.
+
+        Raises:
+            ValueError: the budget is smaller than what must stay, a latency cannot be met, or a ratio names a layer
+                without prunable units.
+        """
+        ranking = _Ranking(self, graph, groups, scores)
+        return ~ranking.kept(self._widths(ranking, graph, stopwatch))
+
+    def _widths(self, ranking: "_Ranking", graph: Graph, stopwatch: Stopwatch | None) -> np.ndarray:
+        if isinstance(self.ratio, Mapping):
+            return ranking.rounded(_widths_by_layer(ranking, self.ratio))
+        if self.ratio is not None:
+            return ranking.widths_at(self.ratio)
+        if self.max_latency is not None:
+            return _LatencySearch(ranking, stopwatch, self.max_latency).widths()
+        if self.max_flops is not None:
+            return _widths_below(ranking, "max_flops", self.max_flops, graph.macs)
+        return _widths_below(ranking, "max_params", self.max_params, graph.params)
+
+
+class _Ranking:
+    """The prunable units of a model, in the order in which they are removed.
+
+    "Widths" are an int array: how many units each group keeps. A group keeps its best units.
+    """
+
+    def __init__(self, budget: Budget, graph: Graph, groups: list[Group], scores: list[np.ndarray]):
+        self.groups = groups
+        self.sizes = np.array([len(group.units) for group in groups])
+        self._budget, self._units = budget, graph.units
+        ranks = [_rank(score) for score in scores]
+        self._rank_from_best = [len(rank) - 1 - rank for rank in ranks]
+        if budget.scope == "layer":
+            ratios = np.concatenate([(rank + 1) / len(rank) for rank in ranks])
+        else:
+            flat = np.concatenate(scores)
+            ratios = (_rank(flat) + 1) / len(flat)
+        order = np.argsort(ratios, kind="stable")
+        self._group_at = np.repeat(np.arange(len(groups)), self.sizes)[order]  # the group that loses the i-th unit
+        self._ratio_at = ratios[order]  # the smallest ratio at which the i-th unit is removed
+
+    def __len__(self):
+        return len(self._group_at)
+
+    def kept(self, widths: np.ndarray) -> np.ndarray:
+        """The units of the model, bool [units], that are kept at these widths."""
+        kept = np.ones(self._units, bool)
+        for group, rank, width in zip(self.groups, self._rank_from_best, widths, strict=True):
+            kept[group.units[rank >= width]] = False
+        return kept
+
+    def rounded(self, widths: np.ndarray) -> np.ndarray:
+        """Widths of at least `min_units`, rounded up to a multiple of `round_to`."""
+        step = self._budget.round_to
+        widths = -(-np.maximum(widths, self._budget.min_units) // step) * step
+        return np.minimum(widths, self.sizes)
+
+    def widths_after(self, count: int) -> np.ndarray:
+        """The widths after the first `count` units are removed."""
+        return self.rounded(self.sizes - np.bincount(self._group_at[:count], minlength=len(self.sizes)))
+
+    def widths_at(self, ratio: float) -> np.ndarray:
+        """The widths after this ratio of the units is removed."""
+        return self.widths_after(int(np.searchsorted(self._ratio_at, ratio + 1e-9, side="right")))
+
+    def count_for(self, cost: Callable[[np.ndarray], float], budget: float) -> int:
+        """How many units must be removed until a cost, which falls with the widths, is at most `budget`."""
+        few, many = 0, len(self)
+        while few < many:
+            middle = (few + many) // 2
+            few, many = (few, middle) if cost(self.widths_after(middle)) <= budget else (middle + 1, many)
+        return many
+
+    def widened(self, widths: np.ndarray, cost: Callable[[np.ndarray], float], budget: float) -> np.ndarray:
+        """Wider widths, if there are any whose cost is at most `budget`."""
+        # One unit of a wide residual stream can cost several percent of a model: cheaper units fill the gap.
+        for group in range(len(widths)):
+            if cost(widths) > (1 - _CLOSE) * budget:
+                break
+            wider = widths.copy()
+            wider[group] = min(wider[group] + self._budget.round_to, self.sizes[group])
+            widths = wider if cost(wider) <= budget else widths
+        return widths
+
+
+def _rank(scores):
+    return np.argsort(np.argsort(scores, kind="stable"))
+
+
+def _widths_by_layer(ranking, ratios):
+    removed = np.zeros_like(ranking.sizes)
+    for name, ratio in ratios.items():
+        found = [i for i, group in enumerate(ranking.groups) if name == group.name or name in group.layers]
+        if not found:
+            prunable = [group.name for group in ranking.groups]
+            raise ValueError(f"Expected the keys of `ratio` among the prunable layers {prunable}. Received: {name!r}")
+        removed[found] = np.floor(ratio * ranking.sizes[found] + 1e-9)
+    return ranking.sizes - removed
+
+
+def _widths_below(ranking, name, budget, cost_by_layer):
+    """The widths with the largest cost, as a share of the whole model's, of at most `budget`."""
+    whole = sum(cost_by_layer().values())
+
+    def cost(widths):
+        return sum(cost_by_layer(ranking.kept(widths)).values()) / whole
+
+    least = cost(ranking.widths_after(len(ranking)))
+    if least > budget:
+        raise _too_small(name, budget, least)
+    return ranking.widened(ranking.widths_after(ranking.count_for(cost, budget)), cost, budget)
+
+
+class _LatencySearch:
+    """Finds widths whose measured latency is a given share of the whole model's.
+
+    A table of measured layers predicts the latency of any widths. The search picks widths by the table, measures the
+    whole model at these, and uses each measurement to correct how the table is read.
+    """
+
+    def __init__(self, ranking: _Ranking, stopwatch: Stopwatch, budget: float):
+        self._ranking, self._stopwatch, self._budget = ranking, stopwatch, budget
+        cuts = [ranking.rounded(np.ceil(part * ranking.sizes).astype(int)) for part in _TABLE]
+        self._seconds = stopwatch.table([ranking.kept(widths) for widths in cuts])
+        self._whole = self._seconds(ranking.kept(ranking.sizes))
+        self._tried = {tuple(ranking.sizes): (1.0, 1.0)}  # widths -> predicted share, measured share
+
+    def widths(self) -> np.ndarray:
+        """The first widths found within the tolerance; ValueError if there are none."""
+        ranking, budget = self._ranking, self._budget
+        widths = ranking.widths_after(len(ranking))
+        while widths is not None and len(self._tried) <= _TRIES:
+            measured = self._stopwatch.share(ranking.kept(widths))
+            if abs(measured - budget) <= _TOLERANCE * budget:
+                return widths
+            if len(self._tried) == 1 and measured > budget:
+                raise _too_small("max_latency", budget, measured)
+            self._tried[tuple(widths)] = self._predicted(widths), measured
+            widths = self._nearest_untried()
+        shares = sorted((measured for _, measured in self._tried.values()), key=lambda one: abs(one - budget))
+        raise ValueError(
+            f"max_latency={budget:g} cannot be met within {_TOLERANCE:.0%}. Measured shares of the time, nearest "
+            f"first: {', '.join(f'{measured:.3f}' for measured in shares)}. Choose one of these, or try again on an "
+            "idle machine if the clock was unsteady."
+        )
+
+    def _predicted(self, widths):
+        return self._seconds(self._ranking.kept(widths)) / self._whole
+
+    def _nearest_untried(self):
+        """The untried widths predicted to be nearest to the budget; None if the nearest ones were all tried."""
+        ranking = self._ranking
+        predicted, measured = np.sort(list(self._tried.values()), axis=0).T  # sorted: a noisy clock may reorder them
+        target = np.interp(self._budget, measured, predicted)
+        count = ranking.count_for(self._predicted, target)
+        candidates = [
+            ranking.widened(ranking.widths_after(count), self._predicted, target),
+            ranking.widths_after(max(count - 1, 0)),
+        ]
+        candidates = [widths for widths in candidates if tuple(widths) not in self._tried]
+        return min(candidates, key=lambda widths: abs(self._predicted(widths) - target), default=None)
+
+
+def _too_small(name, budget, least):
+    return ValueError(
+        f"{name}={budget:g} cannot be met: what must stay already needs {least:.4g} of the {_COSTS[name]}. Raise "
+        f"{name}, or lower `min_units` or `round_to`, or protect fewer layers."
+    )

@@ -1,0 +1,190 @@
+"""Compensation: changes the remaining weights to make up for removed units, without any gradient (beyond the paper).
+
+*Merging* adds the weights that read a removed unit to those that read kept ones. *Refitting* (`refit`) fits each layer
+to its output in the uncut model. *Recalibration* re-estimates the statistics of BatchNormalization.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from tfspline import _keras
+from tfspline._keras.types import KerasModel
+from tfspline.graph.reader import Graph
+from tfspline.graph.surgery import cut
+from tfspline.graph.weights import value_of
+from tfspline.pruning import refit
+from tfspline.pruning.elimination import RIDGE, hyperplane_distances
+from tfspline.pruning.placement import channels_last, places_of
+from tfspline.pruning.refit import Pair
+from tfspline.pruning.units import units_of
+
+COMPENSATIONS = ("none", "merge", "refit")
+
+
+def compensate(
+    model: KerasModel,
+    small: KerasModel,
+    graph: Graph,
+    kept: np.ndarray,
+    inputs: list[tf.Tensor],
+    how: str,
+    recalibrate: bool,
+) -> None:
+    """Changes the weights of a cut model, layer by layer, to bring its outputs on probe inputs near the uncut model's.
+
+    Each layer gets the inputs that the already compensated layers before it produce, so errors do not accumulate.
+
+    Args:
+        model: the uncut model.
+        small: the cut model, `cut(model, graph, kept)`. Its weights are changed.
+        graph: the `Graph` of `model`.
+        kept: bool [graph.units], False for a removed unit.
+        inputs: unlabelled inputs, one tensor for each of `model.inputs`.
+        how: "merge" or "refit", for Dense layers and ungrouped convolutions that are called once; or "none".
+        recalibrate: whether to re-estimate BatchNormalization statistics. A BatchNormalization directly after a
+            refitted layer keeps its own, because the fit takes it into account.
+    """
+    walk = _Walk(model, small, graph, kept, how, recalibrate)
+    _keras.run(model, [Pair(x, x) for x in inputs], walk.visit, nested=True)
+
+
+class _Walk:
+    """Runs the uncut and the cut model side by side and compensates each layer of the cut one when it is reached."""
+
+    def __init__(self, model, small, graph, kept, how, recalibrate):
+        self._graph, self._kept, self._how = graph, kept, how
+        self._layers, self._makers = _keras.layer_paths(small), graph.makers
+        self._goals = refit.goals(model, graph) if how == "refit" else {}
+        norms = {path for path, layer in self._layers.items() if _keras.of_class(layer, "BatchNormalization")}
+        fitted = {goal.bn for goal in self._goals.values()}
+        self._stale = norms - fitted - graph.shared if recalibrate else set()
+        self._addends = {tensor for goal in self._goals.values() for tensor in goal.others}
+        self._pairs = {}  # tensor id -> its `Pair`, for tensors that a later layer's output is added to
+
+    def visit(self, node, args, kwargs):
+        layer = self._layers[node.path]
+        x = next((value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, Pair)), None)
+        self._compensate(node, layer, x)
+        whole = _keras.call(node.layer, args, kwargs, Pair, lambda pair: pair.whole)
+        small = _keras.call(layer, args, kwargs, Pair, lambda pair: pair.cut)
+        pairs = [Pair(*pair) for pair in zip(whole, small, strict=True)]
+        if refit.is_add(layer):
+            for tensor in node.inputs:
+                self._pairs.pop(tensor, None)
+        added = zip(node.outputs, pairs, strict=True)
+        self._pairs.update((tensor, pair) for tensor, pair in added if tensor in self._addends)
+        return pairs
+
+    def _compensate(self, node, layer, x):
+        path, graph, kept = node.path, self._graph, self._kept
+        if path in self._goals:
+            goal = self._goals[path]
+            if not all(tensor in self._pairs for tensor in goal.others):  # that branch runs later: leave the sum aside
+                goal = refit.Goal(goal.bn)
+            others = [self._pairs[tensor] for tensor in goal.others]
+            outputs = kept[self._makers[path].units]
+            refit.refit(node.layer, layer, self._layers.get(goal.bn), x, outputs, goal.relu, others)
+        elif self._how == "merge" and path not in graph.shared and refit.is_linear(layer):
+            _merge(node.layer, layer, x.whole, kept[graph.reads[path, 0][1]], kept[self._makers[path].units])
+        elif path in self._stale:
+            axis, units = graph.reads[path, 0]
+            _recalibrate(node.layer, layer, x, axis + 1, kept[units])
+
+
+def _merge(whole, layer, x, reads, makes):
+    """Merges removed inputs of a layer into kept ones by least squares.
+
+    With G the covariance of the inputs in the uncut model, R = (G_kk + ridge)^-1 G_kr predicts the removed inputs from
+    the kept ones, and the kernel takes V_k += R V_r, tap by tap. The bias takes the means. Without a bias, G is the
+    matrix of second moments and the prediction has no offset.
+
+    Args:
+        whole: the layer in the uncut model.
+        layer: the layer in the cut model.
+        x: its inputs in the uncut model.
+        reads: bool [inputs], which of them are kept.
+        makes: bool [outputs], which outputs are kept.
+    """
+    if reads.all():
+        return
+    x = channels_last(x, refit.channel_axis(layer))
+    stay, gone = np.flatnonzero(reads), np.flatnonzero(~reads)
+    kernel = value_of(whole.kernel).compress(~reads, axis=-2).compress(makes, axis=-1)
+    if len(x) < len(stay):  # only a Dense layer, which has one tap, has so many inputs
+        lost = tf.cast(tf.matmul(tf.gather(x, gone, axis=1), kernel), tf.float64)
+        change, shift = refit.FewRows(tf.gather(x, stay, axis=1), layer.use_bias).solve(lost)
+    else:
+        mean = tf.reduce_mean(x, axis=0).numpy() if layer.use_bias else np.zeros(x.shape[-1], np.float32)
+        gram = tf.cast(tf.matmul(x - mean, x - mean, transpose_a=True), tf.float64).numpy()
+        ridge = RIDGE * np.trace(gram) / len(gram) + np.finfo(np.float32).tiny
+        ridged = gram[np.ix_(stay, stay)] + ridge * np.eye(len(stay))
+        share = tf.linalg.solve(ridged, gram[np.ix_(stay, gone)]).numpy()
+        change = np.einsum("kr,...ro->...ko", share, kernel)
+        shift = np.einsum("r,wro->o", mean[gone] - mean[stay] @ share, kernel.reshape(-1, *kernel.shape[-2:]))
+    layer.kernel.assign(value_of(layer.kernel) + change)
+    if layer.use_bias:
+        layer.bias.assign(value_of(layer.bias) + shift)
+
+
+def _recalibrate(whole, bn, x, axis, kept):
+    """Changes the statistics as those of the inputs changed; they stay exactly as they are where nothing changed."""
+    axes = [i for i in range(x.whole.shape.rank) if i != axis]
+    mean, variance = (moment.numpy()[kept] for moment in tf.nn.moments(tf.cast(x.whole, tf.float32), axes))
+    mean_cut, variance_cut = (moment.numpy() for moment in tf.nn.moments(tf.cast(x.cut, tf.float32), axes))
+    bn.moving_mean.assign(value_of(whole.moving_mean)[kept] + mean_cut - mean)
+    ratio = (variance_cut + bn.epsilon) / (variance + bn.epsilon)
+    bn.moving_variance.assign(value_of(whole.moving_variance)[kept] * ratio)
+
+
+def merge_pairs(model: KerasModel, graph: Graph, kept: np.ndarray) -> KerasModel:
+    """Merges each removed unit into the kept unit with the nearest hyperplane; needs no data.
+
+    If the hyperplanes of units k and k' nearly coincide, with the same side on, then relu(w_k x + b_k) is about
+    |w_k| / |w_k'| relu(w_k' x + b_k'): the weights that read k, scaled so, are added to those that read k'. Units
+    without a kept unit on the same side are left as they are, and so are groups whose units pass per-channel weights
+    (of a depthwise convolution, PReLU) before they are read.
+
+    Args:
+        model: the uncut model. It is not changed.
+        graph: its `Graph`.
+        kept: bool [graph.units], False for a unit that will be removed.
+
+    Returns:
+        An uncut copy of the model with the merged weights.
+    """
+    merged = cut(model, graph, np.ones(graph.units, bool))
+    layers = _keras.layer_paths(merged)
+    readers = [site for site in graph.sites if site.role == "in"]
+    scaled = _scaled_before_reading(graph)
+    groups = [group for group in graph.groups if not kept[group.units].all() and not scaled[group.units].any()]
+    for group, units in zip(groups, units_of(model, graph, groups, np.random.default_rng(0)), strict=True):
+        removed, nearest, shares = _nearest_kept(units, kept[group.units])
+        for site in readers:
+            places = places_of(site.units, group.units)
+            if places.size:
+                weight = layers[site.layer].weights[site.index]
+                value = np.moveaxis(value_of(weight), site.axis, -1).copy()
+                np.add.at(value, (..., places[nearest]), value[..., places[removed]] * shares[:, None])
+                weight.assign(np.moveaxis(value, -1, site.axis))
+    return merged
+
+
+def _scaled_before_reading(graph):
+    """The units, bool [units], that pass per-channel weights other than those folded into their hyperplane."""
+    folded = {*graph.makers, *graph.folded.values()}
+    scaled = np.zeros(graph.units, bool)
+    for site in graph.sites:
+        if site.role == "carry" and site.layer not in folded:
+            scaled[site.units] = True
+    return scaled
+
+
+def _nearest_kept(units, kept):
+    """The removed units of a group that have a kept unit on the same side, the nearest one of each, |w_k| / |w_k'|."""
+    weight = units.weight
+    norm = np.maximum(np.linalg.norm(weight, axis=1), np.finfo(np.float32).tiny)
+    same_side = tf.matmul(weight, weight, transpose_b=True).numpy() > 0
+    distance = np.where(same_side & kept, hyperplane_distances(weight, units.offset), np.inf)
+    removed = np.flatnonzero(~kept & np.isfinite(distance).any(axis=1))
+    nearest = distance[removed].argmin(axis=1)
+    return removed, nearest, norm[removed] / norm[nearest]
