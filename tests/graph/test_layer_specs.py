@@ -315,7 +315,5 @@ def test_weights_without_numbers_are_refused(keras):
     inputs = keras.Input((0,))
     inner = keras.Sequential([inputs, layers.Dense(4, name="empty")], name="inner")
     model = keras.Model(inputs, layers.Dense(3)(inner(inputs)))
-    with pytest.raises(
-        ValueError, match=r"Expected weights that hold numbers. Received: layer 'inner/empty'.*\(0, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"'inner/empty'.*\(0, 4\)"):
         tfspline.plan(model, 0.5)

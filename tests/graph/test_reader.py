@@ -116,7 +116,7 @@ def test_a_registered_rule_lets_units_be_pruned_through_a_custom_layer(keras, rn
             return x * self.scale
 
     def rule(call):
-        call.carry("scale", 0, call.channels())
+        call.per_channel("scale", 0, call.channels())
         return call.inputs[0]
 
     layers = keras.layers

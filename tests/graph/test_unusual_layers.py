@@ -154,7 +154,7 @@ def test_lora_is_refused_and_quantized_units_stay(rng):
 
     model = made()
     model.get_layer("a").enable_lora(2)
-    with pytest.raises(ValueError, match=r"Expected .* Received: 'a' \(Dense\), .* LoRA"):
+    with pytest.raises(ValueError, match=r"'a' \(Dense\).* LoRA"):
         tfspline.plan(model, 0.5)
     model = made()
     model.get_layer("a").quantize("int8")

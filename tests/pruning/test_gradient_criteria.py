@@ -145,7 +145,7 @@ def test_taylor_is_the_square_of_a_finite_difference(keras, rng, family):
         """The loss with all that makes a unit, in however many layers, multiplied by a factor."""
         before = model.get_weights()
         for name in group.layers:
-            (channel,) = np.flatnonzero(read.makers[name].units == group.units[unit])
+            (channel,) = np.flatnonzero(read.producers[name].units == group.units[unit])
             layer = model.get_layer(read.folded.get(name, name))
             moving = [] if layer.name == name else [layer.moving_mean, layer.moving_variance]
             for weight in layer.weights:

@@ -33,8 +33,8 @@ def zero_kernels(model, ratio):
     """Zeroes a random part of the kernel columns that make units, their biases and shifts left as they are."""
     plan = tfspline.plan(model, ratio, criterion="random")
     layers = _keras.layer_paths(model)
-    for site in plan.graph.sites:
-        if site.role == "out":
+    for site in plan.graph.slices:
+        if site.role == "produced":
             weight = layers[site.layer].weights[site.index]
             value = weight.numpy()
             np.moveaxis(value, site.axis, 0)[plan.removed[site.units]] = 0

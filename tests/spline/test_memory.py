@@ -9,7 +9,7 @@ from tensorflow.types import experimental as types
 
 from tfspline import Codes, EarlyBird, Masks, SplinePruning
 from tfspline._keras.inputs import Probe
-from tfspline.graph.reader import Graph
+from tfspline.graph.structure import Graph
 
 
 def living(keras):

@@ -277,9 +277,9 @@ class SplinePruning(_keras.StepCallback):
         return True
 
     def _take_loaded(self, graph):
-        if set(self._loaded) != set(graph.makers):
+        if set(self._loaded) != set(graph.producers):
             raise ValueError(
-                f"Expected the state of a SplinePruning of a model with the layers {sorted(graph.makers)}. "
+                f"Expected the state of a SplinePruning of a model with the layers {sorted(graph.producers)}. "
                 f"Received: {sorted(self._loaded)}"
             )
         self.masks, self._loaded = Masks.of_layers(graph, self._loaded), None

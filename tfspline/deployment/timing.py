@@ -12,7 +12,7 @@ from tfspline import _keras
 from tfspline._utils.checks import count
 from tfspline.deployment import litert
 from tfspline.graph.cost import check_static
-from tfspline.graph.reader import Graph
+from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import cut
 
 ROUNDS = 25  # in each of which everything that is compared is measured once

@@ -5,7 +5,7 @@ its batch dimension, an axis of length 1 standing for "the same ids all along". 
 On the way it says which axes of which weights go with which ids:
 
 - `call.produce(weight, axis)` makes fresh channels (Conv, Dense), `call.consume(weight, axis, ids)` reads them
-  through a kernel, `call.carry(weight, axis, ids)` lets a weight travel with its channel (BatchNormalization);
+  through a kernel, `call.per_channel(weight, axis, ids)` lets a weight travel with its channel (BatchNormalization);
 - `call.tie(a, b)` makes units of two ids one unit, `call.protect(ids, why)` keeps them whatever happens;
 - `call.resize(key, value_of)` names a config entry that shrinks, `call.macs(weight, positions)` counts the work;
 - `call.input(name)` and `call.argument(name)` find an argument of the call where the order of inputs does not tell.
@@ -38,8 +38,8 @@ def register_channel_rule(layer_class: type, rule: Callable) -> None:
 
     Args:
         layer_class: the layer's class; its subclasses follow the same rule unless they have one of their own.
-        rule: called as `rule(call)`, with `call.layer`, `call.inputs` (channel ids, see `layer_specs`) and the
-            methods `produce`, `consume`, `carry`, `tie`, `protect`, `resize` and `macs`; returns the output's ids.
+        rule: called as `rule(call)` with a `Call`; returns the ids of the output. `call.layer` is the layer,
+            `call.inputs` the channel ids of its inputs; see the methods of `tfspline.graph.call.Call`.
 
     Raises:
         TypeError: `layer_class` is not a class or `rule` cannot be called.
@@ -53,7 +53,7 @@ def register_channel_rule(layer_class: type, rule: Callable) -> None:
     ...     def call(self, x):
     ...         return x * self.scale
     >>> def rule(call):
-    ...     call.carry("scale", 0, call.channels())
+    ...     call.per_channel("scale", 0, call.channels())
     ...     return call.inputs[0]
     >>> tfspline.register_channel_rule(Scale, rule)
     """
@@ -158,15 +158,15 @@ def batch_normalization(call):
         return activated(call, call.inputs[0])
     ids = call.channels(axis=axis)
     for weight in ("gamma", "beta"):
-        call.carry(weight, 0, ids)
+        call.per_channel(weight, 0, ids)
     for weight in ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev"):
-        call.carry(weight, 0, ids, state=True)
+        call.per_channel(weight, 0, ids, statistic=True)
     return activated(call, call.inputs[0])
 
 
 def layer_scale(call):
     """One factor a channel (ConvNeXt)."""
-    call.carry("gamma", 0, call.channels())
+    call.per_channel("gamma", 0, call.channels())
     return call.inputs[0]
 
 
@@ -177,7 +177,7 @@ def normalise_over_channels(call):
             ids = call.channels(axis=call.axis(axis))
             for weight in ("gamma", "beta", "scale"):
                 if hasattr(getattr(call.layer, weight, None), "shape"):  # tf_keras: scale=True is a flag
-                    call.carry(weight, i, ids)
+                    call.per_channel(weight, i, ids)
             call.protect(ids, f"{call.described()} normalises over channels", inexact=True)
     return call.inputs[0]
 
@@ -187,7 +187,7 @@ def group_normalization(call):
     groups = call.layer.groups
     ids = call.channels(axis=call.axis(call.layer.axis))
     for weight in ("gamma", "beta"):
-        call.carry(weight, 0, ids)
+        call.per_channel(weight, 0, ids)
     if groups == ids.size:
         call.resize("groups", lambda kept: int(kept[ids].sum()))
     else:
@@ -206,7 +206,7 @@ def prelu(call):
     """A slope a place, shared along `shared_axes`."""
     for axis, size in enumerate(call.layer.alpha.shape):
         if size > 1 and call.inputs[0].shape[axis] > 1:
-            call.carry("alpha", axis, call.channels(axis=axis))
+            call.per_channel("alpha", axis, call.channels(axis=axis))
     return call.inputs[0]
 
 
@@ -214,7 +214,7 @@ def dense(call):
     """Mixes the channels of the last axis."""
     call.consume("kernel", 0, call.channels())
     outputs = call.produce("kernel", 1)
-    call.carry("bias", 0, outputs)
+    call.per_channel("bias", 0, outputs)
     call.resize("units", lambda kept: int(kept[outputs].sum()))
     call.macs("kernel", _size(call.shape()[:-1]))
     return activated(call, call.place(outputs))
@@ -225,7 +225,7 @@ def conv(call):
     inputs, groups = call.channels(axis=call.channel_axis()), call.layer.groups
     outputs = call.produce("kernel", -1)
     call.macs("kernel", _size(call.spatial(call.output_shapes[0])))
-    call.carry("bias", 0, outputs)
+    call.per_channel("bias", 0, outputs)
     call.resize("filters", lambda kept: int(kept[outputs].sum()))
     if groups == 1:
         call.consume("kernel", -2, inputs)
@@ -250,7 +250,7 @@ def conv_transpose(call):
     """Conv1D/2D/3DTranspose: kernel [*window, outputs, inputs]."""
     call.consume("kernel", -1, call.channels(axis=call.channel_axis()))
     outputs = call.produce("kernel", -2)
-    call.carry("bias", 0, outputs)
+    call.per_channel("bias", 0, outputs)
     call.resize("filters", lambda kept: int(kept[outputs].sum()))
     call.macs("kernel", _size(call.spatial(call.shape())))
     return activated(call, call.place(outputs))
@@ -260,9 +260,9 @@ def depthwise(call):
     """DepthwiseConv1D/2D: `depth_multiplier` channels out of each channel, none mixed."""
     weight = "depthwise_kernel" if hasattr(call.layer, "depthwise_kernel") else "kernel"
     inputs = call.channels(axis=call.channel_axis())
-    call.carry(weight, -2, inputs)
+    call.per_channel(weight, -2, inputs)
     outputs = np.repeat(inputs, call.layer.depth_multiplier)
-    call.carry("bias", 0, outputs)
+    call.per_channel("bias", 0, outputs)
     call.macs(weight, _size(call.spatial(call.output_shapes[0])))
     return activated(call, call.place(outputs))
 
@@ -270,10 +270,10 @@ def depthwise(call):
 def separable(call):
     """SeparableConv1D/2D: a depthwise convolution, then a pointwise one that mixes."""
     inputs = call.channels(axis=call.channel_axis())
-    call.carry("depthwise_kernel", -2, inputs)
+    call.per_channel("depthwise_kernel", -2, inputs)
     call.consume("pointwise_kernel", -2, np.repeat(inputs, call.layer.depth_multiplier))
     outputs = call.produce("pointwise_kernel", -1)
-    call.carry("bias", 0, outputs)
+    call.per_channel("bias", 0, outputs)
     call.resize("filters", lambda kept: int(kept[outputs].sum()))
     for weight in ("depthwise_kernel", "pointwise_kernel"):
         call.macs(weight, _size(call.spatial(call.output_shapes[0])))
@@ -307,7 +307,7 @@ def attention(call):
             if f"{name}_shape" in config:
                 call.resize(f"{name}_shape", _last_axis(config[f"{name}_shape"], ids))
     outputs = call.produce("_output_dense.kernel", -1)
-    call.carry("_output_dense.bias", -1, outputs)
+    call.per_channel("_output_dense.bias", -1, outputs)
     call.resize("output_shape", _last_axis((None,), outputs))
     queries = _size(call.shape(query)[:-1])
     call.macs("_output_dense.kernel", queries)

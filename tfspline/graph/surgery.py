@@ -1,59 +1,63 @@
-"""Cuts units out of a model: the model cloned narrower, its weights sliced."""
+"""Removes units from a model: rebuilds its layers narrower and slices their weights."""
 
 import numbers
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline.graph.reader import Graph
+from tfspline._keras.types import KerasModel
+from tfspline.graph.structure import Graph
 
 
-def cut(model: Any, graph: Graph, kept: np.ndarray, configs: Mapping[str, dict] | None = None) -> Any:
-    """A new model without the units that are not `kept`.
+def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str, dict] | None = None) -> KerasModel:
+    """Copies a model without the units that are not kept.
 
     Args:
-        model: the model that `graph` was read from, or one of the same layers and shapes.
-        graph: what `graph.read` found.
+        model: the model that `graph` was read from, or one with the same layers and shapes.
+        graph: the structure of the model.
         kept: bool [graph.units].
-        configs: other config entries of some layers; a weight that they add stays as it is initialised.
+        configs: further config entries to change, by layer path; a weight that they add keeps its initial value.
 
     Returns:
-        An ordinary uncompiled model of the same Keras, with new layers of the same names and sliced weights.
+        An uncompiled model of the same Keras version with new layers of the same names and sliced weights.
 
     Raises:
-        ValueError: the model is not one that the graph was read from.
+        ValueError: the model's layers or weight shapes are not those of the graph.
     """
     check_same(model, graph)
     resizes = {}
-    for path, key, value_of in graph.resizes:
-        resizes.setdefault(path, []).append((key, value_of))
+    for resize in graph.resizes:
+        resizes.setdefault(resize.layer, {})[resize.key] = resize.value(kept)
 
     def copies_of(path, layer):
         config = _keras.config_of(layer)
         if path in resizes:  # an initializer that is a matrix has the old shape
             config |= {key: "zeros" for key, value in config.items() if _is_matrix(key, value)}
-        narrower = {key: value_of(kept) for key, value_of in resizes.get(path, ())}
-        return [_keras.from_config(type(layer), config | narrower | (configs or {}).get(path, {}))]
+        config = config | resizes.get(path, {}) | (configs or {}).get(path, {})
+        return [_keras.from_config(type(layer), config)]
 
-    slim = _keras.rebuild(model, copies_of)
-    sites = {}
-    for site in graph.sites:
-        sites.setdefault((site.layer, site.index), []).append(site)
-    sources = _keras.layer_paths(model)
-    copies = _keras.layer_paths(slim)
+    small = _keras.rebuild(model, copies_of)
+    _slice_weights(model, small, graph, kept)
+    return small
+
+
+def _slice_weights(model, small, graph, kept):
+    """Gives a model without the removed units the weights of the whole one."""
+    parts = {}
+    for part in graph.slices:
+        if not kept[part.units].all():
+            parts.setdefault((part.layer, part.index), []).append((part.axis, np.flatnonzero(kept[part.units])))
+    sources, copies = _keras.layer_paths(model), _keras.layer_paths(small)
     for path in graph.shapes:
         pairs = zip(_keras.weights(sources[path]), _keras.weights(copies[path]), strict=False)
         for i, (source, copy) in enumerate(pairs):
             value = tf.convert_to_tensor(source)
-            for site in sites.get((path, i), ()):
-                if not kept[site.units].all():
-                    value = tf.gather(value, np.flatnonzero(kept[site.units]), axis=site.axis)
+            for axis, positions in parts.get((path, i), ()):
+                value = tf.gather(value, positions, axis=axis)
             copy.assign(value)
         _keras.finalize(copies[path])
-    return slim
 
 
 def _is_matrix(key, value):
@@ -61,9 +65,11 @@ def _is_matrix(key, value):
     return constant and not isinstance(value["config"]["value"], numbers.Real)
 
 
-def difference(model: Any, other: Any, inputs: list) -> float:
-    """How far two models are from being the same function on some inputs, one tensor for each of `model.inputs`:
-    max |other - model| / max |model|, for the output where it is largest."""
+def difference(model: KerasModel, other: KerasModel, inputs: list) -> float:
+    """The relative difference of two models on some inputs, one tensor for each of `model.inputs`.
+
+    It is max |other - model| / max |model|, of the output for which this is largest.
+    """
     outputs = [
         _keras.run(one, inputs, lambda node, args, kwargs: node.layer(*args, **kwargs)) for one in (model, other)
     ]
@@ -75,18 +81,19 @@ def difference(model: Any, other: Any, inputs: list) -> float:
     return float(largest)
 
 
-def check_same(model: Any, graph: Graph, made: str = "plan was") -> None:
-    """Raises a ValueError if the model's layers or weight shapes are not those that the graph was read from; `made`
-    says what that was done for."""
+def check_same(model: KerasModel, graph: Graph, made: str = "plan was") -> None:
+    """Raises a ValueError if the model's layers or weight shapes are not those of the graph.
+
+    Args:
+        model: any model.
+        graph: the structure that it is to have.
+        made: what was made from the graph, and "was" or "were", for the message.
+    """
     paths = _keras.layer_paths(_keras.check_model(model))
+    expected = f"Expected the model that the {made} made for, with"
     for path, shapes in graph.shapes.items():
         if path not in paths:
-            raise ValueError(
-                f"Expected the model that the {made} made for, with a layer {path!r}. Received: {model.name!r}"
-            )
+            raise ValueError(f"{expected} a layer {path!r}. Received: {model.name!r}")
         received = [tuple(weight.shape) for weight in _keras.weights(paths[path])]
         if received != shapes:
-            raise ValueError(
-                f"Expected the model that the {made} made for, with weights of shapes {shapes} in layer {path!r}. "
-                f"Received: {received}"
-            )
+            raise ValueError(f"{expected} weights of shapes {shapes} in layer {path!r}. Received: {received}")

@@ -7,7 +7,7 @@ import numpy as np
 
 from tfspline._utils.checks import among, count, share
 from tfspline.deployment.timing import Stopwatch
-from tfspline.graph.reader import Graph, Group
+from tfspline.graph.structure import Graph, Group
 
 SCOPES = ("layer", "global")
 _BUDGETS = ("ratio", "max_flops", "max_params", "max_latency")

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
-from tfspline.graph.reader import Graph
+from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import cut
 from tfspline.graph.weights import value_of
 from tfspline.pruning import refit
@@ -53,7 +53,7 @@ class _Walk:
 
     def __init__(self, model, small, graph, kept, how, recalibrate):
         self._graph, self._kept, self._how = graph, kept, how
-        self._layers, self._makers = _keras.layer_paths(small), graph.makers
+        self._layers, self._makers = _keras.layer_paths(small), graph.producers
         self._goals = refit.goals(model, graph) if how == "refit" else {}
         norms = {path for path, layer in self._layers.items() if _keras.of_class(layer, "BatchNormalization")}
         fitted = {goal.bn for goal in self._goals.values()}
@@ -154,7 +154,7 @@ def merge_pairs(model: KerasModel, graph: Graph, kept: np.ndarray) -> KerasModel
     """
     merged = cut(model, graph, np.ones(graph.units, bool))
     layers = _keras.layer_paths(merged)
-    readers = [site for site in graph.sites if site.role == "in"]
+    readers = [site for site in graph.slices if site.role == "read"]
     scaled = _scaled_before_reading(graph)
     groups = [group for group in graph.groups if not kept[group.units].all() and not scaled[group.units].any()]
     for group, units in zip(groups, units_of(model, graph, groups, np.random.default_rng(0)), strict=True):
@@ -171,10 +171,10 @@ def merge_pairs(model: KerasModel, graph: Graph, kept: np.ndarray) -> KerasModel
 
 def _scaled_before_reading(graph):
     """The units, bool [units], that pass per-channel weights other than those folded into their hyperplane."""
-    folded = {*graph.makers, *graph.folded.values()}
+    folded = {*graph.producers, *graph.folded.values()}
     scaled = np.zeros(graph.units, bool)
-    for site in graph.sites:
-        if site.role == "carry" and site.layer not in folded:
+    for site in graph.slices:
+        if site.role == "per_channel" and site.layer not in folded:
             scaled[site.units] = True
     return scaled
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline.graph import layer_specs as rules
-from tfspline.graph import reader as graphs
+from tfspline.graph.structure import Graph
 
 _SIDES = 80, 96  # the sizes of axes that the model leaves open: what is constant does not depend on them
 
@@ -34,7 +34,7 @@ class _Signal:
     varies: np.ndarray
 
 
-def constants(model: Any, graph: graphs.Graph, free: np.ndarray) -> dict[str, np.ndarray]:
+def constants(model: Any, graph: Graph, free: np.ndarray) -> dict[str, np.ndarray]:
     """What each layer that a constant can be folded into reads: float64 [3, channels].
 
     The mean, the smallest and the largest value of each channel, over all positions and calls; NaN for a channel

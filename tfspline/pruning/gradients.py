@@ -10,7 +10,7 @@ from tfspline import _keras
 from tfspline._keras.inputs import Probe
 from tfspline._keras.types import Data, KerasLayer, KerasModel, KerasVariable
 from tfspline.graph.cost import check_static
-from tfspline.graph.reader import Graph, Site
+from tfspline.graph.structure import Graph, WeightSlice
 from tfspline.spline.activations import Bend, Smooth, bends, first
 from tfspline.spline.float64 import flat, without_activation
 from tfspline.spline.piecewise import Choice
@@ -84,7 +84,7 @@ class _LossTape:
 
     def __init__(self, model: KerasModel, graph: Graph, training: bool):
         layers = _keras.layer_paths(model)
-        self._model, self._folded, self._makers, self._training = model, graph.folded, graph.makers, training
+        self._model, self._folded, self._makers, self._training = model, graph.folded, graph.producers, training
         self.kernels = {name: layers[name].weights[site.index] for name, site in self._makers.items()}
         self.norms = [layer for layer in layers.values() if _keras.of_class(layer, "BatchNormalization")]
         biases = {name: bias_of(layers[name], site) for name, site in self._makers.items() if name not in graph.folded}
@@ -183,7 +183,7 @@ def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
             weight.assign(tf.zeros_like(weight) if name in _OFFSETS else tf.abs(tf.convert_to_tensor(weight)))
     layers = _keras.layer_paths(model)
     kernels = {
-        name: _keras.tf_variable(copies[id(layers[name])].weights[site.index]) for name, site in graph.makers.items()
+        name: _keras.tf_variable(copies[id(layers[name])].weights[site.index]) for name, site in graph.producers.items()
     }
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tf.nest.flatten(kernels))
@@ -212,6 +212,6 @@ def _chosen(choice, z):
     return choice.apply(z, choice.code(z))
 
 
-def bias_of(layer: KerasLayer, site: Site) -> KerasVariable | None:
+def bias_of(layer: KerasLayer, site: WeightSlice) -> KerasVariable | None:
     """The bias that belongs to a layer's weight; None without one."""
     return _keras.weight(layer, ".".join([*site.weight.split(".")[:-1], "bias"]))

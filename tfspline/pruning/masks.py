@@ -12,13 +12,14 @@ from tfspline._keras.recording import retrace
 from tfspline._utils.checks import instance
 from tfspline._utils.files import read_json, write_json
 from tfspline.graph import reader as graphs
+from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import check_same, cut
 from tfspline.pruning import tfmot as wrappers
 
 _FORMAT = "tfspline.masks.1"
 
 
-def switch_off(model: Any, graph: graphs.Graph, off: np.ndarray) -> Any:
+def switch_off(model: Any, graph: Graph, off: np.ndarray) -> Any:
     """A copy of a model in which the units `off` (bool [graph.units]) contribute exactly nothing.
 
     All that makes such a unit (kernel column, bias, gamma, beta) is zero, and so is what the next layers read it
@@ -32,12 +33,12 @@ def switch_off(model: Any, graph: graphs.Graph, off: np.ndarray) -> Any:
     return masked
 
 
-def entries(graph: graphs.Graph, off: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
+def entries(graph: Graph, off: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
     """Of every weight that has to do with units that may go, by layer and place in `layer.weights`: its entries,
     bool of its shape, False for those of the units `off` (bool [graph.units])."""
     masks, free = {}, graph.free
-    for site in graph.sites:
-        if site.role != "state" and free[site.units].any():
+    for site in graph.slices:
+        if site.role != "statistic" and free[site.units].any():
             on = masks.setdefault((site.layer, site.index), np.ones(graph.shapes[site.layer][site.index], bool))
             np.moveaxis(on, site.axis, 0)[off[site.units]] = False
     return masks
@@ -73,9 +74,9 @@ class Masks(Mapping):
     2
     """
 
-    def __init__(self, graph: graphs.Graph, off: np.ndarray):
+    def __init__(self, graph: Graph, off: np.ndarray):
         off = np.asarray(off, bool)
-        instance("graph", graph, graphs.Graph)
+        instance("graph", graph, Graph)
         if off.shape != (graph.units,):
             raise ValueError(f"Expected one bool for each of {graph.units} units. Received: shape {off.shape}")
         for group in graph.groups:
@@ -95,7 +96,7 @@ class Masks(Mapping):
         return cls.of_layers(graphs.read(model, allow_inexact=allow_inexact), on)
 
     @classmethod
-    def of_layers(cls, graph: graphs.Graph, on: Mapping[str, Any]) -> "Masks":
+    def of_layers(cls, graph: Graph, on: Mapping[str, Any]) -> "Masks":
         """The same for a model whose graph has been read."""
         off = np.zeros(graph.units, bool)
         for layer, mask in instance("on", on, Mapping).items():
@@ -125,8 +126,8 @@ class Masks(Mapping):
         graph = graphs.read(model, allow_inexact=allow_inexact)
         layers = _keras.layer_paths(model)
         off = graph.free
-        for site in graph.sites:
-            if site.role != "state":
+        for site in graph.slices:
+            if site.role != "statistic":
                 value = np.moveaxis(layers[site.layer].weights[site.index].numpy(), site.axis, 0)
                 off[site.units[value.reshape(len(value), -1).any(axis=1)]] = False
         return cls(graph, off)
@@ -146,8 +147,8 @@ class Masks(Mapping):
         graph = graphs.read(wrapped, allow_inexact=allow_inexact)
         masks = {place: mask.numpy() for place, mask, _ in wrappers.pruning_vars(wrapped)}
         off = graph.free
-        for site in graph.sites:
-            if site.role == "out":
+        for site in graph.slices:
+            if site.role == "produced":
                 mask = masks.get((site.layer, site.index))  # None where a layer is not wrapped: all on
                 on = True if mask is None else np.moveaxis(mask, site.axis, 0).reshape(len(site.units), -1).any(axis=1)
                 off[site.units[on]] = False
@@ -170,7 +171,7 @@ class Masks(Mapping):
         masked = {place for place, _, _ in wrappers.pruning_vars(wrapped)}
         bare = [
             site.layer
-            for site in self.graph.makers.values()
+            for site in self.graph.producers.values()
             if self.off[site.units].any() and (site.layer, site.index) not in masked
         ]
         if bare:
@@ -182,10 +183,10 @@ class Masks(Mapping):
         return ~self.off[self.graph.channels(layer)]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.graph.makers)
+        return iter(self.graph.producers)
 
     def __len__(self) -> int:
-        return len(self.graph.makers)
+        return len(self.graph.producers)
 
     def __eq__(self, other: Any) -> bool:
         if not isinstance(other, Masks):
@@ -260,13 +261,13 @@ class Masks(Mapping):
         return read_json(path, _FORMAT, "masks", lambda found: listed(graph, found["channels"], found["off"]))
 
 
-def listed(graph: graphs.Graph, channels: dict[str, int], off: dict[str, list[int]]) -> Masks:
+def listed(graph: Graph, channels: dict[str, int], off: dict[str, list[int]]) -> Masks:
     """The masks that a file lists: how many channels every layer makes, and which of them are off, in their order.
 
     Raises:
         ValueError: they are not those of this graph, no such lists, or they contradict each other.
     """
-    expected = {layer: len(site.units) for layer, site in graph.makers.items()}
+    expected = {layer: len(site.units) for layer, site in graph.producers.items()}
     if channels != expected or off.keys() != expected.keys():
         raise ValueError(f"Expected a model with the channels {channels}. Received: one with {expected}")
     on = {layer: np.ones(number, bool) for layer, number in expected.items()}

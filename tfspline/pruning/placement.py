@@ -5,22 +5,22 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfspline.graph.reader import Group, Site
+from tfspline.graph.structure import Group, WeightSlice
 
 
 class Placement:
     """Where the weights that produce a group's units hold each of them.
 
     Args:
-        makers: the layers that produce channels, by path, as in `Graph.makers`.
+        makers: the layers that produce channels, by path, as in `Graph.producers`.
         group: a group of the same graph.
 
     Attributes:
-        slices: layer path -> the `Site` of the weight that produces the units.
+        slices: layer path -> the `WeightSlice` of the weight that produces the units.
         places: layer path -> int [n, positions a unit], see `places_of`.
     """
 
-    def __init__(self, makers: Mapping[str, Site], group: Group):
+    def __init__(self, makers: Mapping[str, WeightSlice], group: Group):
         self.slices = {layer: makers[layer] for layer in group.layers}
         self.places = {layer: places_of(site.units, group.units) for layer, site in self.slices.items()}
 

@@ -14,6 +14,7 @@ from tfspline._utils.files import read_json, write_json
 from tfspline.deployment.timing import Runtime, Stopwatch
 from tfspline.graph import reader as graphs
 from tfspline.graph.cost import check_static
+from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import check_same, cut
 from tfspline.pruning import compensation, criteria, masks
 from tfspline.pruning.allocation import Budget
@@ -39,7 +40,7 @@ class Plan:
     8
     """
 
-    def __init__(self, graph: graphs.Graph, removed: np.ndarray, options: dict):
+    def __init__(self, graph: Graph, removed: np.ndarray, options: dict):
         self.graph, self.removed, self.options = graph, removed, options
 
     @property
@@ -164,7 +165,7 @@ class Plan:
 
     def save(self, path: str) -> None:
         """Writes the plan as JSON: its options, and the channels that go of each layer."""
-        makers = self.graph.makers
+        makers = self.graph.producers
         removed = {layer: np.flatnonzero(self.removed[site.units]).tolist() for layer, site in makers.items()}
         channels = {layer: len(site.units) for layer, site in makers.items()}
         write_json(path, _FORMAT, options=self.options, channels=channels, removed=removed)
@@ -284,7 +285,7 @@ def plan(
 
 def choose(
     model: Any,
-    graph: graphs.Graph,
+    graph: Graph,
     budget: Budget,
     criterion: str,
     rng: np.random.Generator,

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
-from tfspline.graph.reader import Graph, Group
+from tfspline.graph.structure import Graph, Group
 from tfspline.graph.weights import folded, value_of
 from tfspline.pruning.placement import channels_last, places_of, rows, side_by_side, take
 
@@ -66,10 +66,10 @@ class _Recorder:
         self._group_at = np.full(graph.units, -1)
         for i, group in enumerate(groups):
             self._group_at[group.units] = i
-        self._kernels = {}  # layer path -> the weights that read units, with their `Site`s
-        layers, makers = _keras.layer_paths(model), graph.makers
-        for site in graph.sites:
-            if site.role == "in":
+        self._kernels = {}  # layer path -> the weights that read units, with their `WeightSlice`s
+        layers, makers = _keras.layer_paths(model), graph.producers
+        for site in graph.slices:
+            if site.role == "read":
                 norm = layers.get(graph.folded.get(site.layer))
                 kernel = _kernel_with_norm(layers[site.layer], norm, site, makers.get(site.layer))
                 self._kernels.setdefault(site.layer, []).append((site, kernel))

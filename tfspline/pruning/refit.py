@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasLayer, KerasModel
-from tfspline.graph.reader import Graph
+from tfspline.graph.structure import Graph
 from tfspline.graph.weights import folded, value_of
 
 RIDGE = 1e-3  # share of the mean variance of an input: the cost of changing a weight, against the error it removes

@@ -12,6 +12,7 @@ from tfspline._keras.types import KerasLayer, KerasModel
 from tfspline._utils.checks import several
 from tfspline.graph import layer_specs as rules
 from tfspline.graph import reader as graphs
+from tfspline.graph.structure import Graph, Group
 from tfspline.graph.surgery import cut, difference
 from tfspline.pruning.constant_folding import constants, random_inputs, response
 from tfspline.pruning.masks import Masks
@@ -122,7 +123,7 @@ class _Reader:
         inexact: bool [inputs], whether folding the unit's constant would change the layer's function.
     """
 
-    def __init__(self, graph: graphs.Graph, path: str, layer: KerasLayer, mean, low, high):
+    def __init__(self, graph: Graph, path: str, layer: KerasLayer, mean, low, high):
         self.inputs, self.outputs = graph.reads[path, 0][1], graph.channels(path)
         self.depends = response(layer, np.abs).astype(bool)
         self.varies, self.inexact = np.isnan(mean), ~_folds_exactly(layer, low, high)
@@ -137,13 +138,13 @@ class _Selection:
         kept: bool [units], `needed`, and without `allow_inexact` also `inexact`.
     """
 
-    def __init__(self, model: KerasModel, graph: graphs.Graph, read_constants: Mapping, allow_inexact: bool):
+    def __init__(self, model: KerasModel, graph: Graph, read_constants: Mapping, allow_inexact: bool):
         layers = _keras.layer_paths(model)
         self._allow_inexact = allow_inexact
         self._readers = []
         self.needed, self.inexact = ~graph.free, np.zeros(graph.units, bool)
-        for site in graph.sites:
-            if site.role != "in":
+        for site in graph.slices:
+            if site.role != "read":
                 continue
             layer = layers[site.layer]
             if site.layer in read_constants:
@@ -159,7 +160,7 @@ class _Selection:
         """The units, bool [units], that are kept only because folding them is not exact."""
         return ~self.needed & self.inexact & self.kept
 
-    def keep_one_per_group(self, groups: list[graphs.Group]) -> None:
+    def keep_one_per_group(self, groups: list[Group]) -> None:
         """Keeps a unit of each group that would lose all, and everything that this unit needs."""
         for group in reversed(groups):
             if not self.kept[group.units].any():

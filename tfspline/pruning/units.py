@@ -9,7 +9,7 @@ import numpy as np
 from tfspline import _keras
 from tfspline._keras.inputs import Probe
 from tfspline._keras.types import KerasModel
-from tfspline.graph.reader import Graph, Group
+from tfspline.graph.structure import Graph, Group
 from tfspline.graph.weights import folded, value_of
 from tfspline.pruning import gradients
 from tfspline.pruning.placement import Placement, side_by_side
@@ -133,7 +133,7 @@ def units_of(
     """
     measured = Measurements(model, graph, groups, probe)
     layers = _keras.layer_paths(model)
-    makers, scale = graph.makers, _mean_gamma(graph, layers)
+    makers, scale = graph.producers, _mean_gamma(graph, layers)
     for group in groups:
         placement = Placement(makers, group)
         kernels = {layer: value_of(layers[layer].weights[site.index]) for layer, site in placement.slices.items()}
@@ -170,7 +170,7 @@ def _folded_norm(graph, layers, placement, parts):
 def _mean_gamma(graph, layers):
     """Mean |gamma|, float32 [units], of the BatchNormalizations that a unit passes; NaN where it passes none."""
     total, passed = np.zeros(graph.units), np.zeros(graph.units)
-    for site in graph.sites:
+    for site in graph.slices:
         if site.weight == "gamma" and _keras.of_class(layers[site.layer], "BatchNormalization"):
             np.add.at(total, site.units, np.abs(value_of(layers[site.layer].gamma)))
             np.add.at(passed, site.units, 1)

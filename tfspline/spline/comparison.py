@@ -9,7 +9,7 @@ from tfspline import _keras
 from tfspline._keras.inputs import probe_inputs
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import count
-from tfspline.graph.reader import Graph
+from tfspline.graph.structure import Graph
 from tfspline.spline.affine import affine_map
 from tfspline.spline.boundaries import Boundaries, angle_to_axes, angles_between, boundaries
 from tfspline.spline.codes import Codes, RegionEncoder
@@ -285,7 +285,7 @@ def _expanded(before: KerasModel, after: KerasModel, plan: PruningPlan) -> Keras
     kept = ~plan.removed
     layers, paths = _keras.layer_paths(_keras.check_model(after)), _keras.layer_paths(expanded)
     places = {}
-    for site in plan.graph.sites:
+    for site in plan.graph.slices:
         places.setdefault((site.layer, site.index), {})[site.axis] = np.flatnonzero(kept[site.units])
     for path, shapes in plan.graph.cut_shapes(kept).items():
         received = [tuple(weight.shape) for weight in _keras.weights(layers[path])] if path in layers else None

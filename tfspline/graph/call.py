@@ -1,0 +1,193 @@
+"""The call of a layer as its channel rule sees it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfspline import _keras
+from tfspline.graph.channel_ids import ChannelIds
+from tfspline.graph.structure import WeightSlice, Work
+
+
+@dataclasses.dataclass(eq=False)
+class Flow:
+    """What flows along an edge of the graph.
+
+    Attributes:
+        ids: the channel ids, an int array of the tensor's rank without its batch dimension. An axis of length 1 stands
+            for the same ids at all its positions.
+        shape: the tensor's static shape without its batch dimension.
+        linear: path of the layer that produced the channels, if it has no activation and nothing came after it.
+        readers: how many calls and model outputs read the edge.
+    """
+
+    ids: np.ndarray
+    shape: tuple
+    linear: str | None = None
+    readers: int = 0
+
+
+class Findings:
+    """What the channel rules have reported so far.
+
+    Args:
+        allow_inexact: do not protect units whose removal changes the function of the rest.
+    """
+
+    def __init__(self, allow_inexact: bool):
+        self.allow_inexact = allow_inexact
+        self.ids = ChannelIds()
+        self.slices: dict[tuple[str, str, int], WeightSlice] = {}  # by layer, weight and axis
+        self.producers: set[str] = set()  # layers with a weight that produces channels
+        self.resizes: dict[tuple[str, str], Callable] = {}  # by layer and config entry
+        self.work: list[Work] = []
+        self.reads: dict[tuple[str, int], tuple[int, np.ndarray]] = {}  # by layer and input number
+
+
+class Call:
+    """One call of a layer as its channel rule sees it; `tfspline.graph.layer_specs` describes what rules do.
+
+    Attributes:
+        layer: the layer or bare op.
+        inputs: the channel ids of each input, see `Flow.ids`.
+        output_shapes: the outputs' static shapes without the batch dimension.
+    """
+
+    def __init__(self, findings: Findings, node: _keras.Node, args: tuple, kwargs: dict):
+        self._flows = [value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, Flow)]
+        self.layer, self.inputs = node.layer, [flow.ids for flow in self._flows]
+        self.output_shapes = [shape[1:] for shape in node.output_shapes]
+        self._arguments = args, kwargs
+        self._findings, self._path = findings, node.path
+
+    def described(self) -> str:
+        """The layer's path and class, for messages."""
+        return f"{self._path!r} ({type(self.layer).__name__})"
+
+    def shape(self, i: int = 0) -> tuple:
+        """The static shape of input `i` without the batch dimension; None for an unknown size."""
+        return self._flows[i].shape
+
+    def axis(self, axis: int) -> int:
+        """Converts an axis as Keras counts it (batch first, or from the end) to an axis of the arrays of ids."""
+        return axis - 1 if axis > 0 else len(self.shape()) + axis
+
+    def channel_axis(self) -> int:
+        """The axis of the channels by the layer's `data_format`: the first or the last."""
+        return 0 if getattr(self.layer, "data_format", None) == "channels_first" else -1
+
+    def spatial(self, shape: tuple) -> tuple:
+        """`shape` without its channel axis."""
+        return tuple(np.delete(shape, self.channel_axis()))
+
+    def channels(self, i: int = 0, axis: int = -1) -> np.ndarray:
+        """The ids [channels] of input `i` along one axis; ids at the same position of it are tied."""
+        ids = np.moveaxis(self.inputs[i], axis, -1)
+        columns = ids.reshape(-1, ids.shape[-1])
+        self.tie(np.broadcast_to(columns[:1], columns.shape)[1:], columns[1:])
+        channels = np.broadcast_to(columns[0], self.shape(i)[axis])
+        self._findings.reads.setdefault((self._path, i), (axis % ids.ndim, channels))
+        return channels
+
+    def full(self, i: int = 0) -> np.ndarray | None:
+        """The ids of input `i` at every position; None if its static shape is not known."""
+        return None if None in self.shape(i) else np.broadcast_to(self.inputs[i], self.shape(i))
+
+    def place(self, ids: np.ndarray, axis: int | None = None) -> np.ndarray:
+        """Lays channel ids [channels] along an axis of the output, the channel axis by default."""
+        shape = np.ones(len(self.output_shapes[0]), int)
+        shape[self.channel_axis() if axis is None else axis] = -1
+        return ids.reshape(shape)
+
+    def opaque(self) -> list[np.ndarray]:
+        """Fresh protected ids for outputs about which nothing is known."""
+        outputs = []
+        for shape in self.output_shapes:
+            ids = self._findings.ids.fresh(shape[-1] if shape and shape[-1] else 1)
+            self.protect(ids, f"{self.described()} computes it in a way that tfspline does not know")
+            outputs.append(ids.reshape((1,) * (len(shape) - 1) + (-1,)) if shape else ids.reshape(()))
+        return outputs
+
+    def argument(self, name: str) -> Any:
+        """An argument of the call by name; None if it was not given."""
+        return _keras.arguments(self.layer, *self._arguments).get(name)
+
+    def input(self, name: str) -> int | None:
+        """The number of the input that was given as the argument `name`; None if there is none."""
+        value = self.argument(name)
+        return self._flows.index(value) if isinstance(value, Flow) else None
+
+    def constants_are_scalars(self) -> bool:
+        """Whether all arguments except the inputs are scalars."""
+        values = tf.nest.flatten(_keras.arguments(self.layer, *self._arguments))
+        return all(isinstance(value, Flow) or np.ndim(value) == 0 for value in values)
+
+    def tie(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Makes the ids in `a` and those at the same place in `b`, an array of the same shape, one unit each."""
+        self._findings.ids.tie(a, b)
+
+    def protect(self, ids: np.ndarray, why: str, inexact: bool = False) -> None:
+        """Keeps the units of `ids`, for the reason `why`. With `inexact`, `allow_inexact` lifts the protection."""
+        if not (inexact and self._findings.allow_inexact):
+            self._findings.ids.protect(ids, why)
+
+    def produce(self, weight: str, axis: int) -> np.ndarray:
+        """Fresh ids [channels] for an axis of a weight that produces channels; a later call gets the same ids."""
+        ids = self._slice(weight, axis, None, "produced")
+        if getattr(self.layer, "quantization_mode", None):
+            self.protect(ids, f"{self.described()} is quantized with a scale for each channel; prune before quantizing")
+        return ids
+
+    def consume(self, weight: str, axis: int, ids: np.ndarray) -> None:
+        """Declares that a weight reads the channels `ids` along an axis."""
+        self._slice(weight, axis, ids, "read")
+
+    def per_channel(self, weight: str, axis: int, ids: np.ndarray, statistic: bool = False) -> None:
+        """Declares that a weight has one entry for each channel along an axis; ignored if the layer lacks the weight.
+
+        `statistic` marks a moving statistic, which is not trained and not masked.
+        """
+        if _keras.weight(self.layer, weight) is not None:
+            self._slice(weight, axis, ids, "statistic" if statistic else "per_channel")
+
+    def resize(self, key: str, value_of: Callable[[np.ndarray], Any]) -> None:
+        """Declares that the config entry `key` becomes `value_of(kept)`, with `kept` a bool array indexed by id."""
+        self._findings.resizes[self._path, key] = value_of
+
+    def macs(self, weight: str | None, positions: int) -> None:
+        """Declares that a weight is applied `positions` times to one model input; None for work without a weight."""
+        index = None if weight is None else self._index(weight)
+        self._findings.work.append(Work(self._path, index, positions))
+
+    def _slice(self, weight, axis, ids, role):
+        variable = _keras.weight(self.layer, weight)
+        axis %= len(variable.shape)
+        known = self._findings.slices.get((self._path, weight, axis))
+        if known is not None:  # the layer is called again, with the same weights
+            if ids is not None:
+                self.tie(known.units, ids)
+            return known.units
+        index = self._index(weight)
+        if ids is None:
+            self._findings.producers.add(self._path)
+            ids = self._findings.ids.fresh(variable.shape[axis])
+        if ids.shape != (variable.shape[axis],):
+            raise ValueError(
+                f"The channel rule of {self.described()} must give {variable.shape[axis]} channel ids for axis {axis} "
+                f"of {weight!r}. Received: {ids.shape}"
+            )
+        self._findings.slices[self._path, weight, axis] = WeightSlice(self._path, weight, index, axis, ids, role)
+        return ids
+
+    def _index(self, weight):
+        variable = _keras.weight(self.layer, weight)
+        for i, other in enumerate(self.layer.weights):
+            if other is variable:
+                return i
+        raise ValueError(
+            f"The {weight!r} of {self.described()} is not a weight but computed from several, as with LoRA. "
+            "Prune before they are added, or merge them."
+        )

@@ -1,0 +1,86 @@
+"""Channel ids: integers that flow through a model's graph and are tied into units."""
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from tfspline.graph.structure import Group, WeightSlice
+
+
+class ChannelIds:
+    """The channel ids of one model: how many there are, which of them are one unit, and which must stay."""
+
+    def __init__(self):
+        self.count = 0
+        self._ties: list[np.ndarray] = []
+        self._protected: list[tuple[np.ndarray, str]] = []
+
+    def fresh(self, n: int) -> np.ndarray:
+        """`n` new ids, int64 [n]."""
+        self.count += n
+        return np.arange(self.count - n, self.count)
+
+    def tie(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Makes the ids in `a` and those at the same place in `b`, an array of the same shape, one unit each."""
+        self._ties.append(np.stack([np.ravel(a), np.ravel(b)]))
+
+    def protect(self, ids: np.ndarray, reason: str, first: bool = False) -> None:
+        """Keeps the units of `ids`.
+
+        Of several reasons the earliest counts; with `first`, this one comes before all that were given so far.
+        """
+        self._protected.insert(0 if first else len(self._protected), (np.ravel(ids), reason))
+
+    def units(self) -> tuple[np.ndarray, np.ndarray]:
+        """The unit of each id, int64 [ids], and why each unit is protected or None, object [units]."""
+        ties = np.concatenate([np.zeros((2, 0), int), *self._ties], axis=1)
+        edges = coo_array((np.ones(ties.shape[1], bool), (ties[0], ties[1])), shape=(self.count, self.count))
+        count, unit_of = connected_components(edges, directed=False)
+        reasons = np.full(count, None, object)
+        for ids, reason in reversed(self._protected):
+            reasons[unit_of[ids]] = reason
+        return unit_of, reasons
+
+
+def group_units(slices: list[WeightSlice], reasons: np.ndarray) -> list[Group]:
+    """Groups the units that the same layers produce, protected and unprotected ones apart.
+
+    Args:
+        slices: weight slices; those of other roles than "produced" are ignored.
+        reasons: object [units], why each unit is protected, or None.
+    """
+    producers = [part for part in slices if part.role == "produced"]
+    signatures = _signatures(producers, reasons)
+    layers_of = {}
+    for part in producers:
+        for signature in np.unique(signatures[part.units]):
+            layers_of.setdefault(signature, {})[part.layer] = None
+    groups, groups_of_layer, grouped = [], {}, np.zeros(len(reasons), bool)
+    for part in producers:
+        units = _distinct(part.units)
+        units = units[~grouped[units]]
+        grouped[units] = True
+        for signature in dict.fromkeys(signatures[units].tolist()):
+            members = units[signatures[units] == signature]
+            number = groups_of_layer[part.layer] = groups_of_layer.get(part.layer, 0) + 1
+            name = part.layer if number == 1 else f"{part.layer}#{number}"
+            groups.append(Group(name, tuple(layers_of[signature]), members, reasons[members[0]]))
+    return groups
+
+
+def _signatures(producers, reasons):
+    """A number for each unit, uint64 [units], that is equal for units of the same group.
+
+    It is the sum of a random number for each position at which a slice produces the unit, and one more if the unit is
+    protected. Different sums collide with a probability of about 2**-62.
+    """
+    random = np.random.default_rng(0).integers(1, 2**62, len(producers) + 1, dtype=np.uint64)
+    signatures = (reasons != None).astype(np.uint64) * random[-1]  # noqa: E711 (elementwise)
+    for part, number in zip(producers, random, strict=False):
+        np.add.at(signatures, part.units, number)
+    return signatures
+
+
+def _distinct(units):
+    """The distinct units in the order in which they first occur."""
+    return units[np.sort(np.unique(units, return_index=True)[1])]

@@ -1,0 +1,149 @@
+"""The structure of a model as `reader.read` finds it: units, the weight slices that belong to them, and MACs."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Shapes = dict[str, list[tuple[int, ...]]]  # layer path -> the shapes of the layer's weights
+
+
+@dataclasses.dataclass
+class WeightSlice:
+    """One axis of one weight whose positions belong to units.
+
+    Attributes:
+        layer: path of the layer.
+        weight: the weight's attribute; dotted if a layer inside the layer owns it ("kernel", "cell.kernel").
+        index: the weight's index in `layer.weights`.
+        axis: the axis, counted from 0.
+        units: int64 [positions], the unit of each position.
+        role: what the weight does with the units: "produced" (it computes them), "read" (it reads them as inputs),
+            "per_channel" (one entry for each, such as a bias or gamma) or "statistic" (a moving statistic of each).
+    """
+
+    layer: str
+    weight: str
+    index: int
+    axis: int
+    units: np.ndarray
+    role: str
+
+
+@dataclasses.dataclass
+class Work:
+    """Multiply-accumulates of a layer for one model input: `positions` times the size of a weight.
+
+    `index` is the weight's index in `layer.weights`; None if the work involves no weight, so that its size counts as 1.
+    """
+
+    layer: str
+    index: int | None
+    positions: int
+
+
+@dataclasses.dataclass
+class Resize:
+    """A config entry of a layer that depends on the number of kept units.
+
+    Attributes:
+        layer: path of the layer.
+        key: the config entry, such as "filters".
+        value_of: kept, bool [channel ids] -> the new value.
+        unit_of: int64 [channel ids], the unit of each channel id.
+    """
+
+    layer: str
+    key: str
+    value_of: Callable[[np.ndarray], Any]
+    unit_of: np.ndarray
+
+    def value(self, kept: np.ndarray) -> Any:
+        """The value of the entry if only the units `kept`, bool [units], remain."""
+        return self.value_of(kept[self.unit_of])
+
+
+@dataclasses.dataclass
+class Group:
+    """Units that the same layers produce, so that they can be compared with each other.
+
+    Attributes:
+        name: path of the first layer that produces them, followed by "#2", "#3" ... if that layer has several groups.
+        layers: paths of all layers that produce them; several if a residual connection ties their outputs.
+        units: int64 [n], in the order of the first layer's channels.
+        protected: why the units must stay; None if they can be removed.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    units: np.ndarray
+    protected: str | None
+
+
+@dataclasses.dataclass
+class Graph:
+    """The structure of a model. Holds paths and shapes of layers, but no layers and no weights.
+
+    Attributes:
+        shapes: layer path -> the shapes of all its weights.
+        slices: every weight slice that belongs to units.
+        groups: the units in groups.
+        work: the multiply-accumulates.
+        resizes: the config entries that depend on the number of kept units.
+        folded: path of a layer -> path of the BatchNormalization that directly follows it.
+        reads: (layer path, input number) -> the input's channel axis without the batch, and the units along it.
+        shared: paths of the layers that are called more than once.
+        units: the number of units.
+    """
+
+    shapes: Shapes
+    slices: list[WeightSlice]
+    groups: list[Group]
+    work: list[Work]
+    resizes: list[Resize]
+    folded: dict[str, str]
+    reads: dict[tuple[str, int], tuple[int, np.ndarray]]
+    shared: frozenset[str]
+    units: int
+
+    @property
+    def free(self) -> np.ndarray:
+        """Which units can be removed, bool [units]."""
+        free = np.zeros(self.units, bool)
+        for group in self.groups:
+            free[group.units] = group.protected is None
+        return free
+
+    @property
+    def producers(self) -> dict[str, WeightSlice]:
+        """Layer path -> the slice that produces the layer's units."""
+        return {part.layer: part for part in self.slices if part.role == "produced"}
+
+    def channels(self, layer: str) -> np.ndarray:
+        """The units that a layer produces, int64 [channels]; KeyError if it produces none."""
+        producers = self.producers
+        if layer not in list(producers):
+            raise KeyError(f"Expected a layer that makes channels, one of {sorted(producers)}. Received: {layer!r}")
+        return producers[layer].units
+
+    def cut_shapes(self, kept: np.ndarray) -> Shapes:
+        """The shapes of all weights if only the units `kept`, bool [units], remain."""
+        shapes = {layer: [list(shape) for shape in weights] for layer, weights in self.shapes.items()}
+        for part in self.slices:
+            shapes[part.layer][part.index][part.axis] = int(kept[part.units].sum())
+        return {layer: [tuple(shape) for shape in weights] for layer, weights in shapes.items()}
+
+    def macs(self, kept: np.ndarray | None = None) -> dict[str, int]:
+        """Multiply-accumulates of each layer for one input, with all units or only those `kept`."""
+        shapes = self.shapes if kept is None else self.cut_shapes(kept)
+        macs = dict.fromkeys((work.layer for work in self.work), 0)
+        for work in self.work:
+            size = 1 if work.index is None else int(np.prod(shapes[work.layer][work.index], dtype=np.int64))
+            macs[work.layer] += work.positions * size
+        return macs
+
+    def params(self, kept: np.ndarray | None = None) -> dict[str, int]:
+        """Parameters of each layer, with all units or only those `kept`."""
+        shapes = self.shapes if kept is None else self.cut_shapes(kept)
+        return {layer: sum(int(np.prod(s, dtype=np.int64)) for s in weights) for layer, weights in shapes.items()}
