@@ -7,16 +7,23 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.constraints import hold
-from tfspline._keras.types import Data, KerasLayer
+from tfspline._keras.types import Data, KerasLayer, KerasVariable
 from tfspline.graph.layer_specs import batch_normalization, register_channel_rule
 from tfspline.spline.activations import shape_of
 from tfspline.spline.codes import code_bits, pack_bits
+from tfspline.spline.piecewise import Pieces
 
 ACTIVATIONS = ("relu", "leaky_relu", "relu6")  # monotonic, and zero at zero
 
 
 class SplineUnitBase:
     """A mixin that applies an activation after the BatchNormalization of either Keras version."""
+
+    name: str
+    built: bool
+    gamma: KerasVariable | None
+    beta: KerasVariable | None
+    __call__: Callable[..., tf.Tensor]
 
     def __init__(self, activation: str | Callable | KerasLayer | dict | None = "relu", **kwargs):
         super().__init__(**kwargs)
@@ -65,9 +72,10 @@ class SplineUnitBase:
         Raises:
             ValueError: the layer has no activation, and therefore no code.
         """
-        if self.activation is None:
+        pieces = shape_of(self)
+        if not isinstance(pieces, Pieces):
             raise ValueError(f"SplineUnit {self.name!r} has no region code because it has no `activation`")
-        return pack_bits(code_bits(shape_of(self).bits_of_output(self(x, training=False))))
+        return pack_bits(code_bits(pieces.bits_of_output(self(x, training=False))))
 
     @property
     def channel_mask(self) -> np.ndarray:
@@ -111,5 +119,6 @@ def is_activation(layer: KerasLayer) -> bool:
     if name == "ReLU":
         return not layer.threshold
     if name == "LeakyReLU":
-        return getattr(layer, "negative_slope", getattr(layer, "alpha", None)) >= 0  # tf_keras calls it alpha
+        slope = layer.negative_slope if hasattr(layer, "negative_slope") else layer.alpha  # tf_keras calls it alpha
+        return bool(slope >= 0)
     return name == "Activation" and _keras.activation_name(layer) in ACTIVATIONS

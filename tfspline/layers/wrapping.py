@@ -106,7 +106,7 @@ def _rebuilt(model, copies_of):
     return copy
 
 
-def _stacks(model: KerasModel, batch_normalization: type) -> dict[int, KerasLayer]:
+def _stacks(model: KerasModel, batch_normalization: type[KerasLayer]) -> dict[int, KerasLayer]:
     """Map the id of each BatchNormalization that can absorb an activation layer to that layer."""
     nested = [
         layer for layer in _keras.layer_paths(model).values() if _keras.is_model(layer) and _keras.is_graph(layer)
@@ -115,12 +115,14 @@ def _stacks(model: KerasModel, batch_normalization: type) -> dict[int, KerasLaye
     nodes = [node for graph in graphs for node in _keras.nodes(graph)]
     calls = collections.Counter(id(node.layer) for node in nodes)
     reads = collections.Counter(tensor for node in nodes for tensor in node.inputs)
-    made_by = {tensor: node.layer for node in nodes for tensor in node.outputs}
+    made_by: dict[int, KerasLayer] = {tensor: node.layer for node in nodes for tensor in node.outputs}
     outputs = {id(tensor) for graph in graphs for tensor in graph.outputs}
     stacks = {}
     for node in nodes:
-        before = made_by.get(node.inputs[0]) if len(node.inputs) == 1 else None
-        if type(before) is not batch_normalization or not is_activation(node.layer):
+        if len(node.inputs) != 1 or not is_activation(node.layer):
+            continue
+        before = made_by.get(node.inputs[0])
+        if before is None or type(before) is not batch_normalization:
             continue
         alone = reads[node.inputs[0]] == calls[id(before)] == calls[id(node.layer)] == 1
         losses = before.activity_regularizer or node.layer.activity_regularizer

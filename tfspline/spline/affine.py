@@ -57,7 +57,7 @@ def affine_map(
     b = _offsets(network, values, chosen, batch_size)
     by_output = chosen.size <= _numbers(values)
     A = _rows(network, values, chosen, batch_size) if by_output else _columns(network, values, chosen, b, batch_size)
-    return (A[:, 0], b[:, 0]) if np.ndim(outputs) == 0 and outputs is not None else (A, b)
+    return (A, b) if outputs is None or np.ndim(outputs) else (A[:, 0], b[:, 0])
 
 
 def _output_indices(outputs, size):

@@ -206,7 +206,7 @@ class RegionEncoder:
         count("batch_size", batch_size)
         values = check_inputs(self.model, x)
         samples = len(values[0])
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for start in range(0, samples, batch_size):
             batch = [
                 tf.cast(value[start : start + batch_size], tensor.dtype)
@@ -266,7 +266,7 @@ def pack_bits(bits: tf.Tensor) -> tf.Tensor:
 
 def unique(names: Iterable[str]) -> list[str]:
     """Return the names in order, with "#2", "#3" ... appended to those that have occurred before."""
-    unique = {}
+    unique: dict[str, None] = {}
     for name in names:
         numbered = itertools.chain([name], (f"{name}#{count}" for count in itertools.count(2)))
         unique[next(candidate for candidate in numbered if candidate not in unique)] = None

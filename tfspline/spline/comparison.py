@@ -284,9 +284,9 @@ def _expanded(before: KerasModel, after: KerasModel, plan: PruningPlan) -> Keras
     expanded = plan.mask(before)
     kept = ~plan.removed
     layers, paths = _keras.layer_paths(_keras.check_model(after)), _keras.layer_paths(expanded)
-    places = {}
-    for site in plan.graph.slices:
-        places.setdefault((site.layer, site.index), {})[site.axis] = np.flatnonzero(kept[site.units])
+    places: dict[tuple, dict[int, np.ndarray]] = {}  # (layer, weight): axis -> kept positions
+    for part in plan.graph.slices:
+        places.setdefault((part.layer, part.index), {})[part.axis] = np.flatnonzero(kept[part.units])
     for path, shapes in plan.graph.cut_shapes(kept).items():
         received = [tuple(weight.shape) for weight in _keras.weights(layers[path])] if path in layers else None
         if received != shapes:

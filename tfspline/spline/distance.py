@@ -38,8 +38,8 @@ def partition_distance(a: Codes, b: Codes, per_layer: bool = False) -> float | d
     0.25
     """
     if per_layer:
-        return {name: float(matrix[0, 1]) for name, matrix in partition_distances([a, b], per_layer=True).items()}
-    return float(partition_distances([a, b])[0, 1])
+        return {name: float(distances[0, 1]) for name, distances in _by_layer([a, b]).items()}
+    return float(_mean(_by_layer([a, b]))[0, 1])
 
 
 def partition_distances(codes: Iterable[Codes], per_layer: bool = False) -> np.ndarray | dict[str, np.ndarray]:
@@ -65,16 +65,23 @@ def partition_distances(codes: Iterable[Codes], per_layer: bool = False) -> np.n
     >>> tfspline.partition_distances(codes).tolist()
     [[0.0, 0.25, 0.5], [0.25, 0.0, 0.75], [0.5, 0.75, 0.0]]
     """
-    codes = list(codes)
+    distances = _by_layer(list(codes))
+    return distances if per_layer else _mean(distances)
+
+
+def _by_layer(codes: list[Codes]) -> dict[str, np.ndarray]:
     if not codes:
         raise ValueError("Expected the codes of at least one model. Received: an empty sequence")
     for one in codes:
         _check_comparable(codes[0], one)
-    distances = {
+    return {
         name: _differing_bits([one[name] for one in codes]) / (len(codes[0]) * bits)
         for name, bits in codes[0].bits.items()
     }
-    return distances if per_layer else np.mean(list(distances.values()), axis=0)
+
+
+def _mean(distances: dict[str, np.ndarray]) -> np.ndarray:
+    return np.mean(list(distances.values()), axis=0)
 
 
 def _check_comparable(a, b):

@@ -105,7 +105,7 @@ def bounds_of(box: npt.ArrayLike) -> np.ndarray:
     bounds = np.asarray(box)
     numbers = bounds.shape == (2, 2) and bounds.dtype.kind in "biuf"
     if not numbers or not (bounds[:, 0] < bounds[:, 1]).all() or not np.isfinite(bounds).all():
-        raise ValueError(f"Expected `box` to be ((low, high), (low, high)) with low < high. Received: {box}")
+        raise ValueError(f"Expected `box` to be ((low, high), (low, high)) with low < high. Received: {box!r}")
     return bounds.astype(np.float64)
 
 
@@ -176,7 +176,8 @@ class _Partition:
     def __init__(self, names: list[str], max_regions: int):
         self.tiles = _Tiles(np.array([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]]), np.full((1, 4), -1))
         self._names, self._max_regions = names, max_regions
-        self._bits, self._parents = [], []  # per layer: bits of the tiles, and index of each tile's former tile
+        self._bits: list[np.ndarray] = []  # per layer that split the tiles: bits of each tile
+        self._parents: list[np.ndarray] = []  # per layer: index of the tile that each tile is a part of
 
     def sheet(self, value: tf.Tensor) -> _Sheet:
         return _Sheet(value, len(self._parents))
