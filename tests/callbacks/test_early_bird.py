@@ -1,20 +1,19 @@
-"""EarlyBird in the fit of both Kerases: what it finds, and that nothing is left of it."""
+"""EarlyBird in the fit of both Keras versions: what it finds, and that it leaves no trace in the model."""
 
-import collections
 import csv
+import gc
 import logging
 import math
-import types
+import weakref
 
 import keras as keras3
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tfspline import _keras
+from tfspline._keras.recording import Recorder
 from tfspline.callbacks.early_bird import EarlyBird
 from tfspline.callbacks.pruning_mask import pruning_mask
 from tfspline.spline.codes import Codes
@@ -42,73 +41,7 @@ def fit(model, data, *callbacks, epochs=6, **kwargs):
     return model.fit(*data, epochs=epochs, batch_size=16, verbose=0, callbacks=list(callbacks), **kwargs)
 
 
-def replay(monkeypatch, model, moments, bird, losses=None):
-    """Feeds the bird one row of bits an epoch, in place of the codes of a model."""
-    bird.set_model(model)
-    codes = [Codes({"relu": np.packbits([row], axis=1, bitorder="little")}, {"relu": len(row)}) for row in moments]
-    remaining = iter(codes)
-    monkeypatch.setattr(bird, "_code", lambda: next(remaining))
-    every_logs = []
-    for epoch in range(len(moments)):
-        logs = {"loss": losses[epoch] if losses else 1.0}
-        if not math.isfinite(logs["loss"]):
-            next(remaining)
-        bird.on_epoch_end(epoch, logs)
-        every_logs.append(logs)
-    return every_logs
-
-
-TEN = [[0] * 10, [1] * 10, [1] * 9 + [0], [1] * 8 + [0, 0], [1] * 8 + [0, 0], [1] * 8 + [0, 0]]
-
-
-def test_the_bird_is_found_when_all_of_the_lookback_are_near(keras, monkeypatch):
-    bird = EarlyBird(threshold=0.25, lookback=3)
-    model = small_model(keras)
-    logs = replay(monkeypatch, model, TEN, bird)
-    assert math.isnan(bird.distances[0])
-    # Epoch 3 is 0.2 from epoch 1, but 0.8 from epoch 0; epoch 4 is at most 0.2 from the three before it.
-    assert bird.distances[1:] == [1.0, 0.9, 0.8, 0.2, 0.1]
-    assert bird.epoch == 5
-    assert bird.found
-    assert model.stop_training
-    assert [entry["partition_distance"] for entry in logs[1:]] == bird.distances[1:]
-    assert len(bird._looks.codes) == 3
-
-
-def test_no_bird_before_there_are_lookback_earlier_epochs(keras, monkeypatch):
-    bird = EarlyBird(lookback=3)
-    replay(monkeypatch, small_model(keras), [[0, 1]] * 3, bird)
-    assert bird.distances[1:] == [0, 0]
-    assert not bird.found
-    assert bird.epoch is None
-
-
-def test_a_distance_equal_to_the_threshold_is_not_below_it(keras, monkeypatch):
-    bird = EarlyBird(threshold=0.5, lookback=1)
-    replay(monkeypatch, small_model(keras), [[0, 1], [1, 1]], bird)
-    assert bird.distances[1] == 0.5
-    assert not bird.found
-
-
-@pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_never_counts_as_settled(keras, monkeypatch, loss):
-    bird = EarlyBird(lookback=1)
-    replay(monkeypatch, small_model(keras), [[0, 1]] * 4, bird, losses=[1.0, loss, 1.0, 1.0])
-    assert [math.isnan(distance) for distance in bird.distances] == [True, True, True, False]
-    assert bird.epoch == 4
-
-
-def test_without_stop_training_the_first_bird_stays_the_bird(keras, monkeypatch):
-    model = small_model(keras)
-    model.stop_training = False
-    bird = EarlyBird(lookback=1, stop_training=False)
-    replay(monkeypatch, model, [[0, 1]] * 4, bird)
-    assert bird.epoch == 2
-    assert not model.stop_training
-    assert len(bird.distances) == 4
-
-
-def test_finds_the_bird_of_a_small_model(keras, data):
+def test_finds_the_early_bird_of_a_small_model(keras, data):
     bird = EarlyBird()
     history = fit(small_model(keras), data, bird, epochs=20)
     assert bird.epoch == 4  # nothing moves, so as soon as there are three epochs to look back at
@@ -118,7 +51,7 @@ def test_finds_the_bird_of_a_small_model(keras, data):
     assert all(0 <= distance < 0.16 for distance in bird.distances[1:])
 
 
-def test_no_bird_while_the_partition_moves(keras, data):
+def test_finds_none_while_the_partition_moves(keras, data):
     bird = EarlyBird(threshold=0.001)
     fit(small_model(keras, learning_rate=0.05), data, bird)
     assert not bird.found
@@ -129,11 +62,11 @@ def test_no_bird_while_the_partition_moves(keras, data):
 
 @pytest.mark.parametrize("every", [None, 2])
 @pytest.mark.parametrize("what", ["statistics", "loss"])
-def test_a_training_that_has_failed_is_told_and_never_counts_as_settled(keras, data, caplog, what, every):
+def test_warns_of_a_failed_training_and_never_calls_it_settled(keras, data, caplog, what, every):
     model = small_model(keras, 1e-4 if what == "statistics" else 1e25)
 
     class Break(keras.callbacks.Callback):
-        """The statistics are not used in training: the loss stays finite, and the codes are those before them."""
+        """Breaks statistics that training does not use: the loss stays finite and the codes stay the same."""
 
         def on_epoch_end(self, epoch, logs=None):
             if what == "statistics" and epoch == 1:
@@ -147,11 +80,11 @@ def test_a_training_that_has_failed_is_told_and_never_counts_as_settled(keras, d
     assert np.isfinite(history.history["loss"]).all() == (what == "statistics")
     (message,) = (record.getMessage() for record in caplog.records if record.name == "absl")
     first = {"statistics": {None: "2", 2: "3, step 12"}, "loss": {None: "1", 2: "1, step 2"}}[what][every]
-    name = model.layers[2].name if what == "statistics" else "the loss"
-    assert message == f"EarlyBird: Epoch {first}: not finite any more: {name}"
+    place = f"layer {model.layers[2].name!r}" if what == "statistics" else "the loss"
+    assert message == f"EarlyBird: epoch {first}: NaN or Inf in {place}"
 
 
-def test_dead_layers_are_told_once(keras, data, caplog):
+def test_warns_of_dead_layers_once(keras, data, caplog):
     x = inputs = keras.Input((4,))
     for activation, name in (("relu", "alive"), ("relu", "dead"), ("relu6", "gone"), ("leaky_relu", "linear")):
         layer = keras.layers.LeakyReLU() if activation == "leaky_relu" else activation
@@ -166,61 +99,12 @@ def test_dead_layers_are_told_once(keras, data, caplog):
         fit(model, data, bird)
     assert bird.epoch == 4
     (message,) = (record.getMessage() for record in caplog.records if record.name == "absl")
-    assert message == "EarlyBird: dead layers, of which no input of the probe switches any unit on: dead, gone"
+    assert message == "EarlyBird: dead layers, in which no input of the probe activates any unit: dead, gone"
 
 
 def test_verbose_prints_one_line(keras, data, capsys):
     fit(small_model(keras), data, EarlyBird(verbose=1))
-    assert capsys.readouterr().out.count("Epoch 4: early bird found, partition distance 0.0") == 1
-
-
-def watch(walk, steps, **options):
-    """The bird of a training of `steps` an epoch, whose codes are a row of bits a step."""
-    bird = EarlyBird(probe=np.zeros(1), stop_training=False, **options)
-    strategy = tf.distribute.get_strategy()
-    bird.set_model(types.SimpleNamespace(stop_training=False, distribute_strategy=strategy, _nodes_by_depth={}))
-    bird.set_params({"steps": steps, "epochs": len(walk) // steps})
-    bird._code = lambda: Codes({"relu": np.packbits([walk[now]], axis=1, bitorder="little")}, {"relu": walk.shape[1]})
-    for epoch in range(len(walk) // steps):
-        bird.on_epoch_begin(epoch)
-        for batch in range(steps):
-            now = epoch * steps + batch
-            bird.on_train_batch_begin(batch)
-            bird.on_train_batch_end(batch, {"loss": 1.0})
-        bird.on_epoch_end(epoch, {"loss": 1.0})
-    return bird
-
-
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 0.9, 1.0]), st.integers(1, 3))
-def test_a_distance_means_the_same_at_any_frequency(seed, straightness, lookback):
-    # 400 cuts that move as particles with friction, ever more slowly: straight on for a while, then to and fro.
-    rng, steps = np.random.default_rng(seed), 12
-    pushes = rng.normal(size=(10 * steps, 400)) * np.linspace(1, 0.05, 10 * steps)[:, None]
-    speeds = np.zeros_like(pushes)
-    for step in range(1, len(pushes)):
-        speeds[step] = straightness * speeds[step - 1] + pushes[step]
-    walk = rng.normal(size=400) + speeds.cumsum(0) * (1.001 - straightness) > 0
-    birds = {every: watch(walk, steps, lookback=lookback, every=every) for every in (1, 2, 3, 6, 12)}
-    by_epoch = watch(walk, steps, lookback=lookback)
-    np.testing.assert_array_equal(birds[12].distances, by_epoch.distances)
-    assert by_epoch.step is None and birds[12].epoch == by_epoch.epoch
-    for every in (2, 3, 6, 12):
-        # All that the rarer looks see the more frequent ones see, at the same steps.
-        first = lookback * steps // every
-        np.testing.assert_array_equal(birds[every].distances[first:], birds[1].distances[every - 1 :: every][first:])
-        if birds[every].found:
-            assert birds[1].step <= birds[every].step and birds[every].epoch == -(-birds[every].step // steps)
-
-
-def test_looks_by_hand():
-    # An epoch of 4 steps, a look every 3: after 3, 6, 9, 12, 15. An epoch before 9 was 5, nearest to which was 6;
-    # before 12 was 8: 9; before 15 was 11: 12.
-    walk = np.zeros((16, 10), bool)
-    walk[5, :5] = walk[8, :2] = walk[14, :1] = True
-    bird = watch(walk, 4, every=3, lookback=1, threshold=0.15)
-    assert bird.distances[2:] == [pytest.approx(0.3), pytest.approx(0.2), pytest.approx(0.1)]
-    assert (bird.step, bird.epoch) == (15, 4)
+    assert capsys.readouterr().out.count("epoch 4: early bird found, partition distance 0.0") == 1
 
 
 @pytest.mark.parametrize("executed", [1, 4])
@@ -233,21 +117,21 @@ def test_stops_inside_an_epoch(keras, data, executed, capsys):
     assert _keras.iterations(model) == bird.step and bird.epoch == 2
     assert history.history["partition_distance"][1] == seen[1] == bird.distances[-1]
     assert math.isnan(seen[0])
-    assert f"Epoch 2, step {bird.step}: early bird found" in capsys.readouterr().out
+    assert f"epoch 2, step {bird.step}: early bird found" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("keras", "metric"), [(keras3, "partition"), (tf_keras, "mask")], indirect=["keras"])
-def test_looks_at_the_ends_of_epochs_see_what_the_bird_once_an_epoch_sees(keras, data, metric):
+def test_looks_at_the_ends_of_epochs_agree_with_one_look_per_epoch(keras, data, metric):
     options = {"metric": metric, "stop_training": False, "probe": None if metric == "mask" else data[0]}
     often, seldom = EarlyBird(every=1, **options), EarlyBird(**options)
     fit(small_model(keras, 0.05), data, often, seldom, epochs=7)
     first = often.lookback
     assert len(often.distances) == 7 * 5
     np.testing.assert_array_equal(often.distances[4::5][first:], seldom.distances[first:])
-    assert len(often._looks.codes) == first * 5
+    assert len(often._settling.history.codes) == first * 5
 
 
-def test_the_first_epoch_tells_how_long_epochs_are(keras, data):
+def test_learns_the_length_of_epochs_from_the_first_one(keras, data):
     def batches():
         for start in range(0, 70, 16):
             yield data[0][start : start + 16], data[1][start : start + 16]
@@ -256,10 +140,10 @@ def test_the_first_epoch_tells_how_long_epochs_are(keras, data):
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
     bird = EarlyBird(lookback=1, every=1)
     small_model(keras).fit(dataset, epochs=6, verbose=0, callbacks=[bird])
-    # The whole first epoch is too little for the probe: there is no look in it, so that the first comparison is with
-    # the first look of the second.
-    assert bird.step == 11 and len(bird._recorded[0]) == 70
-    with pytest.raises(ValueError, match="Expected `every` to be at most the 5 steps of an epoch. Received: 6"):
+    # The first epoch does not fill the probe, so there is no look in it. The first comparison is with the first look of
+    # the second epoch.
+    assert bird.step == 11 and len(bird._inputs.recorded[0]) == 70
+    with pytest.raises(ValueError, match="every=6 .* 5 steps"):
         small_model(keras).fit(dataset, epochs=6, verbose=0, callbacks=[EarlyBird(every=6)])
 
 
@@ -276,35 +160,32 @@ def variants(data):
 
 
 @pytest.mark.parametrize("variant", ["validated", "many steps", "eager", "dataset"])
-def test_records_the_first_inputs_and_leaves_nothing_behind(keras, data, variant):
+def test_records_the_first_inputs_and_leaves_no_trace(keras, data, variant):
     compile_arguments, train = variants(data)[variant]
     model = small_model(keras, **compile_arguments)
     attributes = set(vars(model))
     bird = EarlyBird(probe_size=20)
     train(model, bird)
-    np.testing.assert_array_equal(bird._recorded[0], data[0][:20])
+    np.testing.assert_array_equal(bird._inputs.recorded[0], data[0][:20])
     assert bird.epoch == 4
     assert "train_step" not in vars(model)
     assert set(vars(model)) - attributes <= {"history", "stop_evaluating", "_eval_epoch_iterator"}
-    assert bird not in _reachable(model.train_function)
 
 
-def _reachable(function):
-    """Whatever a train function holds on to, through closures and bound methods."""
-    found, queue = [], collections.deque([function])
-    while queue:
-        item = queue.popleft()
-        if any(item is seen for seen in found) or len(found) > 200:
-            continue
-        found.append(item)
-        item = getattr(item, "python_function", item)
-        queue.extend(cell.cell_contents for cell in getattr(item, "__closure__", None) or [])
-        if hasattr(item, "__self__"):
-            queue.append(item.__self__)
-    return [type(item).__name__ for item in found]
+@pytest.mark.parametrize("variant", ["validated", "many steps", "eager", "dataset"])
+def test_model_keeps_no_reference_to_the_callback(keras, data, variant):
+    compile_arguments, train = variants(data)[variant]
+    model = small_model(keras, **compile_arguments)
+    bird = EarlyBird(probe_size=20)
+    train(model, bird)
+    assert bird.found
+    bird = weakref.ref(bird)
+    gc.collect()
+    assert bird() is None
+    assert not any(type(thing) is Recorder for thing in gc.get_objects())
 
 
-def test_the_train_function_is_the_models_own_again(keras, data):
+def test_model_gets_its_own_train_function_back(keras, data):
     model = small_model(keras)
     fit(model, data, epochs=1)
     own = model.train_function
@@ -312,7 +193,11 @@ def test_the_train_function_is_the_models_own_again(keras, data):
     assert model.train_function is own
     other = small_model(keras)
     fit(other, data, EarlyBird())
-    assert "Recorder" not in _reachable(other.train_function)
+    assert not is_recording(other)
+
+
+def is_recording(model):
+    return isinstance(getattr(model.train_function, "__self__", None), Recorder)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +214,7 @@ def test_training_is_the_same_bit_for_bit(keras, data, variant):
         model = small_model(keras, 0.01, **compile_arguments)
         train(model, callback)
         weights.append(model.get_weights() + [np.array(v) for v in _variables(model.optimizer)])
-    np.testing.assert_array_equal(callback._recorded[0], data[0])  # so the recording was really there
+    np.testing.assert_array_equal(callback._inputs.recorded[0], data[0])  # it did record
     for without, with_bird in zip(*weights, strict=True):
         np.testing.assert_array_equal(without, with_bird)
 
@@ -338,7 +223,7 @@ def _variables(optimizer):
     return optimizer.variables() if callable(optimizer.variables) else optimizer.variables
 
 
-def test_a_train_step_of_the_users_own_is_kept(keras, data):
+def test_keeps_a_custom_train_step(keras, data):
     class Model(keras.Model):
         calls = 0
 
@@ -354,7 +239,7 @@ def test_a_train_step_of_the_users_own_is_kept(keras, data):
     assert Model.calls
     assert history.history["mine"][0] == 1.0
     assert model.train_step.__func__ is Model.train_step
-    assert len(bird._recorded[0]) == 70  # all there are
+    assert len(bird._inputs.recorded[0]) == 70  # all of them
 
     model = small_model(keras)
     own = model.train_step
@@ -365,7 +250,7 @@ def test_a_train_step_of_the_users_own_is_kept(keras, data):
 
 
 @pytest.mark.parametrize(("keras", "error"), [(keras3, KeyboardInterrupt), (tf_keras, ValueError)], indirect=["keras"])
-def test_an_interrupted_training_leaves_nothing_behind(keras, data, error):
+def test_leaves_no_trace_after_an_interrupted_training(keras, data, error):
     model = small_model(keras, run_eagerly=True)
     fit(model, data, epochs=1)
     own = model.train_function
@@ -387,7 +272,7 @@ def test_an_interrupted_training_leaves_nothing_behind(keras, data, error):
     assert bird.epoch == 4
 
 
-def test_an_error_between_two_steps_does_not_harm_the_next_fit(keras, data):
+def test_an_error_between_steps_does_not_affect_the_next_fit(keras, data):
     class Fails(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             raise RuntimeError
@@ -398,21 +283,21 @@ def test_an_error_between_two_steps_does_not_harm_the_next_fit(keras, data):
         fit(model, data, bird, Fails())
     assert "train_step" not in vars(model)
     fit(model, data, bird)
-    assert "Recorder" not in _reachable(model.train_function)
+    assert not is_recording(model)
 
 
-def test_codes_are_taken_on_a_given_probe(keras, data, rng):
+def test_takes_codes_on_a_given_probe(keras, data, rng):
     model = small_model(keras)
     bird = EarlyBird(probe=rng.normal(size=(5, 4)))
     own = fit(model, data, epochs=1) and model.train_function
     fit(model, data, bird)
-    assert len(bird._looks.codes[0]) == 5
+    assert len(bird._settling.history.codes[0]) == 5
     assert model.train_function is own
-    assert bird._recorded is None
+    assert bird._inputs.recorded is None
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_several_inputs_are_recorded_each_on_its_own(keras, rng, as_dict):
+def test_records_each_of_several_inputs(keras, rng, as_dict):
     a, b = keras.Input((2,), name="a"), keras.Input((3,), name="b", dtype="int32")
     both = keras.layers.Concatenate()([a, keras.layers.Rescaling(0.5)(b)])
     model = keras.Model([a, b], keras.layers.Dense(1)(keras.layers.Dense(6, "relu")(both)))
@@ -420,11 +305,11 @@ def test_several_inputs_are_recorded_each_on_its_own(keras, rng, as_dict):
     x = {"a": rng.normal(size=(30, 2)).astype("float32"), "b": rng.integers(0, 9, (30, 3)).astype("int32")}
     bird = EarlyBird(probe_size=25, stop_training=False)
     fit(model, (x if as_dict else list(x.values()), np.zeros(30)), bird, epochs=2, shuffle=False)
-    for recorded, trained_on in zip(bird._recorded, x.values(), strict=True):
+    for recorded, trained_on in zip(bird._inputs.recorded, x.values(), strict=True):
         np.testing.assert_array_equal(recorded, trained_on[:25])
 
 
-def test_loggers_behind_the_bird_see_the_distance(keras, data, tmp_path):
+def test_later_loggers_see_the_distance(keras, data, tmp_path):
     bird = EarlyBird()
     loggers = [
         keras.callbacks.CSVLogger(tmp_path / "log.csv"),
@@ -455,13 +340,13 @@ def masked_model(keras, gammas):
     return keras.Model(inputs, keras.layers.Dense(2)(x))
 
 
-def test_the_mask_ranks_all_scales_of_the_model_together(keras):
+def test_mask_ranks_all_scales_of_the_model_together(keras):
     model = masked_model(keras, [[0.1, -3.0], [0.2, 0.3, -0.25]])
     assert pruning_mask(model, 0.4).unpack("mask").tolist() == [[0, 1, 0, 1, 1]]
     assert pruning_mask(model, 0.6).unpack("mask").tolist() == [[0, 1, 0, 1, 0]]
 
 
-def test_the_mask_without_batch_norm_takes_the_norms_of_the_kernels(keras):
+def test_mask_without_batch_norm_ranks_the_norms_of_kernels(keras):
     inputs = keras.Input((2,))
     hidden, head = keras.layers.Dense(3), keras.layers.Dense(1)
     model = keras.Model(inputs, head(keras.layers.ReLU()(hidden(inputs))))
@@ -470,9 +355,9 @@ def test_the_mask_without_batch_norm_takes_the_norms_of_the_kernels(keras):
     assert pruning_mask(model, 0.3).unpack("mask").tolist() == [[1, 1, 0]]
 
 
-def test_the_mask_bird_is_found_at_five_masks_that_agree(keras, data):
+def test_mask_metric_finds_five_masks_that_agree(keras, data):
     class Swap(keras.callbacks.Callback):
-        """From the third epoch on the tenth and the eleventh of 20 scales are swapped: 2 mask bits change."""
+        """Swaps the tenth and eleventh of 20 scales from the third epoch on: 2 mask bits change."""
 
         def on_epoch_end(self, epoch, logs=None):
             gamma = np.arange(1.0, 21.0)
@@ -488,7 +373,7 @@ def test_the_mask_bird_is_found_at_five_masks_that_agree(keras, data):
     history = fit(model, data, Swap(), bird, epochs=12)
     assert (bird.threshold, bird.lookback) == (0.1, 4)
     assert bird.epoch == 5
-    assert bird.distances[1:] == [0.0, 0.1, 0.1, 0.1]  # 0.1 is still near enough
+    assert bird.distances[1:] == [0.0, 0.1, 0.1, 0.1]  # 0.1 is just small enough
     np.testing.assert_array_equal(history.history["mask_distance"], bird.distances)
 
 
@@ -497,7 +382,7 @@ def test_the_mask_bird_is_found_at_five_masks_that_agree(keras, data):
     [(tf_keras, "partition", None), (keras3, "partition", 3), (tf_keras, "mask", None)],
     indirect=["keras"],
 )
-def test_a_resumed_bird_is_the_same_bird(keras, data, tmp_path, metric, every):
+def test_continues_from_a_saved_state(keras, data, tmp_path, metric, every):
     def birds():
         return EarlyBird(metric=metric, threshold=0.2, lookback=3, probe_size=20, stop_training=False, every=every)
 
@@ -506,7 +391,7 @@ def test_a_resumed_bird_is_the_same_bird(keras, data, tmp_path, metric, every):
     fit(model, data, whole, first, epochs=2, shuffle=False)
     first.save(tmp_path / "bird.npz")
     second.load(tmp_path / "bird.npz")
-    assert list(second._looks.codes) == list(whole._looks.codes)
+    assert list(second._settling.history.codes) == list(whole._settling.history.codes)
     fit(model, data, whole, second, epochs=8, initial_epoch=2, shuffle=False)
     np.testing.assert_array_equal(second.distances, whole.distances)
     assert second.epoch == whole.epoch
@@ -517,39 +402,39 @@ def test_a_resumed_bird_is_the_same_bird(keras, data, tmp_path, metric, every):
     assert (third.epoch, third.step, third.found) == (whole.epoch, whole.step, whole.found)
 
 
-def test_a_state_of_another_bird_or_none_is_refused(tmp_path):
+def test_refuses_a_state_of_other_arguments(tmp_path):
     path = tmp_path / "bird.npz"
     EarlyBird(lookback=2).save(path)
     for other in [EarlyBird(), EarlyBird(lookback=2, threshold=0.2), EarlyBird(lookback=2, probe_size=3)]:
-        with pytest.raises(ValueError, match="Expected the state of an EarlyBird with metric=partition .* Received"):
+        with pytest.raises(ValueError, match="the state of EarlyBird.*lookback=2"):
             other.load(path)
     Codes({"relu": np.zeros((1, 1), "uint8")}, {"relu": 8}).save(path)
-    with pytest.raises(ValueError, match="Expected a file that tfspline has written"):
+    with pytest.raises(ValueError, match="bird.npz"):
         EarlyBird().load(path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"threshold": 0}, r"Expected `threshold` in \(0, 1\). Received: 0"),
+        ({"threshold": 0}, "threshold.*0"),
         ({"threshold": 1.0}, "threshold"),
-        ({"threshold": "low"}, "Received: 'low'"),
+        ({"threshold": "low"}, "threshold.*'low'"),
         ({"threshold": math.nan}, "threshold"),
-        ({"lookback": 0}, "Expected `lookback` to be an integer of at least 1. Received: 0"),
+        ({"lookback": 0}, "lookback.*0"),
         ({"lookback": 2.0}, "lookback"),
-        ({"every": 0}, "Expected `every` to be an integer of at least 1. Received: 0"),
-        ({"metric": "weights"}, "Expected `metric` among .*'partition', 'mask'.* Received: 'weights'"),
-        ({"probe_size": 0}, "Expected `probe_size` to be an integer of at least 1. Received: 0"),
-        ({"ratio": 1}, r"Expected `ratio` in \(0, 1\)"),
-        ({"metric": "mask", "probe": np.zeros((2, 4))}, "Expected no probe with metric='mask'"),
+        ({"every": 0}, "every.*0"),
+        ({"metric": "weights"}, "metric.*'partition', 'mask'.*'weights'"),
+        ({"probe_size": 0}, "probe_size.*0"),
+        ({"ratio": 1}, "ratio"),
+        ({"metric": "mask", "probe": np.zeros((2, 4))}, "metric='mask' .* no probe"),
     ],
 )
-def test_arguments_out_of_range_are_refused_at_once(arguments, message):
+def test_refuses_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         EarlyBird(**arguments)
 
 
-def test_what_cannot_be_watched_is_refused_before_the_first_step(keras, data):
+def test_refuses_unsuitable_models_before_the_first_step(keras, data):
     def refused(model, bird, message):
         before = model.get_weights()
         with pytest.raises(ValueError, match=message):
@@ -557,12 +442,12 @@ def test_what_cannot_be_watched_is_refused_before_the_first_step(keras, data):
         assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
     refused(small_model(keras), EarlyBird(probe=np.zeros((2, 5))), r"\(samples, 4\).*Received: \(2, 5\)")
-    refused(small_model(keras), EarlyBird(every=6), "`every` to be at most the 5 steps of an epoch. Received: 6")
+    refused(small_model(keras), EarlyBird(every=6), "every=6 .* 5 steps")
     linear = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     linear.compile("sgd", "mse")
-    refused(linear, EarlyBird(), "at least one piecewise-affine unit")
-    refused(linear, EarlyBird(metric="mask"), "Expected a model with units to mask")
+    refused(linear, EarlyBird(), "piecewise-affine")
+    refused(linear, EarlyBird(metric="mask"), "mask")
     inputs = keras.Input((None, 4))
     model = keras.Model(inputs, keras.layers.Dense(1, "relu")(inputs))
     model.compile("sgd", "mse", jit_compile=False)
-    refused(model, EarlyBird(), r"Expected inputs of one size.*\(None, None, 4\)")
+    refused(model, EarlyBird(), r"no fixed shape.*\(None, None, 4\)")

@@ -1,8 +1,8 @@
-"""A schedule of tfmot's kind, and a quiet fit."""
+"""A pruning schedule, and a quiet fit."""
 
 
 class Every:
-    """A schedule as tfmot's: at every `frequency`th step from `begin` on, up to `end`, linearly up to `final`."""
+    """A schedule like those of tfmot: prunes every `frequency` steps from `begin` to `end`, linearly up to `final`."""
 
     def __init__(self, final=0.5, begin=0, end=10, frequency=2):
         self.final, self.begin, self.end_step, self.frequency = final, begin, end, frequency

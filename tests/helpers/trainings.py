@@ -13,10 +13,21 @@ def schedule(step):
 
 
 class Training:
-    """The same training each time that it is made: model, data and callbacks as those of a new process."""
+    """The same model, data and callbacks each time, as in a new process.
+
+    Args:
+        keras: the Keras version.
+        folder: where backups are kept.
+        order: the order of the callbacks: b(ird), p(runing), k(eras' BackupAndRestore), c (those given to `run`).
+        after_bird: whether the pruning starts at the early bird.
+        regrow: see `SplinePruning`.
+        given: whether the early bird is given a probe; otherwise it records one.
+        save_freq: see `BackupAndRestore`.
+        every: see `EarlyBird`.
+    """
 
     def __init__(
-        self, keras, folder, order="bpk", start=None, regrow=False, given=False, save_freq="epoch", every=None
+        self, keras, folder, order="bpk", after_bird=False, regrow=False, given=False, save_freq="epoch", every=None
     ):
         keras.backend.clear_session()
         keras.utils.set_random_seed(0)
@@ -27,11 +38,13 @@ class Training:
         probe = self.x[:10] if given else None
         options = {"probe": probe, "probe_size": 10, "stop_training": False, "every": every}
         self.bird = EarlyBird(0.2, 1, **options, backup_dir=folder / "ours")
-        self.pruning = SplinePruning(schedule, "random", start=start, regrow=regrow, backup_dir=folder / "ours")
+        start = self.bird if after_bird else None
+        options = {"start": start, "regrow": regrow, "backup_dir": folder / "ours"}
+        self.pruning = SplinePruning(schedule, "random", "global", **options)
 
-    def run(self, *cutters, epochs=EPOCHS, **options):
+    def run(self, *others, epochs=EPOCHS, **options):
         restore = self.keras.callbacks.BackupAndRestore(self.folder / "keras", save_freq=self.save_freq)
-        named = {"b": [self.bird], "p": [self.pruning], "k": [restore], "c": list(cutters)}
+        named = {"b": [self.bird], "p": [self.pruning], "k": [restore], "c": list(others)}
         callbacks = [callback for name in self.order for callback in named[name]]
         options = {"batch_size": 6, "shuffle": False, "verbose": 0, **options}
         self.model.fit(self.x, self.y, epochs=epochs, callbacks=callbacks, **options)
@@ -45,7 +58,7 @@ class Training:
             self.bird.epoch,
             self.bird.step,
             self.pruning.step,
-            self.pruning._begin,
+            self.pruning._progress.begin,
             self.pruning.masks.off.tolist(),
         ]
         return state, np.array(self.bird.distances), self.model.get_weights()

@@ -21,7 +21,7 @@ HISTORY = [
 
 def found(epoch):
     bird = EarlyBird()
-    bird.epoch = epoch
+    bird._settling.epoch = epoch
     return bird
 
 

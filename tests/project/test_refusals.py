@@ -534,22 +534,22 @@ WRONG = {
     "a file for backups": (
         lambda g: tfspline.EarlyBird(backup_dir=g.file),
         NotADirectoryError,
-        "Expected backup_dir to be a folder. Received: '.*file', which is a file",
+        "backup_dir .*file",
     ),
     "a file for backups of a pruning": (
         lambda g: tfspline.SplinePruning(steadily, backup_dir=g.file),
         NotADirectoryError,
-        "Expected backup_dir to be a folder. Received: '.*file', which is a file",
+        "backup_dir .*file",
     ),
     "the class of a schedule": (
         lambda g: tfspline.SplinePruning(types.SimpleNamespace),
         TypeError,
-        r"Expected a schedule, step -> \(should_prune, sparsity\). Received: <class",
+        "schedule must be a function",
     ),
     "a sparsity that is no number": (
         lambda g: tfspline.SplinePruning(lambda step: (True, math.nan)),
         ValueError,
-        r"Expected a schedule with sparsities in \[0, 1\). Received: nan at step 0",
+        "sparsities .* nan at step 0",
     ),
     # Files.
     "another file for a plan": (

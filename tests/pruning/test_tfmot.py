@@ -228,13 +228,13 @@ def test_from_the_early_bird_on(tfmot, rng, swap):
     model = scramble(chain(keras), rng)
     wrapped = compiled(prune_all(tfmot, model), optimizer=keras.optimizers.SGD(1e-6, momentum=0.9))
     bird = tfspline.EarlyBird(lookback=1, stop_training=False)
-    pruning = SplinePruning(Every(0.5, 1, 5, 4), start="early_bird")
+    pruning = SplinePruning(Every(0.5, 1, 5, 4), start=bird)
     watch, data = Watch(pruning), data_for(model, rng)
     callbacks = [tfmot.sparsity.keras.UpdatePruningStep(), bird, pruning]
     fit(wrapped, data, *callbacks[:: -1 if swap else 1], watch, epochs=4)
     assert bird.epoch == 2 and all(watch.exact) and all(watch.written)
     assert watch.sparsity == [0.0] * 12 + [0.5] * 4
-    np.testing.assert_array_equal(bird._recorded[0], data[0])
+    np.testing.assert_array_equal(bird._inputs.recorded[0], data[0])
 
 
 def test_a_training_loop_of_ones_own(tfmot, rng):

@@ -94,7 +94,7 @@ def train(normalized, seed, **options):
     states = f"{folder}/tfspline"
     bird = tfspline.EarlyBird(0.06, 2, probe_size=48, stop_training=False, backup_dir=states, **options)
     schedule = lambda step: (step % 3 == 0, min(0.5, step / 20))
-    pruning = tfspline.SplinePruning(schedule, "random", start="early_bird", seed=seed, backup_dir=states)
+    pruning = tfspline.SplinePruning(schedule, "random", "global", start=bird, seed=seed, backup_dir=states)
     restore = keras.callbacks.BackupAndRestore(f"{folder}/keras")
 
     def cut(epoch, logs):

@@ -1,75 +1,82 @@
-"""Looks: what a network in training was like at the last few epochs, to compare it with what it is like now."""
+"""The codes of recent epochs, which new codes are compared with."""
 
 import collections
-from collections.abc import Iterable
 
 import numpy as np
 
+from tfspline._utils.files import with_prefix
 from tfspline.spline.codes import Codes
 from tfspline.spline.distance import partition_distance
 
 
-class Looks:
-    """The codes of a network as far back as new ones are compared with them.
+class CodeHistory:
+    """The codes of a network over the last `lookback` epochs.
 
-    However many looks there are in an epoch, they are compared with those of epochs before, so that a distance means
-    the same. To compare a look with the one just before, a threshold would have to shrink with the time between them.
-    But there is no law to shrink it by: in trainings on digits and Fashion-MNIST the distance grew within an epoch as
-    steps**alpha with alpha from 0.1, where cuts tremble about their places, to 0.9, where they move straight on; see
-    benchmarks/early_bird.py.
+    New codes are compared with those taken 1, 2, ... `lookback` epochs earlier, no matter how often codes are taken
+    within an epoch. So a distance has the same meaning at any frequency.
 
-    Times are counted in steps or in epochs, as the caller likes.
+    Times are counted in steps or in epochs; the caller decides.
 
     Attributes:
-        codes: the `Codes` that are kept, the oldest first.
+        codes: the `Codes` kept, oldest first.
         times: when each of them was taken.
 
     Args:
-        lookback: with how many epochs before it a look is compared.
-        codes: what is kept from the beginning.
-        times: of each of them.
+        lookback: the number of epochs to compare with.
 
     Example:
 
-    >>> looks = Looks(lookback=2)
+    >>> history = CodeHistory(lookback=2)
     >>> bits = [np.array([[byte]], "uint8") for byte in (0b0000, 0b0001, 0b0111)]
-    >>> [looks.add(Codes({"relu": row}, {"relu": 4}), time) for time, row in enumerate(bits)]
+    >>> [history.add(Codes({"relu": row}, {"relu": 4}), time) for time, row in enumerate(bits)]
     [[], [0.25], [0.5, 0.75]]
     """
 
-    def __init__(self, lookback: int, codes: Iterable[Codes] = (), times: Iterable[int] = ()):
+    def __init__(self, lookback: int):
         self._lookback = lookback
-        self.codes, self.times = collections.deque(codes), collections.deque(times)
+        self.codes, self.times = collections.deque(), collections.deque()
 
-    def add(self, codes: Codes, time: int, every: int = 1, epoch: int | None = 1) -> list[float]:
-        """Compares new codes with those nearest to 1, 2, ... lookback epochs before, as far as there are any; keeps
-        them, and no longer those that no further ones will be compared with.
+    def add(self, codes: Codes, time: int, interval: int = 1, epoch: int | None = 1) -> list[float]:
+        """Compares new codes with earlier ones, keeps them, and drops codes that are no longer needed.
 
         Args:
-            codes: of the network as it is.
-            time: when that is.
-            every: how much time lies between two looks.
-            epoch: how much time an epoch takes; None where nobody knows, and nothing is compared.
+            codes: the network's codes now.
+            time: the time now.
+            interval: the time between two calls.
+            epoch: the length of an epoch; None if unknown, in which case nothing is compared.
 
         Returns:
-            The distances, from the nearest epoch to the farthest; fewer than `lookback` at first.
+            The distances to the codes nearest to 1, 2, ... `lookback` epochs ago; fewer if the history is shorter.
         """
-        distances = [partition_distance(codes, other) for other in self._earlier(time, every, epoch)]
+        distances = [partition_distance(codes, earlier) for earlier in self._earlier(time, interval, epoch)]
         self.codes.append(codes)
         self.times.append(time)
-        while epoch and len(self.times) > 1 and self.times[1] <= time + every - self._lookback * epoch:
+        while epoch and len(self.times) > 1 and self.times[1] <= time + interval - self._lookback * epoch:
             self.codes.popleft()
             self.times.popleft()
         return distances
 
-    def _earlier(self, time, every, epoch):
+    def _earlier(self, time, interval, epoch):
         if not self.times or not epoch:
             return []
-        before = [time - back * epoch for back in range(1, self._lookback + 1)]
+        targets = [time - back * epoch for back in range(1, self._lookback + 1)]
         times = np.array(self.times)
-        return [self.codes[np.argmin(abs(times - then))] for then in before if times[0] <= then + every / 2]
+        return [self.codes[np.argmin(abs(times - then))] for then in targets if times[0] <= then + interval / 2]
 
     def clear(self) -> None:
         """Forgets all codes."""
         self.codes.clear()
         self.times.clear()
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Returns the history as named arrays."""
+        arrays = {"times": np.array(self.times, np.int64)}
+        for i, codes in enumerate(self.codes):
+            arrays.update({f"{i}/{name}": array for name, array in codes.to_arrays().items()})
+        return arrays
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Restores what `to_arrays` returned."""
+        times = arrays["times"].tolist()
+        codes = [Codes.from_arrays(with_prefix(arrays, f"{i}/")) for i in range(len(times))]
+        self.codes, self.times = collections.deque(codes), collections.deque(times)

@@ -1,0 +1,147 @@
+"""Switches units of a model in training off, and on again: which ones, and with which values they come back."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from tfspline._keras.constraints import weights
+from tfspline._keras.inputs import Probe, probe
+from tfspline._keras.types import KerasModel
+from tfspline._utils.files import with_prefix
+from tfspline._utils.workers import from_chief
+from tfspline.graph import reader
+from tfspline.graph.structure import Graph
+from tfspline.pruning.allocation import Budget
+from tfspline.pruning.masks import Masks, entries
+from tfspline.pruning.planning import choose
+
+
+class DenseValues:
+    """The values that weights had before units were switched off, which units regain when they are scored anew.
+
+    Attributes:
+        step: the training step of the last `bring_back`; -1 before.
+    """
+
+    def __init__(self):
+        self.step = -1
+        self._values = {}  # (layer, index in `layer.weights`) -> array
+
+    def bring_back(self, model: KerasModel, masks: Masks, step: int) -> None:
+        """Gives the units of a model that are off their former values back; remembers the values of all others."""
+        on, self.step = entries(masks.graph, masks.off), step
+        for place, weight in weights(model):
+            if place in on:
+                value = weight.numpy()
+                self._values[place] = np.where(on[place], value, self._values.get(place, value))
+                weight.assign(self._values[place])
+
+    def assign(self, model: KerasModel) -> None:
+        """Assigns all remembered values to a model."""
+        for place, weight in weights(model):
+            if place in self._values:
+                weight.assign(self._values[place])
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Returns the values as named arrays."""
+        values = {f"values/{layer}/{index}": value for (layer, index), value in self._values.items()}
+        return {"step": np.array(self.step), **values}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Restores what `to_arrays` returned."""
+        self.step, self._values = int(arrays["step"]), {}
+        for key, value in with_prefix(arrays, "values/").items():
+            layer, _, index = key.rpartition("/")
+            self._values[layer, int(index)] = value
+
+
+@dataclasses.dataclass(eq=False)
+class UnitSwitch:
+    """Chooses units by a criterion and switches them off in a model.
+
+    Attributes:
+        criterion, protect, allow_inexact, data, seed: see `tfspline.plan`.
+        budget: the scope and the minimal number of units; its ratio is replaced by a schedule's.
+        regrow: whether units that are off may come back, with the values that they had.
+        masks: the units that are on; None until a model is known.
+        dense: the values of units that are off, if `regrow`.
+    """
+
+    criterion: str
+    budget: Budget
+    protect: tuple
+    allow_inexact: bool
+    data: Any
+    seed: int
+    regrow: bool
+    masks: Masks | None = dataclasses.field(default=None, init=False)
+    dense: DenseValues = dataclasses.field(default_factory=DenseValues, init=False)
+    _probe: Probe | None = dataclasses.field(default=None, init=False)  # of `data`, during `fit`
+    _restored: dict | None = dataclasses.field(default=None, init=False)  # layer -> bool [channels], on
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the removable units that is off."""
+        return self.masks.sparsity if self.masks else 0.0
+
+    def begin(self, model: KerasModel) -> None:
+        """Reads a model; raises an error if it cannot be pruned, or is not the one of a restored state."""
+        graph = reader.read(model, self.protect, self.allow_inexact)
+        self._probe = None if self.data is None else probe(model, self.data)
+        if self._restored:
+            self._adopt(graph)
+        elif self.masks is None:
+            self._choose(model, graph, self.budget.ratio, 0)  # raises if the criterion does not suit the model
+            self.masks = Masks(graph, np.zeros(graph.units, bool))
+
+    def switch(self, model: KerasModel, sparsity: float, step: int) -> None:
+        """Scores the units of a model anew and switches a share of them off, in training step `step`."""
+        graph, before = self.masks.graph, self.masks.off
+        if self.regrow:
+            self.dense.bring_back(model, self.masks, step)
+            off = self._choose(model, graph, sparsity, step) if sparsity else np.zeros_like(before)
+        else:
+            off = before | self._choose(model, graph, sparsity, step, before) if sparsity else before
+        self.masks = Masks(graph, off)
+        self.masks.apply(model)
+
+    def end(self) -> None:
+        """Drops what is needed only during `fit`."""
+        self._probe = None
+
+    def _choose(self, model, graph, sparsity, step, off=None):
+        budget = dataclasses.replace(self.budget, ratio=sparsity)
+        rng = np.random.default_rng([self.seed, step])
+        off = choose(model, graph, budget, self.criterion, rng, self._probe, off)
+        return np.array(from_chief(model.distribute_strategy, off), bool)
+
+    def resume(self, model: KerasModel, step: int | None) -> None:
+        """Takes up a restored state in the middle of `fit`.
+
+        Args:
+            model: the model, restored too.
+            step: the training step at which the weights were saved; None if that was not where the state was saved.
+        """
+        self._adopt(self.masks.graph)
+        if self.dense.step == step:  # the weights may have been saved just before units were switched
+            self.dense.assign(model)
+
+    def _adopt(self, graph: Graph):
+        if set(self._restored) != set(graph.producers):
+            raise ValueError(
+                f"The state of this SplinePruning was saved for a model with the layers {sorted(self._restored)}, but "
+                f"the model has {sorted(graph.producers)}."
+            )
+        self.masks, self._restored = Masks.of_layers(graph, self._restored), None
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Returns masks and remembered values as named arrays."""
+        layers = (self.masks or {}) if self._restored is None else self._restored
+        on = {f"on/{layer}": mask for layer, mask in layers.items()}
+        return on | {f"dense/{name}": array for name, array in self.dense.to_arrays().items()}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Restores what `to_arrays` returned; the masks take effect once the model is known."""
+        self._restored = with_prefix(arrays, "on/")
+        self.dense.restore(with_prefix(arrays, "dense/"))
