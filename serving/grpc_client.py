@@ -1,8 +1,8 @@
-"""Asks a model server over gRPC, compares its answers with the Keras model's and measures how long they take.
+"""Compares the answers of a model server with those of the Keras model, and measures its latency, over gRPC.
 
 python serving/grpc_client.py --model=slim.keras --name=resnet [--server=localhost:8500] [--batch_sizes=1,8]
 
-Needs `pip install tfspline[serving]`.
+Needs `pip install 'tfspline[serving]'`.
 """
 
 import os
@@ -19,8 +19,8 @@ flags.DEFINE_string("server", "localhost:8500", "Host and port of the server.")
 
 
 def main(_):
-    """Asks, compares and measures."""
-    # Batches of images are larger than the 4 MB that gRPC takes by default.
+    """Connects, compares and measures."""
+    # Batches of images exceed gRPC's default limit of 4 MB.
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(FLAGS.server, options) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)

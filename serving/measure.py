@@ -1,4 +1,4 @@
-"""What the clients have in common: random inputs, the answers of the Keras model, latencies."""
+"""Shared by the clients: compares answers with those of a Keras model and measures latencies."""
 
 import statistics
 import time
@@ -9,23 +9,23 @@ from absl import flags
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "File of the Keras model that was exported.", required=True)
-flags.DEFINE_enum("keras", "keras", ["keras", "tf_keras"], "The Keras that the model is of.")
-flags.DEFINE_string("name", "resnet", "What the model is called on the server.")
-flags.DEFINE_list("batch_sizes", ["1", "8"], "Inputs a request.")
-flags.DEFINE_integer("requests", 100, "Requests of each batch size that are timed, one after the other.", lower_bound=1)
-flags.DEFINE_float("tolerance", 1e-5, "The largest difference of answers, relative to the largest answer or 1.")
-flags.DEFINE_float("timeout", 10.0, "Seconds that an answer may take.")
+flags.DEFINE_enum("keras", "keras", ["keras", "tf_keras"], "The Keras version of the model.")
+flags.DEFINE_string("name", "resnet", "Name of the model on the server.")
+flags.DEFINE_list("batch_sizes", ["1", "8"], "Inputs in a request.")
+flags.DEFINE_integer("requests", 100, "Timed requests for each batch size, one after the other.", lower_bound=1)
+flags.DEFINE_float("tolerance", 1e-5, "Largest allowed difference, relative to the largest answer or 1.")
+flags.DEFINE_float("timeout", 10.0, "Timeout of a request in seconds.")
 
 
 def measure(predict):
-    """Compares the answers of a server with the Keras model's, and prints how long they take.
+    """Compares the answers of a server with those of the Keras model and prints latencies.
 
     Args:
-        predict: a function of inputs by name, arrays `[batch, ...]`, that gives the outputs by name; or the output,
-            where there is only one, as REST does.
+        predict: a function of inputs by name, arrays `[batch, ...]`. It returns outputs by name, or, as REST does, a
+            single output without a name.
 
     Raises:
-        SystemExit: answers differ by more than the tolerance.
+        SystemExit: answers differ by more than `--tolerance`.
     """
     if FLAGS.keras == "tf_keras":
         import tf_keras as keras
@@ -47,7 +47,7 @@ def measure(predict):
             f"{1000 * batch_size / median:.0f} inputs a second ({FLAGS.requests} requests)"
         )
         if not difference <= FLAGS.tolerance:
-            raise SystemExit(f"Expected answers that differ by {FLAGS.tolerance} at most. Received: {difference}")
+            raise SystemExit(f"Answers differ by {difference}, more than --tolerance={FLAGS.tolerance}.")
 
 
 def _random(tensor, batch_size, rng):

@@ -1,4 +1,4 @@
-"""Asks a model server over REST, compares its answers with the Keras model's and measures how long they take.
+"""Compares the answers of a model server with those of the Keras model, and measures its latency, over REST.
 
 python serving/rest_client.py --model=slim.keras --name=resnet [--server=localhost:8501] [--batch_sizes=1,8]
 """
@@ -18,7 +18,7 @@ flags.DEFINE_string("server", "localhost:8501", "Host and port of the server.")
 
 
 def main(_):
-    """Asks, compares and measures."""
+    """Connects, compares and measures."""
     with contextlib.closing(http.client.HTTPConnection(FLAGS.server, timeout=FLAGS.timeout)) as connection:
 
         def predict(inputs):
@@ -28,7 +28,7 @@ def main(_):
             response = connection.getresponse()
             answer = json.loads(response.read())
             if response.status != 200:
-                raise SystemExit(f"Expected an answer of {FLAGS.name!r}. Received: {response.status}, {answer}")
+                raise SystemExit(f"The server answered {response.status} for model {FLAGS.name!r}: {answer}")
             return answer["outputs"]
 
         measure(predict)

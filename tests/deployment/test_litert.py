@@ -1,4 +1,4 @@
-"""A LiteRT file answers as Keras does, and is whole or not there."""
+"""LiteRT files give the answers of the Keras model, and are written atomically."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is depreca
 
 
 def answers(path, model, inputs):
-    """The outputs of a LiteRT file, in the order of those of the model that it was made of."""
+    """The outputs of a LiteRT file, in the order of the outputs of its model."""
     with open(path, "rb") as file:
         run = interpreter(file.read()).get_signature_runner("serving_default")
     outputs = run(**{tensor.name: x for tensor, x in zip(model.inputs, tf.nest.flatten(inputs), strict=True)})
@@ -34,14 +34,14 @@ def check(keras, family, path, rng, batch_size):
 
 
 @pytest.mark.parametrize(("family", "batch_size"), [(residual, None), (shared_and_nested, None), (inverted, 3)])
-def test_the_file_answers_as_keras_does(keras, family, batch_size, tmp_path, rng):
+def test_file_gives_the_answers_of_keras(keras, family, batch_size, tmp_path, rng):
     check(keras, family, tmp_path / "model.tflite", rng, batch_size)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_answers_as_keras_does(keras, family, batch_size, tmp_path, rng):
+def test_file_of_every_family_gives_the_answers_of_keras(keras, family, batch_size, tmp_path, rng):
     check(keras, family, tmp_path / "model.tflite", rng, batch_size)
 
 
@@ -49,11 +49,11 @@ def ops(path):
     with open(path, "rb") as file:
         one = interpreter(file.read())
     one.allocate_tensors()
-    # Private, but the one way to see what was handed to XNNPACK ("DELEGATE").
+    # Private, but the only way to see what was delegated to XNNPACK ("DELEGATE").
     return [op["op_name"] for op in one._get_ops_details()]
 
 
-def test_a_fixed_batch_runs_in_xnnpack_from_end_to_end(tmp_path):
+def test_fixed_batch_runs_in_xnnpack_from_end_to_end(tmp_path):
     import keras
 
     free, fixed = (export_litert(flattened(keras), tmp_path / f"{n}.tflite", batch_size=n) for n in (None, 1))
@@ -62,10 +62,7 @@ def test_a_fixed_batch_runs_in_xnnpack_from_end_to_end(tmp_path):
     assert ops(fixed)[-1] == "DELEGATE"
 
 
-@pytest.mark.parametrize("quantize", ["dynamic", "int8"])
-def test_quantised_files_are_small_and_nearly_as_accurate(keras, quantize, tmp_path):
-    x, y = load_digits(return_X_y=True)
-    x = (x / 16).astype("float32").reshape(-1, 8, 8, 1)
+def trained_on_digits(keras, x, y):
     layers = keras.layers
     h = inputs = keras.Input((8, 8, 1), name="image")
     h = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(16, 3, padding="same", use_bias=False)(h)))
@@ -73,32 +70,41 @@ def test_quantised_files_are_small_and_nearly_as_accurate(keras, quantize, tmp_p
     model = keras.Model(inputs, layers.Dense(10, name="logits")(layers.Dense(64, "relu")(h)))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.003), loss)
-    model.fit(x[:1200], y[:1200], 64, epochs=4, verbose=0)
-    seen = tf.data.Dataset.from_tensor_slices((x[:200], y[:200])).batch(50) if quantize == "int8" else None
-    whole = export_litert(model, tmp_path / "whole.tflite")
-    small = export_litert(model, tmp_path / "small.tflite", quantize, seen)
-    assert os.path.getsize(small) < 0.4 * os.path.getsize(whole)
-    right, logits = {}, {}
-    for path in (whole, small):
-        (logits[path],) = answers(path, model, x[1200:])
-        right[path] = np.mean(logits[path].argmax(1) == y[1200:])
-    assert logits[small].dtype == np.float32
-    assert (logits[small] != logits[whole]).any()
-    assert right[whole] > 0.8 and right[small] >= right[whole] - 0.02
-    assert ("QUANTIZE" in ops(small)) == (quantize == "int8")  # of the image, which is then computed with in integers
+    model.fit(x, y, 64, epochs=4, verbose=0)
+    return model
+
+
+def test_quantised_files_are_small_and_nearly_as_accurate(keras, tmp_path):
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype("float32").reshape(-1, 8, 8, 1)
+    model = trained_on_digits(keras, x[:1200], y[:1200])
+    typical = tf.data.Dataset.from_tensor_slices((x[:200], y[:200])).batch(50)
+    paths = {
+        quantize: export_litert(model, tmp_path / f"{quantize}.tflite", quantize, data)
+        for quantize, data in ((None, None), ("dynamic", None), ("int8", typical))
+    }
+    logits = {quantize: answers(path, model, x[1200:])[0] for quantize, path in paths.items()}
+    accuracy = {quantize: np.mean(values.argmax(1) == y[1200:]) for quantize, values in logits.items()}
+    assert accuracy[None] > 0.8
+    for quantize in ("dynamic", "int8"):
+        assert os.path.getsize(paths[quantize]) < 0.4 * os.path.getsize(paths[None])
+        assert logits[quantize].dtype == np.float32
+        assert (logits[quantize] != logits[None]).any()
+        assert accuracy[quantize] >= accuracy[None] - 0.02
+        assert ("QUANTIZE" in ops(paths[quantize])) == (quantize == "int8")  # the image is converted to integers
 
 
 def test_several_inputs_are_quantised_on_their_own_data(keras, tmp_path, rng):
     model = scramble(shared_and_nested(keras), rng)
     data = inputs_for(model, rng, 50)
-    data[1] *= 100  # the names tell which is which: mixed up, the ranges would be wrong
+    data[1] *= 100  # if the inputs were mixed up, their ranges would be wrong
     path = export_litert(model, tmp_path / "model.tflite", "int8", data, batch_size=10)
     x = [array[:10] for array in data]
     for expected, answer in zip(model(x), answers(path, model, x), strict=True):
         assert np.abs(answer - expected).max() < 0.05 * np.abs(expected).max()
 
 
-def test_a_process_with_nothing_but_litert_answers(keras, tmp_path, rng):
+def test_process_with_litert_only(keras, tmp_path, rng):
     pytest.importorskip("ai_edge_litert")
     model = scramble(residual(keras), rng)
     x = inputs_for(model, rng)
@@ -120,7 +126,7 @@ def dense(keras):
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
 
 
-def test_a_folder_is_made_and_a_file_replaced(keras, tmp_path):
+def test_missing_folder_is_created_and_existing_file_replaced(keras, tmp_path):
     path = tmp_path / "new" / "model.tflite"
     assert export_litert(dense(keras), path) == str(path)
     first = path.read_bytes()
@@ -129,7 +135,7 @@ def test_a_folder_is_made_and_a_file_replaced(keras, tmp_path):
     assert os.listdir(path.parent) == ["model.tflite"]
 
 
-def test_what_litert_cannot_do_is_refused_and_leaves_the_old_file(keras, tmp_path):
+def test_op_that_litert_lacks_raises_and_keeps_the_old_file(keras, tmp_path):
     inputs = keras.Input((2, 2))
     model = keras.Model(inputs, keras.layers.Lambda(tf.linalg.inv, output_shape=(2, 2))(inputs))
     path = tmp_path / "model.tflite"
@@ -144,26 +150,26 @@ def test_what_litert_cannot_do_is_refused_and_leaves_the_old_file(keras, tmp_pat
     ("options", "message"),
     [
         ({"quantize": "int4"}, r"Expected `quantize` among .*'int8'\). Received: 'int4'"),
-        ({"quantize": "int8"}, "Expected `data`, inputs on which .* Received: none"),
-        ({"data": np.zeros((2, 4))}, "Expected `data` with quantize='int8' only. Received: `data` and quantize=None"),
-        ({"quantize": "dynamic", "data": np.zeros((2, 4))}, "`data` and quantize='dynamic'"),
+        ({"quantize": "int8"}, "quantize='int8' needs `data`"),
+        ({"data": np.zeros((2, 4))}, "`data` is used with quantize='int8' only. Received: quantize=None"),
+        ({"quantize": "dynamic", "data": np.zeros((2, 4))}, "`data` .* Received: quantize='dynamic'"),
         ({"quantize": "int8", "data": np.zeros((2, 5))}, r"Expected inputs of shape \(samples, 4\)"),
         ({"quantize": "int8", "data": np.zeros((2, 4)), "batch_size": 3}, "at least a batch, 3, .* Received: 2"),
         ({"batch_size": 0}, "Expected `batch_size` to be an integer of at least 1. Received: 0"),
     ],
 )
-def test_refusals_write_nothing(keras, tmp_path, options, message):
+def test_bad_options_raise_and_write_nothing(keras, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         export_litert(dense(keras), tmp_path / "new" / "model.tflite", **options)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_in_place_of_the_file_is_refused(keras, tmp_path):
+def test_folder_in_place_of_the_file_raises(keras, tmp_path):
     with pytest.raises(IsADirectoryError, match="Expected a file to write"):
         export_litert(dense(keras), tmp_path)
 
 
-def test_what_is_no_built_model_is_refused(keras, tmp_path):
+def test_argument_that_is_not_a_built_model_raises(keras, tmp_path):
     with pytest.raises(ValueError, match="model that is built"):
         export_litert(keras.Sequential([keras.layers.Dense(3)]), tmp_path / "model.tflite")
     with pytest.raises(TypeError, match="Received: dict"):

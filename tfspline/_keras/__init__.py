@@ -18,6 +18,7 @@ from tfspline._keras.graph import (
     call,
     check_model,
     is_graph,
+    is_symbolic,
     layer_paths,
     nodes,
     pruning_wrappers,

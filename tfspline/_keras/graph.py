@@ -137,6 +137,12 @@ def call(layer: Any, args: tuple, kwargs: dict, kind: type, of: Callable[[Any], 
     return tf.nest.flatten(layer(*args, **kwargs))
 
 
+def is_symbolic(value: Any) -> bool:
+    """Whether a value is a symbolic tensor of either Keras version."""
+    # The public `is_keras_tensor` of tf_keras raises for values that are no tensors.
+    return hasattr(value, "_keras_history")
+
+
 def layer_paths(model: Any, prefix: str = "") -> dict[str, Any]:
     """All layers and bare ops of a model by their path; one of a nested model is called "inner/conv"."""
     paths = {}

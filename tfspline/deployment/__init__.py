@@ -1,1 +1,1 @@
-"""Export to TensorFlow Serving and LiteRT, and latency measurement."""
+"""Exports for TensorFlow Serving and LiteRT, and latency measurement."""

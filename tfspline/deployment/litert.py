@@ -1,4 +1,4 @@
-"""A model as a file for LiteRT, which TensorFlow Lite is called now: the runtime of phones and small devices."""
+"""`export_litert`: a model as a file for LiteRT, formerly TensorFlow Lite, the runtime of phones and small devices."""
 
 import os
 import tempfile
@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfspline._keras import check_model
 from tfspline._keras.inputs import probe_inputs
+from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import among, count
 from tfspline._utils.files import replacing
 from tfspline.deployment import signatures
@@ -16,43 +17,34 @@ QUANTIZATIONS = (None, "dynamic", "int8")
 
 
 def export_litert(
-    model: Any,
+    model: KerasModel,
     path: str | os.PathLike,
     quantize: str | None = None,
-    data: Any = None,
+    data: Data = None,
     batch_size: int | None = None,
 ) -> str:
-    """Writes `model` to a `.tflite` file that runs in LiteRT, without TensorFlow, Keras and tfspline.
+    """Writes a model to a `.tflite` file that runs in LiteRT, without TensorFlow, Keras and tfspline.
 
-    Its signature `serving_default` is that of `export`: inputs and outputs by name, of the model's own dtypes even
-    where the file is quantised. Batch normalisation is folded into the kernels before it.
+    The file has the signature `serving_default` of `tfspline.export`; inputs and outputs keep the dtypes of the model,
+    even if it is quantised. Batch normalisation is folded into the kernels before it.
 
     Args:
-        model: a functional or built Sequential model, of Keras 3 or tf_keras.
-        path: the file; its folder is made if it is not there. A file that is there is replaced by the whole new one
-            or, if anything fails, not at all.
-        quantize: None keeps the numbers of the model. "dynamic" stores large kernels as 8-bit integers, a quarter of
-            the size, and quantises what they are applied to as it comes. "int8" computes in 8-bit integers wherever
-            LiteRT can, on ranges that are measured on `data`.
-        data: for "int8", some hundreds of inputs like those that the model will see: what the model takes, several of
-            them in a list, or a batched tf.data.Dataset of that, of which the first 1,024 samples are read; labels are
-            left aside.
-        batch_size: a number fixes the size of a batch, with which XNNPACK runs some models faster: where a layer
-            flattens or reshapes, a free batch interrupts it. None leaves the batch free; an interpreter then begins
-            with batches of one, and takes others by a signature runner or `resize_tensor_input`.
+        model: a functional or built Sequential model of either Keras version.
+        path: the file, replaced atomically if it exists. Missing folders are created.
+        quantize: None: no quantisation. "dynamic": large kernels are stored as 8-bit integers, a quarter of the size.
+            "int8": the model also computes in 8-bit integers where LiteRT can.
+        data: for "int8" only: a few hundred typical inputs, on which the ranges of values are measured. Of a batched
+            tf.data.Dataset, the first 1,024 samples are used. Labels are ignored.
+        batch_size: a fixed batch size, which makes models faster that flatten or reshape. By default any size works;
+            an interpreter then starts with 1.
 
     Returns:
         `path`.
 
     Raises:
-        TypeError: `model` is not a Keras model.
-        ValueError: the model is subclassed or not built; an unknown `quantize`; "int8" without `data`, or `data` with
-            anything else; `data` that does not fit the model or is less than a batch; a `batch_size` that is no
-            positive integer.
-        IsADirectoryError: `path` is a folder.
-        OSError: the file cannot be written.
-
-    An op of the model that LiteRT does not have is refused by TensorFlow's converter, in its own words.
+        TypeError, ValueError: an argument is invalid or does not fit the model.
+        OSError: `path` is a folder (IsADirectoryError), or cannot be written.
+        Exception: raised by TensorFlow's converter if LiteRT lacks an op of the model.
 
     Example:
         >>> import tempfile
@@ -64,40 +56,44 @@ def export_litert(
         (2, 3)
     """
     check_model(model)
-    among("quantize", quantize, QUANTIZATIONS)
-    if quantize == "int8" and data is None:
-        raise ValueError(
-            "Expected `data`, inputs on which quantize='int8' measures the ranges of values. Received: none"
-        )
-    if quantize != "int8" and data is not None:
-        raise ValueError(f"Expected `data` with quantize='int8' only. Received: `data` and quantize={quantize!r}")
-    if batch_size is not None:
-        count("batch_size", batch_size)
+    samples = _checked_samples(model, quantize, data, batch_size)
     path = os.fspath(path)
     if os.path.isdir(path):
         raise IsADirectoryError(f"Expected a file to write. Received: {path!r}, which is a folder")
-    samples = None if data is None else probe_inputs(model, data)
-    if samples is not None and len(samples[0]) < (batch_size or 1):
-        raise ValueError(f"Expected at least a batch, {batch_size}, of samples in `data`. Received: {len(samples[0])}")
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with replacing(path, "wb") as file:
         file.write(convert(model, quantize, samples, batch_size))
     return path
 
 
+def _checked_samples(model, quantize, data, batch_size) -> list[tf.Tensor] | None:
+    """The samples in `data`, after a check of all options."""
+    among("quantize", quantize, QUANTIZATIONS)
+    if quantize == "int8" and data is None:
+        raise ValueError("quantize='int8' needs `data`, typical inputs on which the ranges of values are measured.")
+    if quantize != "int8" and data is not None:
+        raise ValueError(f"`data` is used with quantize='int8' only. Received: quantize={quantize!r}")
+    if batch_size is not None:
+        count("batch_size", batch_size)
+    samples = None if data is None else probe_inputs(model, data)
+    if samples is not None and len(samples[0]) < (batch_size or 1):
+        raise ValueError(f"Expected at least a batch, {batch_size}, of samples in `data`. Received: {len(samples[0])}")
+    return samples
+
+
 def convert(
-    model: Any,
+    model: KerasModel,
     quantize: str | None = None,
     samples: list[tf.Tensor] | None = None,
     batch_size: int | None = None,
 ) -> bytes:
-    """What `export_litert` writes; `samples` is a tensor for each of `model.inputs`."""
-    endpoints = signatures.traced(model)
-    # The converter does not find the variables of a Keras 3 model, but does those of a SavedModel.
+    """The content of a file as `export_litert` writes it; `samples` has a tensor for each of `model.inputs`."""
+    traced = signatures.traced(model)
+    # The converter does not find the variables of a Keras 3 model, but it finds those of a SavedModel.
     with tempfile.TemporaryDirectory() as folder:
-        signatures.write(model, endpoints, folder)
+        signatures.write(model, traced, folder)
         loaded = tf.saved_model.load(folder)
-    serve, inputs = loaded.signatures["serving_default"], endpoints["serving_default"].input_signature
+    serve, inputs = loaded.signatures["serving_default"], traced["serving_default"].input_signature
     shaped = {spec.name: tf.TensorSpec((batch_size, *spec.shape[1:]), spec.dtype, spec.name) for spec in inputs}
     function = tf.function(lambda **values: serve(**values)).get_concrete_function(**shaped)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], loaded)
@@ -113,10 +109,9 @@ def convert(
 
 
 def interpreter(content: bytes) -> Any:
-    """An interpreter of what `convert` made, on all cores, with XNNPACK, which it takes wherever it can.
+    """An interpreter of what `convert` returns, on all cores and with XNNPACK.
 
-    That of the package ai-edge-litert, where LiteRT lives on, if it is installed; otherwise the one inside TensorFlow,
-    which announces that it is going to be removed.
+    It comes from the package ai-edge-litert if that is installed, otherwise from TensorFlow, where it is deprecated.
     """
     try:
         from ai_edge_litert.interpreter import Interpreter

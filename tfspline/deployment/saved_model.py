@@ -1,24 +1,37 @@
-"""A model as a SavedModel in a folder of versions, the way TensorFlow Serving wants it."""
+"""`export`: a model as a SavedModel for TensorFlow Serving."""
 
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from tfspline._keras import check_model
+from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import instance
 from tfspline._utils.files import write_json
 from tfspline.deployment import signatures
 from tfspline.deployment.versions import next_version, publish
 from tfspline.deployment.warmup import requests, write_requests
 from tfspline.graph import reader as graphs
-from tfspline.pruning.planning import Plan
 
 _FORMAT = "tfspline.export.1"
 
 
+@runtime_checkable
+class PruningPlan(Protocol):
+    """What `export` uses of a `tfspline.Plan`."""
+
+    ratio: float
+
+    def cost(self) -> Mapping[str, tuple[int, int]]:
+        """Units, parameters and MACs before and after pruning."""
+
+    def save(self, path: str) -> None:
+        """Writes the plan to a file."""
+
+
 def export(
-    model: Any,
+    model: KerasModel,
     path: str | os.PathLike,
     *,
     version: int | None = None,
@@ -27,83 +40,67 @@ def export(
     class_names: Sequence[str] | None = None,
     top_k: int = 5,
     warmup: Sequence[int] = (),
-    plan: Plan | None = None,
+    plan: PruningPlan | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> str:
-    """Writes `model` to `path/<version>/` as a SavedModel that runs without Keras and without tfspline.
+    """Writes a model to `path/<version>/` as a SavedModel that runs without Keras and without tfspline.
 
-    Its signature `serving_default` names the inputs after the model's inputs and the outputs after the layers
-    that make them; the batch dimension is free. Who watches `path` sees the version whole or not at all, also if
-    this process is killed.
+    The signature `serving_default` has the names of the model's inputs and output layers, and a free batch dimension.
+    Exports are atomic: a server that watches `path` never sees a part of a version.
 
     Args:
-        model: a functional or built Sequential model, of Keras 3 or tf_keras; with or without `SplineUnit`s, which are
-            written as TensorFlow's fused operation.
-        path: the folder of versions; made if it is not there. TensorFlow takes `*`, `?` and `[` in a path for a
-            pattern, and cannot load the version before it is somewhere else.
-        version: a positive integer, higher than all in `path`; default: one more than the highest one there.
-        input: what is served takes; None for what the model takes. "image" for uint8 images `[batch, height, width,
-            channels]` of any one size, as input `image`; "image_bytes" for files, string `[batch]`, each a JPEG, PNG,
-            GIF or BMP image of any size, as input `image_bytes`.
-        preprocessing: what is done before the model, in TensorFlow: a function of a batch of inputs, of images as
-            float32 `[batch, height, width, channels]` on the scale 0..255. Images are resized afterwards, bilinearly,
-            if it has not done so, to the size that the model takes. `data.normalize` of a `Dataset`, a
-            `preprocess_input` of `keras.applications`, a preprocessing layer, or your own, which may crop, too.
-        class_names: a name for each of the model's outputs, `[batch, classes]`. There is a second signature then,
-            `classify`, with the outputs `classes`, string `[batch, k]`, and `scores`, float32 `[batch, k]`: the
-            model's highest outputs, the best one first.
-        top_k: how many `classify` gives; all, if there are fewer.
-        warmup: sizes of the batches that TensorFlow Serving is to try when it has loaded the version, of each
-            signature, before the first client comes; (1, 8) for instance. Needs `pip install tfspline[serving]`.
-        plan: the plan that `model` was cut by, to be written to `assets.extra/plan.json`; its costs go to the metadata.
-        metadata: what else is to be known of this version, `{"accuracy": 0.93}` for instance, as JSON takes it. It is
-            written to `assets.extra/tfspline.json`, beside parameters and MACs (None where sizes are not known).
+        model: a functional or built Sequential model of either Keras version.
+        path: folder of versions, created if missing. TensorFlow cannot load from paths with `*`, `?` or `[`.
+        version: a positive integer higher than all in `path`. Default: the next one.
+        input: None: what the model takes. "image": uint8 images `[batch, height, width, channels]` of any size.
+            "image_bytes": JPEG, PNG, GIF or BMP files of any sizes, strings `[batch]`.
+        preprocessing: a function of a batch, in TensorFlow, that runs before the model. It gets images as float32 in
+            0..255; they are resized bilinearly to the model's input size afterwards. Default: none.
+        class_names: names of the outputs `[batch, classes]`. Adds a signature `classify` with the outputs `classes`,
+            strings `[batch, top_k]`, and `scores`, float32 `[batch, top_k]`, highest first.
+        top_k: number of classes that `classify` returns.
+        warmup: batch sizes that TensorFlow Serving tries after loading; needs `tfspline[serving]`. Default: none.
+        plan: the plan that the model was pruned with, written to `assets.extra/plan.json`.
+        metadata: JSON values about this version, written with parameters and MACs to `assets.extra/tfspline.json`.
 
     Returns:
-        The version's folder, `path/<version>`.
+        The folder of the version.
 
     Raises:
-        TypeError: `model` is not a Keras model, `version` or `top_k` not an integer, `metadata` is not as JSON.
-        ValueError: the model is subclassed or not built, or calls Python or ops that TensorFlow does not have;
-            `version` is not positive, or lower than one that is there; inputs, names, batches or plan are not ones
-            of the model.
-        FileExistsError: `path` holds that version already.
-        NotADirectoryError: `path` is a file.
-        PermissionError: `path` cannot be written to.
-        ImportError: `warmup` without the package.
+        TypeError, ValueError: an argument is invalid or does not fit the model, or the model needs Python.
+        OSError: the version exists (FileExistsError), or the folder cannot be written.
+        ImportError: `warmup` is given, but tensorflow-serving-api is not installed.
 
     Example:
-        >>> import tempfile
-        >>> import keras, tensorflow as tf, tfspline
-        >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
-        >>> names = ["cat", "dog"]
-        >>> folder = tfspline.export(model, tempfile.mkdtemp(), input="image_bytes", class_names=names)
-        >>> served = tf.saved_model.load(folder).signatures["classify"]
-        >>> photo = tf.io.encode_jpeg(tf.zeros((20, 30, 1), tf.uint8))
-        >>> sorted(served(image_bytes=photo[tf.newaxis])["classes"].numpy()[0].tolist())
-        [b'cat', b'dog']
+        >>> import tempfile, keras, tfspline
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> folder = tfspline.export(model, tempfile.mkdtemp(), class_names=["cat", "dog"])
     """
     check_model(model)
     path = os.fspath(path)
-    next_version(path, version)
-    endpoints = signatures.traced(model, input, preprocessing, class_names, top_k)
-    logs = requests(os.path.basename(os.path.abspath(path)), endpoints, model, warmup) if warmup else None
-    known = _known(model, plan) | {"metadata": _checked(metadata or {})}
+    next_version(path, version)  # checked before the model is traced, which takes seconds
+    traced = signatures.traced(model, input, preprocessing, class_names, top_k)
+    logs = requests(os.path.basename(os.path.abspath(path)), traced, model, warmup) if warmup else None
+    known = _description(model, plan) | {"metadata": _checked(metadata or {})}
 
     def write(folder):
-        signatures.write(model, endpoints, folder)
-        extra = os.path.join(folder, "assets.extra")
-        os.mkdir(extra)
-        write_json(os.path.join(extra, "tfspline.json"), _FORMAT, **known)
-        if plan is not None:
-            plan.save(os.path.join(extra, "plan.json"))
-        if logs is not None:
-            write_requests(os.path.join(extra, "tf_serving_warmup_requests"), logs)
+        signatures.write(model, traced, folder)
+        _write_extra(os.path.join(folder, "assets.extra"), known, plan, logs)
 
     return publish(path, version, write)
 
 
-def _known(model, plan):
+def _write_extra(folder: str, known: Mapping[str, Any], plan: PruningPlan | None, logs: list | None) -> None:
+    os.mkdir(folder)
+    write_json(os.path.join(folder, "tfspline.json"), _FORMAT, **known)
+    if plan is not None:
+        plan.save(os.path.join(folder, "plan.json"))
+    if logs is not None:
+        write_requests(os.path.join(folder, "tf_serving_warmup_requests"), logs)
+
+
+def _description(model, plan) -> dict[str, Any]:
+    """Name and costs of the model, and of the dense one if the plan is known."""
     graph = graphs.read(model)
     sizes = [size for tensor in model.inputs for size in tensor.shape[1:]]
     known = {
@@ -113,17 +110,17 @@ def _known(model, plan):
     }
     if plan is None:
         return known
-    cost = instance("plan", plan, Plan).cost()
+    cost = instance("plan", plan, PruningPlan).cost()
     if cost["params"][1] != known["params"]:
         raise ValueError(
-            f"Expected the plan that {model.name!r}, with {known['params']:,} parameters, was cut by. "
-            f"Received: one that leaves {cost['params'][1]:,}"
+            f"The plan does not belong to model {model.name!r}: the model has {known['params']:,} parameters, the plan "
+            f"leaves {cost['params'][1]:,}. Export the model that plan.apply returned, or leave out `plan`."
         )
     return known | {"ratio": plan.ratio, "dense": {what: before for what, (before, _) in cost.items()}}
 
 
-def _checked(metadata):
+def _checked(metadata) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(dict(metadata), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"Expected metadata as JSON takes it. Received: {metadata!r} ({error})") from error
+        raise TypeError(f"Expected metadata of JSON values. Received: {metadata!r} ({error})") from error

@@ -1,55 +1,64 @@
-"""What a SavedModel takes and gives: its signatures, as TensorFlow functions of named and typed tensors."""
+"""The signatures of a SavedModel: TensorFlow functions with named and typed inputs and outputs."""
 
 import contextlib
+import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import tensorflow as tf
 
 from tfspline._keras import keras_of, nodes
+from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import among, several
 
-INPUTS = (None, "image", "image_bytes")
+# TensorFlow operations that call back into Python.
 _PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
 
 
 def traced(
-    model: Any,
+    model: KerasModel,
     input: str | None = None,
     preprocessing: Callable | None = None,
     class_names: Sequence[str] | None = None,
     top_k: int = 5,
 ) -> dict[str, tf.types.experimental.PolymorphicFunction]:
-    """The signatures of a model by their names, `serving_default` and with class names `classify`, each traced once.
+    """Traces the signatures `serving_default` and, if there are class names, `classify`.
 
-    Raises:
-        TypeError, ValueError: as `tfspline.export`.
+    Args:
+        model: a model whose graph is known.
+        input: as for `tfspline.export`; the same holds for the other arguments and the errors.
+        preprocessing: see `tfspline.export`.
+        class_names: see `tfspline.export`.
+        top_k: see `tfspline.export`.
+
+    Returns:
+        A traced function for each name of a signature.
     """
-    specs, prepare = _taken(model, input, preprocessing)
-    give = {"serving_default": _outputs(model)}
+    specs, prepare = _inputs(model, input, preprocessing)
+    signatures = {"serving_default": functools.partial(_named, _output_names(model))}
     if class_names is not None:
-        give["classify"] = _classifier(model, class_names, top_k)
-    return {name: _trace(model, specs, prepare, outputs) for name, outputs in give.items()}
+        classes = _check_classifier(model, class_names, top_k)
+        signatures["classify"] = functools.partial(_classified, list(class_names), min(top_k, classes))
+    return {name: _trace(model, specs, prepare, finish) for name, finish in signatures.items()}
 
 
-def write(model: Any, endpoints: Mapping[str, Callable], folder: str) -> None:
-    """Writes the SavedModel with these signatures of a model."""
+def write(model: KerasModel, signatures: Mapping[str, Callable], folder: str) -> None:
+    """Writes a SavedModel with these signatures of a model."""
     archive = keras_of(model).export.ExportArchive()
     archive.track(model)
-    for name, function in endpoints.items():
+    for name, function in signatures.items():
         archive.add_endpoint(name, function)
-    # tf_keras has no way to say that write_out shall not print.
+    # write_out prints a summary, which cannot be switched off in tf_keras.
     with contextlib.redirect_stdout(io.StringIO()):
         archive.write_out(folder)
 
 
-def _trace(model, specs, prepare, outputs):
+def _trace(model, specs, prepare, finish):
     def serve(*inputs):
-        # A Sequential of Keras 3 has no `input` unless it was called as a layer.
+        # A Sequential model of Keras 3 has no `input` unless it was called as a layer.
         structure = getattr(model, "input", model.inputs[0])
-        given = tf.nest.pack_sequence_as(structure, prepare(inputs))
-        return outputs(tf.nest.flatten(model(given, training=False)))
+        prepared = tf.nest.pack_sequence_as(structure, prepare(inputs))
+        return finish(tf.nest.flatten(model(prepared, training=False)))
 
     function = tf.function(serve, input_signature=specs, autograph=False)
     _check_ops(model, function.get_concrete_function().graph.as_graph_def())
@@ -59,20 +68,32 @@ def _trace(model, specs, prepare, outputs):
 def _check_ops(model, graph):
     for node in [*graph.node, *(node for function in graph.library.function for node in function.node_def)]:
         if node.op in _PYTHON or not hasattr(tf.raw_ops, node.op):
-            what = "a Python function" if node.op in _PYTHON else "an op that TensorFlow itself does not have"
+            what = "a Python function" if node.op in _PYTHON else "an op that is not part of TensorFlow"
             raise ValueError(
-                f"Expected a model of TensorFlow's ops only, which load where there is no Python. Received: "
-                f"{model.name!r}, which calls {what} ({node.op}) in {node.name!r}"
+                f"Model {model.name!r} cannot be exported: {node.name!r} calls {what} ({node.op}), which a server "
+                "cannot run. Use TensorFlow ops instead."
             )
 
 
-def _outputs(model):
+# ---- outputs
+
+
+def _output_names(model) -> list[str]:
     made_by = {tensor: node.layer.name for node in nodes(model) for tensor in node.outputs}
-    names = _unique(made_by.get(id(tensor), tensor.name) for tensor in model.outputs)
-    return lambda outputs: dict(zip(names, outputs, strict=True))
+    return _unique(made_by.get(id(tensor), tensor.name) for tensor in model.outputs)
 
 
-def _classifier(model, class_names, top_k):
+def _named(names: list[str], outputs: list) -> dict[str, tf.Tensor]:
+    return dict(zip(names, outputs, strict=True))
+
+
+def _classified(class_names: list[str], k: int, outputs: list) -> dict[str, tf.Tensor]:
+    best = tf.math.top_k(tf.cast(outputs[0], tf.float32), k)
+    return {"classes": tf.gather(tf.constant(class_names), best.indices), "scores": best.values}
+
+
+def _check_classifier(model, class_names, top_k) -> int:
+    """The number of classes of a model that class names and top_k fit."""
     shapes = [tuple(tensor.shape[1:]) for tensor in model.outputs]
     if len(shapes) > 1 or len(shapes[0]) != 1:
         raise ValueError(
@@ -88,16 +109,14 @@ def _classifier(model, class_names, top_k):
         raise TypeError(f"Expected top_k to be an integer. Received: {top_k!r}")
     if top_k < 1:
         raise ValueError(f"Expected top_k to be positive. Received: {top_k}")
-
-    def classify(outputs):
-        best = tf.math.top_k(tf.cast(outputs[0], tf.float32), min(top_k, classes))
-        return {"classes": tf.gather(tf.constant(list(class_names)), best.indices), "scores": best.values}
-
-    return classify
+    return classes
 
 
-def _taken(model, input, preprocessing):
-    """The specs of what is served takes, and the function that makes the model's inputs of it."""
+# ---- inputs
+
+
+def _inputs(model, input, preprocessing) -> tuple[list[tf.TensorSpec], Callable]:
+    """The inputs of a signature, and a function that turns them into the inputs of the model."""
     among("input", input, INPUTS)
     names = _unique(tensor.name for tensor in model.inputs)
     specs = [
@@ -108,51 +127,76 @@ def _taken(model, input, preprocessing):
         return specs, list
     if len(specs) > 1:
         raise ValueError(
-            f"Expected a model with one input for `input` or `preprocessing`. Received: {model.name!r} with "
-            f"{[spec.name for spec in specs]}"
+            f"Expected a model with one input for `input` or `preprocessing`. Received: {model.name!r} with {names}"
         )
-    preprocessing = preprocessing or tf.identity
-    if not callable(preprocessing):
+    if preprocessing is not None and not callable(preprocessing):
         raise TypeError(f"Expected preprocessing to be a function of a batch. Received: {preprocessing!r}")
     (wanted,) = specs
-    if input is None:
-        return specs, lambda inputs: [_fitting(preprocessing(inputs[0]), wanted)]
+    if input is not None:
+        _check_takes_images(model, input, wanted)
+    spec, prepare = INPUTS[input]
+    return [spec(wanted)], functools.partial(prepare, wanted, preprocessing or tf.identity)
+
+
+def _check_takes_images(model, input, wanted):
     if wanted.shape.rank != 4 or None in wanted.shape[1:].as_list() or wanted.shape[3] not in (1, 3, 4):
         raise ValueError(
             f"Expected a model that takes images of a known size, [batch, height, width, 1, 3 or 4], for input="
             f"{input!r}. Received: {model.name!r}, which takes {tuple(wanted.shape)}"
         )
 
-    def prepare(images):
-        images = preprocessing(tf.cast(images, tf.float32))
-        if images.shape[1:3] != wanted.shape[1:3]:
-            images = tf.image.resize(images, wanted.shape[1:3])
-        return _fitting(images, wanted)
 
-    def decoded(content):
+def _image_spec(wanted):
+    return tf.TensorSpec((None, None, None, wanted.shape[3]), tf.uint8, name="image")
+
+
+def _image_bytes_spec(wanted):
+    return tf.TensorSpec((None,), tf.string, name="image_bytes")
+
+
+def _prepare_tensor(wanted, preprocessing, inputs):
+    return [_fitting(preprocessing(inputs[0]), wanted)]
+
+
+def _prepare_image(wanted, preprocessing, inputs):
+    images = preprocessing(tf.cast(inputs[0], tf.float32))
+    if images.shape[1:3] != wanted.shape[1:3]:
+        images = tf.image.resize(images, wanted.shape[1:3])
+    return [_fitting(images, wanted)]
+
+
+def _prepare_image_bytes(wanted, preprocessing, inputs):
+    def decode(content):
         image = tf.io.decode_image(content, wanted.shape[3], expand_animations=False)
         image.set_shape([None, None, wanted.shape[3]])
-        return prepare(image[tf.newaxis])[0]
+        return _prepare_image(wanted, preprocessing, [image[tf.newaxis]])[0][0]
 
-    if input == "image":
-        return [tf.TensorSpec((None, None, None, wanted.shape[3]), tf.uint8, name=input)], lambda x: [prepare(x[0])]
-    spec = tf.TensorSpec((None,), tf.string, name=input)
-    each = tf.TensorSpec(wanted.shape[1:], wanted.dtype)
-    return [spec], lambda x: [tf.map_fn(decoded, x[0], fn_output_signature=each)]
+    # One by one, since the images of a batch may differ in size.
+    decoded = tf.TensorSpec(wanted.shape[1:], wanted.dtype)
+    return [tf.map_fn(decode, inputs[0], fn_output_signature=decoded)]
+
+
+# For each `input` of `tfspline.export`: the spec of the signature's input, a function of the spec of the model's input;
+# and how the model's input is made, a function of that spec, the preprocessing and the signature's inputs.
+INPUTS: dict[str | None, tuple[Callable, Callable]] = {
+    None: (lambda wanted: wanted, _prepare_tensor),
+    "image": (_image_spec, _prepare_image),
+    "image_bytes": (_image_bytes_spec, _prepare_image_bytes),
+}
 
 
 def _fitting(values, wanted):
     values = tf.cast(values, wanted.dtype)
     if not wanted.shape.is_compatible_with(values.shape):
         raise ValueError(
-            f"Expected preprocessing to give what the model takes, {tuple(wanted.shape)}. "
+            f"Expected preprocessing to return the model's input, {tuple(wanted.shape)}. "
             f"Received: {tuple(values.shape)}"
         )
     return values
 
 
-def _unique(names):
-    # Two outputs of one layer share its name, and a signature cannot hold a name twice.
+def _unique(names: Iterable[str]) -> list[str]:
+    """Numbers repeated names: two outputs of one layer have the same name, but a signature needs different ones."""
     seen: dict[str, int] = {}
     unique = []
     for name in names:

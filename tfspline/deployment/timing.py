@@ -1,4 +1,4 @@
-"""How long a prediction takes on this device: of whole models, and of their layers one by one."""
+"""`latency` of whole models, and the measured time of their layers for latency budgets."""
 
 import math
 import timeit
@@ -9,38 +9,39 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
+from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import count
 from tfspline.deployment import litert
 from tfspline.graph.cost import check_static
 from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import cut
 
-ROUNDS = 25  # in each of which everything that is compared is measured once
-_SAMPLE = 0.005  # seconds that one measurement takes at least: a call may be too short for the clock
+ROUNDS = 25  # in each round, every sample is measured once
+_SAMPLE = 0.005  # seconds that one measurement takes at least, since a single call may be too short for the clock
 
-Sample = Callable[[], float]
-Runtime = Callable[[Any, int], Sample]
+Sample = Callable[[], float]  # measures the seconds of one prediction
+Runtime = Callable[[KerasModel, int], Sample]
 
 
-def latency(*models: Any, runtime: str | Runtime = "tensorflow", batch_size: int = 1) -> tuple[float, ...]:
+def latency(*models: KerasModel, runtime: str | Runtime = "tensorflow", batch_size: int = 1) -> tuple[float, ...]:
     """Measures how long one prediction takes on this device.
 
+    Models are measured in turns, so that other load on the machine affects them alike. Ratios of latencies from one
+    call are therefore more reliable than the seconds.
+
     Args:
-        *models: built functional or Sequential models of either Keras, with static input shapes. They are measured in
-            turns, so that what else the machine does meets all of them alike: the ratio of two that were measured
-            together can be trusted further than the seconds.
-        runtime: "tensorflow" is a `tf.function`, compiled as that of a SavedModel; "litert" is LiteRT with XNNPACK, of
-            which inputs and outputs are not copied. Both use all cores. Or what measures elsewhere, on a phone for
-            instance: a function of a model and a batch size that gives a function which, called without arguments,
-            gives the seconds of one prediction.
+        *models: built functional or Sequential models of either Keras version, with static input shapes.
+        runtime: "tensorflow" for a `tf.function` as in a SavedModel; "litert" for LiteRT with XNNPACK, without copying
+            inputs and outputs. Both use all cores. Or a function of a model and a batch size, for other devices; it
+            returns a function without arguments that returns the seconds of one prediction.
         batch_size: inputs in a prediction.
 
     Returns:
-        The median seconds of a prediction of the whole batch, for each of the models.
+        The median seconds of a prediction of a batch, for each model.
 
     Raises:
-        TypeError, ValueError: a model whose graph or input shape is not known; an unknown `runtime`; a `batch_size`
-            that is no positive integer.
+        TypeError, ValueError: a model whose graph or input shape is unknown, an unknown `runtime`, or a `batch_size`
+            that is not a positive integer.
 
     Example:
 
@@ -57,25 +58,25 @@ def latency(*models: Any, runtime: str | Runtime = "tensorflow", batch_size: int
 
 
 def in_turns(samples: list[Sample], rounds: int = ROUNDS) -> np.ndarray:
-    """What each of the functions measures, seconds [rounds, functions]."""
+    """The results of all samples in each round, seconds `[rounds, samples]`."""
     return np.array([[sample() for sample in samples] for _ in range(rounds)])
 
 
-def sample_of(model: Any, runtime: str | Runtime, batch_size: int) -> Sample:
-    """A function that measures one prediction of a model, ready to run; errors as for `latency`."""
+def sample_of(model: KerasModel, runtime: str | Runtime, batch_size: int) -> Sample:
+    """Prepares a function that measures one prediction of a model; for errors see `latency`."""
     check_static(_keras.check_model(model))
     if not callable(runtime) and runtime not in tuple(RUNTIMES):
         raise ValueError(f"Expected `runtime` among {tuple(RUNTIMES)}, or a function. Received: {runtime!r}")
     count("batch_size", batch_size)
     sample = (runtime if callable(runtime) else RUNTIMES[runtime])(model, batch_size)
     if not callable(sample):
-        raise TypeError(f"Expected a `runtime` that gives a function of no arguments. Received: one giving {sample!r}")
+        raise TypeError(f"Expected `runtime` to return a function of no arguments. Received: {sample!r}")
     return sample
 
 
 def clock(predict: Callable[[], Any]) -> Sample:
-    """A function that gives the seconds of a call of `predict`, the mean of as many as can be measured."""
-    predict()  # traces, allocates
+    """A function that returns the seconds of a call of `predict`, averaged over enough calls for the clock."""
+    predict()  # traces and allocates
     timer = timeit.Timer(predict)
     calls = math.ceil(_SAMPLE / min(timer.repeat(3, 1)))
     return lambda: timer.timeit(calls) / calls
@@ -87,7 +88,7 @@ def _tensorflow(model, batch_size):
         return _keras.run(model, list(inputs), lambda node, args, kwargs: node.layer(*args, **kwargs))
 
     inputs = [_batch((batch_size, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
-    # A GPU has not done yet what a function has returned.
+    # A function may return before a GPU has finished; `numpy` waits.
     return clock(lambda: [output.numpy() for output in function(*inputs)])
 
 
@@ -103,68 +104,74 @@ RUNTIMES = {"tensorflow": _tensorflow, "litert": _litert}
 
 
 def _batch(shape, dtype):
-    """Numbers between 0 and 1, where these are no integers: 0 is the one that every embedding has."""
+    """Random numbers in [0, 1); zeros for integers, which are a valid index of every embedding."""
     return tf.cast(tf.random.stateless_uniform(shape, (0, 0)), dtype)
 
 
 class Stopwatch:
-    """The latency of a model and of what is left of it after cuts.
+    """Measures the latency of a model, and of its layers, with only some of its units.
 
     Args:
         model: a built model with a static input shape.
-        graph: what `graph.read` found of it.
+        graph: the graph that `reader.read` returned for it.
         runtime: as for `latency`.
         batch_size: as for `latency`.
 
     Raises:
-        ValueError: as `latency`.
+        ValueError: as for `latency`.
     """
 
-    def __init__(self, model: Any, graph: Graph, runtime: str | Runtime = "tensorflow", batch_size: int = 1):
+    def __init__(self, model: KerasModel, graph: Graph, runtime: str | Runtime = "tensorflow", batch_size: int = 1):
         self.model, self.graph, self.runtime, self.batch_size = model, graph, runtime, batch_size
         self._dense = sample_of(model, runtime, batch_size)
-        self._known: dict[tuple, float] = {}  # what layer on what shapes -> seconds
+        self._seconds: dict[tuple, float] = {}  # by layer and input shapes: see `_key`
 
     def share(self, kept: np.ndarray) -> float:
-        """The latency of the model with only the units `kept` (bool [units]) over that of the whole one, measured: the
-        median of the ratios in each round."""
+        """Measures the latency with only the units `kept` (bool `[units]`), relative to that of the whole model.
+
+        Returns:
+            The median of the ratios of all rounds.
+        """
         slim = sample_of(cut(self.model, self.graph, kept), self.runtime, self.batch_size)
         seconds = in_turns([self._dense, slim])
         return float(np.median(seconds[:, 1] / seconds[:, 0]))
 
     def layers(self, kept: np.ndarray) -> dict[str, float]:
-        """The measured seconds of each layer that multiplies, run by itself, with only the units `kept`.
+        """Measures each layer that has MACs by itself, with only the units `kept` (bool `[units]`).
 
-        Each includes what it takes to start anything in the runtime; the calls of a layer that is shared are added.
+        Returns:
+            Seconds by the path of the layer, including the overhead of a prediction. The calls of a shared layer are
+            added up.
         """
         model = cut(self.model, self.graph, kept)
-        working = {path for path, macs in self.graph.macs().items() if macs}
-        calls, new = [], {}
-
-        def visit(node, args, kwargs):
-            if node.path in working:
-                key = _key(node.layer, args, kwargs)
-                calls.append((node.path, key))
-                if key not in self._known and key not in new:
-                    new[key] = sample_of(_alone(model, node.layer, args, kwargs), self.runtime, self.batch_size)
-            return node.layer(*args, **kwargs)
-
-        _keras.run(model, model.inputs, visit, nested=True)
-        self._known.update(
-            zip(new, np.median(in_turns(list(new.values())), axis=0).tolist() if new else (), strict=True)
-        )
-        seconds = dict.fromkeys(working, 0.0)
-        for path, key in calls:
-            seconds[path] += self._known[key]
+        seconds = {path: 0.0 for path, macs in self.graph.macs().items() if macs}
+        calls = [(path, _key(*call), call) for path, *call in _calls(model) if path in seconds]
+        self._measure(model, [(key, call) for _, key, call in calls])
+        for path, key, _ in calls:
+            seconds[path] += self._seconds[key]
         return seconds
 
-    def table(self, cuts: list[np.ndarray]) -> Callable[[np.ndarray], float]:
-        """A function of the units that are kept that gives the seconds which all `layers` together are to take.
+    def _measure(self, model, calls: list[tuple[tuple, list]]) -> None:
+        """Measures those (key, call) of layers whose key has not been measured before."""
+        samples: dict[tuple, Sample] = {}
+        for key, call in calls:
+            if key not in self._seconds and key not in samples:
+                samples[key] = sample_of(_single_call(model, *call), self.runtime, self.batch_size)
+        if samples:
+            medians = np.median(in_turns(list(samples.values())), axis=0)
+            self._seconds.update(zip(samples, medians.tolist(), strict=True))
 
-        Each layer is measured in each of the `cuts` (bool [units]) and taken to be a function of its MACs, linear
-        between those measured, which never falls.
+    def table(self, choices: list[np.ndarray]) -> Callable[[np.ndarray], float]:
+        """Measures the layers for some choices of kept units, to estimate the time for others.
+
+        Args:
+            choices: the kept units to measure, bool `[units]` each.
+
+        Returns:
+            A function of kept units that estimates the seconds of all layers together. The time of a layer is
+            interpolated linearly in its MACs, and never decreases with them.
         """
-        measured = [(self.graph.macs(kept), self.layers(kept)) for kept in cuts]
+        measured = [(self.graph.macs(kept), self.layers(kept)) for kept in choices]
         curves = {
             path: np.sort([(macs[path], seconds[path]) for macs, seconds in measured], axis=0).T
             for path in measured[0][1]
@@ -177,25 +184,30 @@ class Stopwatch:
         return seconds
 
 
-def _key(layer, args, kwargs):
-    """What two calls of layers have in common that take equally long."""
-    arguments = tf.nest.map_structure(lambda x: (tuple(x.shape), x.dtype) if _symbolic(x) else x, (args, kwargs))
+def _calls(model) -> list[tuple]:
+    """(path, layer, args, kwargs) of each call of a layer, with symbolic tensors; nested models are entered."""
+    calls = []
+
+    def visit(node, args, kwargs):
+        calls.append((node.path, node.layer, args, kwargs))
+        return node.layer(*args, **kwargs)
+
+    _keras.run(model, model.inputs, visit, nested=True)
+    return calls
+
+
+def _key(layer, args, kwargs) -> tuple:
+    """Identifies calls that take the same time: same class, configuration, and shapes and dtypes of the arguments."""
+    arguments = tf.nest.map_structure(
+        lambda x: (tuple(x.shape), x.dtype) if _keras.is_symbolic(x) else x, (args, kwargs)
+    )
     return type(layer), repr(layer.get_config() | {"name": None}), repr(arguments)
 
 
-def _alone(model, layer, args, kwargs):
-    """A model of nothing but one call of a layer of `model`."""
-    keras, inputs = _keras.keras_of(model), []
-
-    def fresh(x):
-        if not _symbolic(x):
-            return x
-        inputs.append(keras.Input(batch_shape=x.shape, dtype=x.dtype))
-        return inputs[-1]
-
-    args, kwargs = tf.nest.map_structure(fresh, (args, kwargs))
-    return keras.Model(inputs, layer(*args, **kwargs))
-
-
-def _symbolic(x):
-    return hasattr(x, "_keras_history")
+def _single_call(model, layer, args, kwargs):
+    """A model that consists of one call of a layer of `model`."""
+    keras = _keras.keras_of(model)
+    arguments = tf.nest.flatten((args, kwargs))
+    fresh = {id(x): keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in arguments if _keras.is_symbolic(x)}
+    args, kwargs = tf.nest.map_structure(lambda x: fresh.get(id(x), x), (args, kwargs))
+    return keras.Model(list(fresh.values()), layer(*args, **kwargs))

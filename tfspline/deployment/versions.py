@@ -1,4 +1,4 @@
-"""A folder of versions, each of which is there whole or not at all, and whose numbers only grow."""
+"""A folder of versions: numbers increase, and each version appears atomically."""
 
 import errno
 import os
@@ -9,22 +9,22 @@ from collections.abc import Callable
 
 from tfspline._utils.files import to_disk
 
-_ASIDE = ".export-"  # servers look only at folders whose name is an integer
+_TEMPORARY = ".export-"  # servers look only at folders whose name is an integer
 _DAY = 24 * 60 * 60
 
 
 def next_version(path: str, version: int | None = None) -> int:
-    """`version` if it may come next to `path`; by default, one more than the highest one there.
+    """The number of the next version in `path`: `version` if it is valid, by default the highest one plus 1.
 
     Raises:
-        TypeError, ValueError: `version` is not a positive integer, or lower than one that is there.
-        FileExistsError: it is there already.
+        TypeError, ValueError: `version` is not a positive integer, or lower than an existing one.
+        FileExistsError: `version` exists.
         NotADirectoryError: `path` is a file.
     """
     if os.path.exists(path) and not os.path.isdir(path):
         raise NotADirectoryError(f"Expected a folder of versions. Received: {path!r}, which is a file")
-    there = os.listdir(path) if os.path.isdir(path) else []
-    highest = max((int(name) for name in there if name.isdecimal()), default=0)
+    names = os.listdir(path) if os.path.isdir(path) else []
+    highest = max((int(name) for name in names if name.isdecimal()), default=0)
     if version is None:
         return highest + 1
     if not isinstance(version, int) or isinstance(version, bool):
@@ -32,29 +32,34 @@ def next_version(path: str, version: int | None = None) -> int:
     if version < 1:
         raise ValueError(f"Expected version to be positive. Received: {version}")
     if os.path.exists(os.path.join(path, str(version))):
-        raise FileExistsError(f"Expected a version that is not there yet. Received: {version}, which is in {path!r}")
+        raise FileExistsError(f"Version {version} already exists in {path!r}. Leave out `version` to use the next one.")
     if version < highest:
         raise ValueError(
-            f"Expected a version higher than {highest}, the highest in {path!r}, which servers go on with. "
+            f"Expected a version higher than {highest}, the highest one in {path!r}, since servers load the highest. "
             f"Received: {version}"
         )
     return version
 
 
 def publish(path: str, version: int | None, write: Callable[[str], None]) -> str:
-    """Has `write(folder)` make a folder and gives it to who watches `path` as a version, once it is whole.
+    """Writes a new version in a temporary folder and renames it once it is complete.
+
+    Args:
+        path: folder of versions, created if missing.
+        version: see `next_version`.
+        write: a function that creates the folder with the given name and writes the version into it.
 
     Returns:
-        The version's folder.
+        The folder of the version.
 
     Raises:
-        TypeError, ValueError, FileExistsError, NotADirectoryError: as `next_version`.
+        TypeError, ValueError, FileExistsError, NotADirectoryError: see `next_version`.
     """
     os.makedirs(path, exist_ok=True)
     remove_leftovers(path)
-    # Written one level below: only its owner may read the temporary folder itself.
-    with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=path) as aside:
-        written = os.path.join(aside, "version")
+    # In a sub-folder, since only its owner may read the temporary folder itself.
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=path) as temporary:
+        written = os.path.join(temporary, "version")
         write(written)
         for folder, _, files in os.walk(written):
             for name in (*files, "."):
@@ -69,7 +74,7 @@ def _renamed(written, path, version):
         target = os.path.join(path, str(next_version(path, version)))
         try:
             os.rename(written, target)
-        except OSError as error:  # somebody else was faster
+        except OSError as error:  # another process may have written the same version meanwhile
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
@@ -77,9 +82,9 @@ def _renamed(written, path, version):
 
 
 def remove_leftovers(path: str, age: float = _DAY) -> None:
-    """Removes what exports that were killed have left in a folder of versions at least `age` seconds ago; whether a
-    process is gone cannot be known on a shared disk."""
+    """Removes temporary folders of killed exports that are at least `age` seconds old; newer ones may be in use by
+    another process or machine."""
     for name in os.listdir(path) if os.path.isdir(path) else ():
         folder = os.path.join(path, name)
-        if name.startswith(_ASIDE) and os.path.getmtime(folder) <= time.time() - age:
+        if name.startswith(_TEMPORARY) and os.path.getmtime(folder) <= time.time() - age:
             shutil.rmtree(folder, ignore_errors=True)

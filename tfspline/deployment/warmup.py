@@ -1,38 +1,40 @@
-"""Requests that TensorFlow Serving tries on a version that it has loaded, before it lets clients come to it."""
+"""Warm-up requests, which TensorFlow Serving runs on a version before it serves clients."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import count, several
 
 
-def requests(name: str, endpoints: Mapping[str, Any], model: Any, batches: Sequence[int]) -> list:
-    """A PredictionLog with a PredictRequest for each signature and size of batch: inputs of zeros, black images.
+def requests(name: str, signatures: Mapping[str, Any], model: KerasModel, batches: Sequence[int]) -> list:
+    """Requests with zeros, or with black images, for each signature and batch size.
 
     Args:
-        name: what the model is called on the server.
-        endpoints: the traced signatures by their names.
-        model: the model, for the size of images.
-        batches: sizes of batches.
+        name: the name of the model on the server.
+        signatures: the traced signatures by name.
+        model: the model, whose input shapes are used.
+        batches: batch sizes.
+
+    Returns:
+        A `PredictionLog` for each request.
 
     Raises:
         ImportError: tensorflow-serving-api is not installed.
-        ValueError: a size of a batch is not positive, or that of an input is not known.
+        ValueError: a batch size is not positive, or the size of an input is unknown.
     """
     try:
         from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
     except ImportError as error:
-        raise ImportError(
-            "Expected tensorflow-serving-api, for warm-up requests: pip install tfspline[serving]. Received: none"
-        ) from error
+        raise ImportError("`warmup` needs tensorflow-serving-api: pip install 'tfspline[serving]'") from error
     batches = [count("a batch of warmup", batch) for batch in several("warmup", batches)]
     logs = []
-    for signature, function in endpoints.items():
+    for signature, function in signatures.items():
         for batch in batches:
             inputs = {
-                spec.name: tf.make_tensor_proto(_nothing(spec, tuple(tensor.shape[1:]), batch))
+                spec.name: tf.make_tensor_proto(_zeros(spec, tuple(tensor.shape[1:]), batch))
                 for spec, tensor in zip(function.input_signature, model.inputs, strict=True)
             }
             model_spec = model_pb2.ModelSpec(name=name, signature_name=signature)
@@ -41,16 +43,16 @@ def requests(name: str, endpoints: Mapping[str, Any], model: Any, batches: Seque
     return logs
 
 
-def _nothing(spec, shape, batch):
+def _zeros(spec, shape, batch):
     if None in shape:
-        raise ValueError(f"Expected inputs of a known size for warmup. Received: {spec.name!r}, of {shape} a sample")
+        raise ValueError(f"`warmup` needs inputs of a known size. Received: {spec.name!r} with shape {(None, *shape)}")
     if spec.dtype == tf.string and spec.shape.rank == 1 and len(shape) == 3:
         return [tf.io.encode_png(tf.zeros(shape, tf.uint8)).numpy()] * batch
     return tf.zeros([batch, *shape], spec.dtype).numpy()
 
 
 def write_requests(path: str, logs: Sequence[Any]) -> None:
-    """Writes warm-up requests as TensorFlow Serving reads them, from `assets.extra/tf_serving_warmup_requests`."""
+    """Writes requests in the format that TensorFlow Serving reads."""
     with tf.io.TFRecordWriter(path) as writer:
         for log in logs:
             writer.write(log.SerializeToString())

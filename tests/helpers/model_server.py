@@ -1,51 +1,35 @@
-"""Serves the newest version in a folder over gRPC and REST, as TensorFlow Serving does, to try clients.
+"""A small model server with the protocols of TensorFlow Serving (gRPC and REST Predict), for tests only."""
 
-python serving/server.py --path=models/resnet [--port=8500] [--rest_port=8501]
-
-It answers Predict and nothing else, does not batch, and is written in Python: what is to be fast is TensorFlow Serving.
-Needs `pip install tfspline[serving]`.
-"""
-
+import base64
+import contextlib
+import http.server
+import json
 import os
+import re
+import threading
+from concurrent import futures
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
-
-import base64  # noqa: E402
-import contextlib  # noqa: E402
-import http.server  # noqa: E402
-import json  # noqa: E402
-import re  # noqa: E402
-import threading  # noqa: E402
-from concurrent import futures  # noqa: E402
-
-import grpc  # noqa: E402
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
-from absl import app, flags, logging  # noqa: E402
-from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_service_pb2_grpc  # noqa: E402
-
-FLAGS = flags.FLAGS
+import grpc
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_service_pb2_grpc
 
 
-class Newest:
-    """The newest version of a model in a folder; one that is loaded stays until a newer one is.
-
-    Args:
-        path: the folder of versions, of which there is one at least.
-    """
+class NewestVersion:
+    """The newest version in a folder of versions, which must not be empty."""
 
     def __init__(self, path):
         self.path, self.name = path, os.path.basename(os.path.abspath(path))
-        self.version = 0
+        self.loaded = 0, None
         self.refresh()
 
     def refresh(self):
-        """Loads a version that is newer than the one that is served."""
+        """Loads a version that is newer than the loaded one."""
         newest = max(int(name) for name in os.listdir(self.path) if name.isdecimal())
-        if newest > self.version:
-            # Both at once, since other threads are answering.
+        if newest > self.loaded[0]:
+            # One assignment, since other threads read the pair.
             self.loaded = newest, tf.saved_model.load(os.path.join(self.path, str(newest)))
-            self.version = newest
 
     def refresh_until(self, stop, seconds):
         """Looks for a newer version every so many seconds until the event `stop`."""
@@ -53,23 +37,19 @@ class Newest:
             try:
                 self.refresh()
             except (OSError, ValueError, tf.errors.OpError):
-                logging.exception("What cannot be loaded is not served")
+                logging.exception("A version that cannot be loaded is not served")
 
     def predict(self, signature, inputs):
-        """The version that answers, and its outputs by name.
-
-        Args:
-            signature: the name of one; "" for "serving_default".
-            inputs: values by name, of anything that makes tensors of the signature's dtypes.
+        """Returns the number of the version and its outputs by name.
 
         Raises:
-            LookupError: there is no such signature.
-            ValueError: the inputs are not those of the signature.
+            LookupError: an unknown signature.
+            ValueError: inputs that do not fit the signature.
         """
         version, model = self.loaded
         signature = signature or "serving_default"
         if signature not in model.signatures:
-            raise LookupError(f"Expected a signature among {list(model.signatures)}. Received: {signature!r}")
+            raise LookupError(f"Unknown signature {signature!r}; the model has {list(model.signatures)}")
         function = model.signatures[signature]
         specs = function.structured_input_signature[1]
         if not isinstance(inputs, dict) or set(inputs) != set(specs):
@@ -81,8 +61,8 @@ class Newest:
             raise ValueError(str(error)) from error
 
 
-class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """gRPC's side: Predict."""
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Predict over gRPC."""
 
     def __init__(self, model):
         self.model = model
@@ -90,8 +70,7 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
     def Predict(self, request, context):  # noqa: N802
         """Answers a PredictRequest."""
         if request.model_spec.name != self.model.name:
-            received = request.model_spec.name
-            context.abort(grpc.StatusCode.NOT_FOUND, f"Expected {self.model.name!r}. Received: {received!r}")
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Unknown model {request.model_spec.name!r}")
         signature = request.model_spec.signature_name
         try:
             inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
@@ -107,23 +86,23 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 def rest_handler(model):
-    """REST's side: POST /v1/models/<name>:predict with `{"inputs": {name: values}}`, values in columns."""
+    """Predict over REST: POST /v1/models/<name>:predict with `{"inputs": {name: values}}`."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # connections stay open
+        protocol_version = "HTTP/1.1"  # keeps connections open
         disable_nagle_algorithm = True
 
         def do_POST(self):  # noqa: N802
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if not re.fullmatch(f"/v1/models/{re.escape(model.name)}:predict", self.path):
-                return self.answer(404, {"error": f"Expected /v1/models/{model.name}:predict. Received: {self.path}"})
+                return self.answer(404, {"error": f"Unknown path {self.path}"})
             try:
                 request = json.loads(body, object_hook=_decoded)
                 _, outputs = model.predict(request.get("signature_name"), request.get("inputs"))
             except (LookupError, ValueError) as error:
                 return self.answer(400, {"error": str(error)})
             outputs = {name: _listed(value) for name, value in outputs.items()}
-            # The name of a single output is left out, as TensorFlow Serving does.
+            # TensorFlow Serving leaves out the name of a single output, too.
             self.answer(200, {"outputs": outputs if len(outputs) > 1 else next(iter(outputs.values()))})
 
         def answer(self, status, document):
@@ -149,16 +128,16 @@ def _listed(value):
 
 
 @contextlib.contextmanager
-def serving(path, port=0, rest_port=0, poll_seconds=1.0):
-    """Serves the newest version in a folder; gives the ports of gRPC and REST, free ones in place of 0."""
-    model = Newest(path)
+def serving(path, poll_seconds=1.0):
+    """Serves the newest version in a folder on free ports; gives the ports of gRPC and REST."""
+    model = NewestVersion(path)
     server = grpc.server(
         futures.ThreadPoolExecutor(os.cpu_count()),
         options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
     )
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Predictions(model), server)
-    port = server.add_insecure_port(f"localhost:{port}")
-    rest = http.server.ThreadingHTTPServer(("localhost", rest_port), rest_handler(model))
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(model), server)
+    port = server.add_insecure_port("localhost:0")
+    rest = http.server.ThreadingHTTPServer(("localhost", 0), rest_handler(model))
     stop = threading.Event()
     threads = [
         threading.Thread(target=model.refresh_until, args=(stop, poll_seconds)),
@@ -176,19 +155,3 @@ def serving(path, port=0, rest_port=0, poll_seconds=1.0):
         for thread in threads:
             thread.join()
         rest.server_close()
-
-
-def main(_):
-    """Serves until Ctrl-C."""
-    with serving(FLAGS.path, FLAGS.port, FLAGS.rest_port, FLAGS.poll_seconds) as ports:
-        print("gRPC on port {}, REST on port {}; stop with Ctrl-C".format(*ports), flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
-
-
-if __name__ == "__main__":
-    flags.DEFINE_string("path", None, "Folder of versions, whose name is the model's.", required=True)
-    flags.DEFINE_integer("port", 8500, "Port of gRPC.")
-    flags.DEFINE_integer("rest_port", 8501, "Port of REST.")
-    flags.DEFINE_float("poll_seconds", 1.0, "How often to look for a newer version.")
-    app.run(main)
