@@ -97,7 +97,7 @@ class TestSchedule:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("network", "resnet21", "network out of"),
+        ("network", "resnet21", "`network` among"),
         ("width", 0.0, "positive width"),
         ("keras", "torch", "'keras' or 'tf_keras'"),
         ("augment", "cutout", "augment to be one of none, crop, crop_flip"),
