@@ -1,6 +1,6 @@
 """ResNets for CIFAR and ImageNet, and pre-activated ResNets.
 
-The first two are from He et al., "Deep Residual Learning for Image Recognition", 2015, sections 4.2 and 4.1, the last are
+The first two are from He et al., "Deep Residual Learning for Image Recognition", 2015, sections 4.2 and 4.1, the last
 from He et al., "Identity Mappings in Deep Residual Networks", 2016.
 
 Where channels or size change, a 1x1 convolution projects the shortcut.
