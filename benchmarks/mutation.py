@@ -38,10 +38,10 @@ TESTS = {  # module -> test modules, where they are not simply tests/<package>/t
     "pruning/readers": ["pruning/test_criteria", "pruning/test_compensation"],
     "pruning/refit": ["pruning/test_compensation"],
     "pruning/units": ["pruning/test_criteria", "pruning/test_planning"],
-    "spline/activations": ["spline/test_codes", "spline/test_affine"],
+    "spline/activations": ["spline/test_activations", "spline/test_codes", "spline/test_affine"],
     "spline/boundaries": ["spline/test_comparison"],
     "spline/float64": ["spline/test_affine", "spline/test_polygons"],
-    "spline/piecewise": ["spline/test_codes", "spline/test_affine", "spline/test_polygons"],
+    "spline/piecewise": ["spline/test_activations", "spline/test_affine", "spline/test_polygons"],
 }
 SWAPS = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
