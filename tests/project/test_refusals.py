@@ -16,9 +16,7 @@ from helpers.command import start
 
 import tfspline
 from tfspline import datasets as data
-from tfspline import models
-from tfspline.plots import partitions as partition_plots
-from tfspline.plots import training as plots
+from tfspline import models, plots
 from tfspline.recipe.recipe import Recipe
 
 
@@ -601,12 +599,12 @@ WRONG = {
     ),
     # Pictures.
     "a model, not a mapping": (
-        lambda g: partition_plots.partitions(g.model),
+        lambda g: plots.partitions(g.model),
         TypeError,
         "Expected `models` to be a Mapping. Received: Functional",
     ),
     "models of other layers": (
-        lambda g: partition_plots.sampled_partitions(
+        lambda g: plots.sampled_partitions(
             {
                 "net": g.model,
                 "other": g.keras.Sequential([g.keras.Input((4,)), g.keras.layers.Dense(4, "relu", name="c")]),
@@ -615,15 +613,15 @@ WRONG = {
             samples=3,
         ),
         ValueError,
-        r"Expected models with the layers \['a', 'b'\] of the first. Received: \['c'\]",
+        r"models.*\['a', 'b'\].*\['c'\]",
     ),
     "a box upside down": (
-        lambda g: partition_plots.sampled_partitions({"net": g.model}, ((1, 0), (0, 1)), g.x[:2], samples=3),
+        lambda g: plots.sampled_partitions({"net": g.model}, ((1, 0), (0, 1)), g.x[:2], samples=3),
         ValueError,
         r"`box`.*\(\(1, 0\), \(0, 1\)\)",
     ),
     "columns in a text": (
-        lambda g: partition_plots.partitions({"net": g.model}, plane=g.x[:2], columns="2"),
+        lambda g: plots.partitions({"net": g.model}, plane=g.x[:2], columns="2"),
         ValueError,
         INTEGER("columns", 1, "'2'"),
     ),
@@ -738,17 +736,17 @@ ELSEWHERE = {
     "a picture of half a row": (
         lambda: plots.training([{"epoch": 1}], tfspline.EarlyBird()),
         ValueError,
-        "Expected `history` to be mappings with phase, epoch. Received: {'epoch': 1}",
+        "history.*phase, epoch.*{'epoch': 1}",
     ),
     "a picture of a run, not of runs": (
         lambda: plots.accuracy_flops({"slim": {}}),
         ValueError,
-        "Expected `summaries` to be mappings with slim. Received: 'slim'",
+        "summaries.*slim",
     ),
     "epochs that fall": (
         lambda: plots.distance_matrix(np.zeros((2, 2)), [2, 1]),
         ValueError,
-        r"Expected epochs that rise. Received: \[2, 1\]",
+        r"epochs.*\[2, 1\]",
     ),
     "layers without names": (
         lambda: plots.layer_distances([np.zeros((2, 2))], [1, 2]),

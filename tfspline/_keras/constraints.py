@@ -1,4 +1,4 @@
-"""Constraints that keep entries of weights at zero: Keras' optimizers call them after each update."""
+"""Constraints that keep entries of weights at zero. Keras calls them after each update of the optimizer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,26 +10,28 @@ from tfspline import _keras
 
 
 class _Zeros:
-    """A weight's constraint: zero where `on` is False, and elsewhere what the user's own constraint makes of it."""
+    """A constraint that sets a weight to zero where `on` is False and applies the user's own constraint elsewhere."""
 
     def __init__(self, on, own):
-        self.on = tf.Variable(on, trainable=False)  # a variable, so that a step that was traced sees it change
+        self.on = tf.Variable(on, trainable=False)  # a variable, so that a traced step sees it change
         self.own = own
 
     def masked(self, value):
-        # A product would leave -0.0, and NaN where a gradient overflowed.
+        # A product would leave -0.0, or NaN where a gradient overflowed.
         value = tf.convert_to_tensor(value)
         return tf.where(self.on, value, tf.zeros_like(value))
 
     def __call__(self, value):
         value = self.masked(value)
-        # A norm that the user's constraint looks at is that of what is left.
+        # A norm in the user's constraint is that of the entries that are on.
         return value if self.own is None else self.masked(self.own(value))
 
 
 def hold(weight: Any, on: np.ndarray) -> bool:
-    """Makes a weight zero where `on`, bool of its shape, is False, now and after every step of an optimizer; returns
-    whether it had no constraint for this yet, so that what was traced before knows nothing of it."""
+    """Sets a weight to zero where `on` (bool, of its shape) is False, now and after every step of an optimizer.
+
+    Returns whether this added a constraint, so that train steps traced before do not know of it.
+    """
     held = is_held(weight)
     if held:
         weight.constraint.on.assign(on)
@@ -45,8 +47,10 @@ def is_held(weight: Any) -> bool:
 
 
 def let_go(weight: Any) -> bool:
-    """Takes off what `hold` has hung on a weight, and puts the user's own constraint back; the zeros are made once
-    more. Returns whether there was anything."""
+    """Zeroes a weight once more, removes the constraint that `hold` added and puts the user's own back.
+
+    Returns whether there was one.
+    """
     held = is_held(weight)
     if held:
         weight.assign(weight.constraint.masked(weight))
@@ -55,7 +59,7 @@ def let_go(weight: Any) -> bool:
 
 
 def weights(model: Any) -> Iterator[tuple[tuple[str, int], Any]]:
-    """The weights of a model, each with its layer's path and its place in `layer.weights`."""
+    """Yields the weights of a model, each with its layer's path and its index in `layer.weights`."""
     for path, layer in _keras.layer_paths(model).items():
         if not _keras.is_model(layer):
             for index, weight in enumerate(getattr(layer, "weights", ())):

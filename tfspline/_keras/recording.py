@@ -139,9 +139,9 @@ class ProbeInputs:
     """
 
     def __init__(self, given: Any, size: int):
-        self.given, self.recorded = given, None
-        self._size = size
-        self._recorder = None
+        self.given, self._size = given, size
+        self.recorded: list[np.ndarray] | None = None
+        self._recorder: Recorder | None = None
 
     @property
     def values(self) -> Any:
@@ -161,7 +161,7 @@ class ProbeInputs:
 
     def take(self) -> Any:
         """Returns the inputs: if none were known, those recorded so far, however few, from now on."""
-        if self.values is None:
+        if self.values is None and self._recorder is not None:
             self.recorded = self._recorder.inputs()
         return self.values
 
@@ -173,7 +173,8 @@ class ProbeInputs:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns the recorded inputs as named arrays; given ones are not included."""
-        return {str(i): value for i, value in enumerate(self.recorded or [])}
+        recorded: list[np.ndarray] = self.recorded or []
+        return {str(i): value for i, value in enumerate(recorded)}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Restores what `to_arrays` returned."""

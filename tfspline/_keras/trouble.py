@@ -1,4 +1,4 @@
-"""Trouble: what shows that a training has failed."""
+"""Signs that a training has failed."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tfspline._keras.constraints import weights
 
 
 def not_finite(model: Any) -> str | None:
-    """The path of the first layer with a weight, or a statistic of batch normalization, that is NaN or infinite.
+    """Returns the path of the first layer with a NaN or infinite weight or statistic; None if there is none.
 
     Example:
 

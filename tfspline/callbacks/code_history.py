@@ -1,6 +1,7 @@
 """The codes of recent epochs, which new codes are compared with."""
 
 import collections
+from typing import cast
 
 import numpy as np
 
@@ -34,7 +35,8 @@ class CodeHistory:
 
     def __init__(self, lookback: int):
         self._lookback = lookback
-        self.codes, self.times = collections.deque(), collections.deque()
+        self.codes: collections.deque[Codes] = collections.deque()
+        self.times: collections.deque[int] = collections.deque()
 
     def add(self, codes: Codes, time: int, interval: int = 1, epoch: int | None = 1) -> list[float]:
         """Compares new codes with earlier ones, keeps them, and drops codes that are no longer needed.
@@ -48,7 +50,9 @@ class CodeHistory:
         Returns:
             The distances to the codes nearest to 1, 2, ... `lookback` epochs ago; fewer if the history is shorter.
         """
-        distances = [partition_distance(codes, earlier) for earlier in self._earlier(time, interval, epoch)]
+        distances = [
+            cast(float, partition_distance(codes, earlier)) for earlier in self._earlier(time, interval, epoch)
+        ]
         self.codes.append(codes)
         self.times.append(time)
         while epoch and len(self.times) > 1 and self.times[1] <= time + interval - self._lookback * epoch:
@@ -56,7 +60,7 @@ class CodeHistory:
             self.times.popleft()
         return distances
 
-    def _earlier(self, time, interval, epoch):
+    def _earlier(self, time: int, interval: int, epoch: int | None) -> list[Codes]:
         if not self.times or not epoch:
             return []
         targets = [time - back * epoch for back in range(1, self._lookback + 1)]

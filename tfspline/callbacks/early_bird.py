@@ -13,7 +13,7 @@ from tfspline._keras.recording import ProbeInputs, SkippedTraining
 from tfspline._keras.trouble import not_finite
 from tfspline._utils.checks import among, count, share
 from tfspline._utils.workers import from_chief
-from tfspline.callbacks.early_bird_tests import TESTS
+from tfspline.callbacks.early_bird_tests import TESTS, Observer
 from tfspline.callbacks.settling import LookClock, SettlingTest
 from tfspline.callbacks.state import Backup, read_state, write_state
 from tfspline.spline.distance import partition_distance
@@ -80,10 +80,10 @@ class EarlyBird(_keras.StepCallback):
         self._settling = SettlingTest(self.threshold, self.lookback, self._test.passes)
         self._inputs = ProbeInputs(probe, self.probe_size)
         self._backup = None if backup_dir is None else Backup(backup_dir, self, "epochs")
-        self._observer = None  # of the model, during `fit`
+        self._observer: Observer | None = None  # of the model, during `fit`
         self._begun = False  # whether the first epoch of this `fit` has begun
-        self._skipped = None  # the `SkippedTraining` of a `fit` that has nothing left to train
-        self._warned = set()  # the layers warned about
+        self._skipped: SkippedTraining | None = None  # the `SkippedTraining` of a `fit` that has nothing left to train
+        self._warned: set[str] = set()  # what was warned about
 
     @property
     def found(self) -> bool:
@@ -164,7 +164,7 @@ class EarlyBird(_keras.StepCallback):
         if self._skipped:
             self._skipped.end()
         self._inputs.stop()
-        self._skipped = self._observer = None
+        self._skipped, self._observer = None, None
 
     @property
     def _epoch_steps(self):

@@ -13,7 +13,7 @@ from tfspline.spline.codes import Codes, RegionEncoder
 class Observer(Protocol):
     """Takes the codes of one model, which a test compares between epochs."""
 
-    def __call__(self, inputs: Any) -> Codes:
+    def __call__(self, inputs: Any, /) -> Codes:
         """Returns the codes of the model as it is now, on `inputs` if the test uses any."""
 
     def dead(self, codes: Codes) -> list[str]:
@@ -44,14 +44,14 @@ class EarlyBirdTest:
 class _MaskObserver:
     """Takes the pruning masks of a model."""
 
-    def __init__(self, model, ratio):
+    def __init__(self, model: KerasModel, ratio: float):
         self._model, self._ratio = model, ratio
         self(None)  # raises now if the model has no units to mask
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: Any) -> Codes:
         return pruning_mask(self._model, self._ratio)
 
-    def dead(self, codes):
+    def dead(self, codes: Codes) -> list[str]:
         return []
 
 

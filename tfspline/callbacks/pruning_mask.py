@@ -1,20 +1,20 @@
-"""The pruning mask of EB Train, which an early bird can watch in place of the partition."""
+"""The pruning mask of EB Train, which an early-bird test can compare instead of the partition."""
 
 import math
-from typing import Any
 
 import numpy as np
 
 from tfspline import _keras
+from tfspline._keras.types import KerasModel
 from tfspline.spline.codes import Codes
 
 
-def pruning_mask(model: Any, ratio: float) -> Codes:
-    """Which units would stay if a model were pruned now, as the code of a single sample: 1 for each that stays.
+def pruning_mask(model: KerasModel, ratio: float) -> Codes:
+    """Returns the units that would be kept if a model were pruned now, as the code of a single sample: 1 for kept.
 
-    It leaves out the `ratio` of all units with the smallest |gamma| of their BatchNormalization; in a model without
-    one, of those with the smallest l1 norm of their Dense or Conv kernel, the last such layer (the head) not counted
-    (You et al., "Drawing Early-Bird Tickets", ICLR 2020).
+    The share `ratio` of all units with the smallest |gamma| of their BatchNormalization would be removed. In a model
+    without BatchNormalization the l1 norm of the Dense or Conv kernel counts instead, and the last such layer (the
+    head) is left out (You et al., "Drawing Early-Bird Tickets", ICLR 2020).
 
     Raises:
         TypeError, ValueError: the model's graph cannot be read, or has no such layers.
@@ -42,10 +42,10 @@ def pruning_mask(model: Any, ratio: float) -> Codes:
         scores = [np.abs(kernel).reshape(-1, kernel.shape[-1]).sum(0) for kernel in kernels[:-1]]
     if not scores:
         raise ValueError(
-            "Expected a model with units to mask: BatchNormalization with a scale, or at least two Dense "
-            f"or Conv layers. Received: {model.name!r}"
+            f"Model {model.name!r} has no units to mask. metric='mask' needs BatchNormalization with a scale, or at "
+            "least two Dense or Conv layers."
         )
-    scores = np.concatenate(scores)
-    mask = np.ones(len(scores), np.uint8)
-    mask[np.argsort(scores, kind="stable")[: math.ceil(ratio * len(scores))]] = 0
+    order = np.argsort(np.concatenate(scores), kind="stable")
+    mask = np.ones(len(order), np.uint8)
+    mask[order[: math.ceil(ratio * len(order))]] = 0
     return Codes({"mask": np.packbits(mask, bitorder="little")[None]}, {"mask": len(mask)})

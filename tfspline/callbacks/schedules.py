@@ -1,6 +1,7 @@
 """Pruning schedules: at which steps units are switched off, and how many. Independent of Keras."""
 
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class Schedule:
 
     def within(self, first: int, stop: int) -> Iterator[tuple[int, float]]:
         """Yields the steps in [first, stop) at which the schedule prunes, each with its sparsity."""
-        steps, schedule = range(first, stop), self._function
+        steps, schedule = range(first, stop), cast(Any, self._function)
         if type(schedule).__module__.startswith("tensorflow_model_optimization."):
             # A call to tfmot's own schedules takes a millisecond, as much as a small training step. They prune at
             # regular intervals, so the steps in between need no call.

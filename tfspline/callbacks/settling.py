@@ -23,7 +23,7 @@ class LookClock:
     def __init__(self, every: int | None = None):
         self.every = every
         self.time = self.epoch = 0
-        self.epoch_steps = None
+        self.epoch_steps: int | None = None
         self._epoch_start = 0
 
     @property
@@ -66,7 +66,7 @@ class LookClock:
         self.time += time
         return self.time // self.interval > before
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"epoch {self.epoch}" + (f", step {self.time}" if self.every else "")
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -96,8 +96,9 @@ class SettlingTest:
     def __init__(self, threshold: float, lookback: int, passes: Callable[[float, float], bool]):
         self._threshold, self._lookback, self._passes = threshold, lookback, passes
         self.history = CodeHistory(lookback)
-        self.distances = []
-        self.epoch = self.step = None
+        self.distances: list[float] = []
+        self.epoch: int | None = None
+        self.step: int | None = None
 
     def look(self, codes: Codes | None, clock: LookClock, agree: Callable[[float], float] = float) -> bool:
         """Compares the codes of now with earlier ones.

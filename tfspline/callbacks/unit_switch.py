@@ -77,8 +77,9 @@ class UnitSwitch:
     regrow: bool
     masks: Masks | None = dataclasses.field(default=None, init=False)
     dense: DenseValues = dataclasses.field(default_factory=DenseValues, init=False)
+    _graph: Graph | None = dataclasses.field(default=None, init=False)  # during `fit`
     _probe: Probe | None = dataclasses.field(default=None, init=False)  # of `data`, during `fit`
-    _restored: dict | None = dataclasses.field(default=None, init=False)  # layer -> bool [channels], on
+    _restored: dict[str, np.ndarray] | None = dataclasses.field(default=None, init=False)  # of `masks`, by layer
 
     @property
     def sparsity(self) -> float:
@@ -87,33 +88,34 @@ class UnitSwitch:
 
     def begin(self, model: KerasModel) -> None:
         """Reads a model; raises an error if it cannot be pruned, or is not the one of a restored state."""
-        graph = reader.read(model, self.protect, self.allow_inexact)
+        self._graph = graph = reader.read(model, self.protect, self.allow_inexact)
         self._probe = None if self.data is None else probe(model, self.data)
         if self._restored:
-            self._adopt(graph)
+            self._adopt()
         elif self.masks is None:
-            self._choose(model, graph, self.budget.ratio, 0)  # raises if the criterion does not suit the model
+            self._choose(model, self.budget.ratio, 0)  # raises if the criterion does not suit the model
             self.masks = Masks(graph, np.zeros(graph.units, bool))
 
     def switch(self, model: KerasModel, sparsity: float, step: int) -> None:
         """Scores the units of a model anew and switches a share of them off, in training step `step`."""
-        graph, before = self.masks.graph, self.masks.off
+        assert self.masks is not None, "begin() comes first"
+        before = self.masks.off
         if self.regrow:
             self.dense.bring_back(model, self.masks, step)
-            off = self._choose(model, graph, sparsity, step) if sparsity else np.zeros_like(before)
+            off = self._choose(model, sparsity, step) if sparsity else np.zeros_like(before)
         else:
-            off = before | self._choose(model, graph, sparsity, step, before) if sparsity else before
-        self.masks = Masks(graph, off)
+            off = before | self._choose(model, sparsity, step, before) if sparsity else before
+        self.masks = Masks(self.masks.graph, off)
         self.masks.apply(model)
 
     def end(self) -> None:
         """Drops what is needed only during `fit`."""
-        self._probe = None
+        self._probe = self._graph = None
 
-    def _choose(self, model, graph, sparsity, step, off=None):
+    def _choose(self, model, sparsity, step, off=None):
         budget = dataclasses.replace(self.budget, ratio=sparsity)
         rng = np.random.default_rng([self.seed, step])
-        off = choose(model, graph, budget, self.criterion, rng, self._probe, off)
+        off = choose(model, self._graph, budget, self.criterion, rng, self._probe, off)
         return np.array(from_chief(model.distribute_strategy, off), bool)
 
     def resume(self, model: KerasModel, step: int | None) -> None:
@@ -123,11 +125,12 @@ class UnitSwitch:
             model: the model, restored too.
             step: the training step at which the weights were saved; None if that was not where the state was saved.
         """
-        self._adopt(self.masks.graph)
+        self._adopt()
         if self.dense.step == step:  # the weights may have been saved just before units were switched
             self.dense.assign(model)
 
-    def _adopt(self, graph: Graph):
+    def _adopt(self):
+        graph = self._graph
         if set(self._restored) != set(graph.producers):
             raise ValueError(
                 f"The state of this SplinePruning was saved for a model with the layers {sorted(self._restored)}, but "
@@ -137,11 +140,11 @@ class UnitSwitch:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns masks and remembered values as named arrays."""
-        layers = (self.masks or {}) if self._restored is None else self._restored
+        layers = self.masks or self._restored or {}
         on = {f"on/{layer}": mask for layer, mask in layers.items()}
         return on | {f"dense/{name}": array for name, array in self.dense.to_arrays().items()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Restores what `to_arrays` returned; the masks take effect once the model is known."""
-        self._restored = with_prefix(arrays, "on/")
+        self.masks, self._restored = None, with_prefix(arrays, "on/")
         self.dense.restore(with_prefix(arrays, "dense/"))

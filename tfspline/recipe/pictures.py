@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from tfspline import plots
 from tfspline.callbacks.early_bird import EarlyBird
 from tfspline.datasets import Dataset
 from tfspline.graph.cost import flops
-from tfspline.plots import partitions as partition_plots
-from tfspline.plots import training as plots
 from tfspline.recipe.run_dir import RunDir
 from tfspline.spline.codes import Codes, region_codes
 from tfspline.spline.distance import partition_distances
@@ -79,12 +78,12 @@ def _partition(models, dataset):
         points = dataset.train.images
         box = np.stack([points.min(axis=0), points.max(axis=0)], axis=1)
         if sum(region_codes(dense, points[:1]).bits.values()) <= _EXACT:
-            return partition_plots.partitions(models, box)
-        return partition_plots.sampled_partitions(models, box, samples=400)
+            return plots.partitions(models, box)
+        return plots.sampled_partitions(models, box, samples=400)
     images = [dataset.test.images[np.flatnonzero(dataset.test.labels == label)[0]] for label in (0, 1)]
     first, second = dataset.class_names[:2]
     passes = 2 * sum(flops(model).macs for model in models.values())
-    return partition_plots.sampled_partitions(
+    return plots.sampled_partitions(
         models,
         2 * ((-0.25, 1.25),),
         dataset.normalize(np.stack(images)).numpy(),
