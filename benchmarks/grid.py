@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from tfspline import register_criterion
 from tfspline.pruning import criteria
-from tfspline.recipe.recipe import Recipe
+from tfspline.recipe import Recipe
+from tfspline.recipe.flags import read_flagfile
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 RHOS = (0, 0.01, 0.2, 1)  # `spline` itself uses 0.05
@@ -148,9 +149,7 @@ def _cifar(dataset, folder):
 
 def configured(network: str, dataset: str) -> Recipe:
     """Read the recipe of a flagfile in configs/."""
-    lines = (CONFIGS / f"{network}_{dataset}.cfg").read_text(encoding="utf-8").splitlines()
-    given = (line.removeprefix("--").partition("=") for line in lines if line.startswith("--"))
-    return Recipe.from_flags({name: value or "true" for name, _, value in given})
+    return Recipe.from_flags(read_flagfile(CONFIGS / f"{network}_{dataset}.cfg"))
 
 
 class Key(NamedTuple):

@@ -1,9 +1,7 @@
 """Fixtures shared by all tests; `keras` runs a test on both Kerases."""
 
 import gc
-import importlib.util
 import os
-import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -39,12 +37,3 @@ def tfmot(monkeypatch):
     tf_keras.backend.clear_session()
     tf_keras.utils.set_random_seed(0)
     return pytest.importorskip("tensorflow_model_optimization")
-
-
-@pytest.fixture(scope="session")  # its flags are defined once a process
-def train():
-    """The module train.py."""
-    spec = importlib.util.spec_from_file_location("train", pathlib.Path(__file__).parents[1] / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

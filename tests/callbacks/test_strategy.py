@@ -122,7 +122,7 @@ def test_two_replicas_carry_a_recipe_out_as_one_device(name, tmp_path):
     for row, same in zip(one, two, strict=True):
         assert row[:2] == same[:2] and row[2] == pytest.approx(same[2], rel=1e-4)
     assert [text.partition("Received: ")[2] for text in refused] == [
-        "batch_size=255, 0 images held out",
-        "batch_size=256, 87 images held out",
+        "batch_size=255, 0 validation images. Change batch_size or validation_split.",
+        "batch_size=256, 87 validation images. Change batch_size or validation_split.",
     ]
     assert not (tmp_path / "odd").exists()

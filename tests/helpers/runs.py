@@ -1,9 +1,10 @@
-"""Small recipes, and runs that are interrupted."""
+"""Small recipes, runs that are interrupted, and what a run has written."""
 
 import json
 
 from tfspline.recipe.checkpoints import Checkpoints
 
+# 10 steps per epoch; the early bird is found after epoch 3.
 SMALL = {
     "network": "mlp",
     "width": 0.25,
@@ -20,12 +21,18 @@ SMALL = {
 
 
 def rows_of(folder):
+    """The history of a run without times."""
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+def phases_of(folder):
+    """The phase and epoch of each row of the history."""
+    return [(row["phase"], row["epoch"]) for row in rows_of(folder)]
+
+
 def interrupt(monkeypatch, stops):
-    """Lets runs break off at `stops`, phases and epochs, one after the other; those that are over are taken out."""
+    """Raise an InterruptedError before the checkpoints of the (phase, epoch) pairs `stops`, once for each, in order."""
     put = Checkpoints.put
 
     def interrupted(checkpoints, rows, files):
@@ -35,3 +42,26 @@ def interrupt(monkeypatch, stops):
         put(checkpoints, rows, files)
 
     monkeypatch.setattr(Checkpoints, "put", interrupted)
+
+
+def end_of(folder, keras):
+    """All that a run has written, without times: names of files, history, summary, plan and each weight."""
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    weights = {
+        path.name: [weight.tobytes() for weight in keras.models.load_model(path).get_weights()]
+        for path in sorted(folder.glob("*.keras"))
+    }
+    texts = {name: json.loads((folder / name).read_text()) for name in ("summary.json", "plan.json")}
+    return {
+        "files": sorted(name for name in files if not name.startswith("logs") and name != ".lock"),
+        "history": rows_of(folder),
+        "summary": _untimed(texts["summary.json"]),
+        "plan": texts["plan.json"],
+        "weights": weights,
+    }
+
+
+def _untimed(summary):
+    if not isinstance(summary, dict):
+        return summary
+    return {name: _untimed(value) for name, value in summary.items() if name != "seconds"}

@@ -17,7 +17,7 @@ from helpers.command import start
 import tfspline
 from tfspline import datasets as data
 from tfspline import models, plots
-from tfspline.recipe.recipe import Recipe
+from tfspline.recipe import Recipe
 
 
 def network(keras, name):
@@ -651,17 +651,17 @@ ELSEWHERE = {
     "a network by its number": (
         lambda: models.build(20, (8, 8, 1), 10),
         ValueError,
-        "Expected `network` among: .* Received: 20",
+        "a network out of: .* Received: 20",
     ),
     "networks for one": (
         lambda: models.build(["mlp"], (4,), 10),
         ValueError,
-        r"Expected `network` among: .* Received: \['mlp'\]",
+        r"a network out of: .* Received: \['mlp'\]",
     ),
     "a network deeper than any": (
         lambda: models.build("resnet" + "9" * 5000, (8, 8, 1), 10),
         ValueError,
-        "Expected `network` among: .* Received: 'resnet999",
+        "a network out of: .* Received: 'resnet999",
     ),
     "a size for a shape": (
         lambda: models.build("mlp", 8, 10),
@@ -756,33 +756,37 @@ ELSEWHERE = {
     "a recipe of texts": (
         lambda: Recipe(ratio="0.5"),
         ValueError,
-        r"Expected ratio to be float \| None. Received: '0.5'",
+        "Expected ratio to be a number. Received: '0.5'",
     ),
-    "a recipe of half an epoch": (lambda: Recipe(ratio=0.5, epochs=2.5), ValueError, "epochs to be int. Received: 2.5"),
+    "a recipe of half an epoch": (
+        lambda: Recipe(ratio=0.5, epochs=2.5),
+        ValueError,
+        "epochs to be an integer. Received: 2.5",
+    ),
     "a recipe of very many epochs": (
         lambda: Recipe(ratio=0.5, epochs=10**400),
         ValueError,
-        "Expected epochs to be int. Received: 1000",
+        "Expected epochs to be less than .* Received: 1000",
     ),
     "a recipe of a list": (
         lambda: Recipe(ratio=0.5, image_size=[8, 8]),
         ValueError,
-        r"Expected image_size to be tuple\[int, int\] \| None. Received: \[8, 8\]",
+        r"Expected image_size to be integers .*Received: \[8, 8\]",
     ),
     "a recipe of other drops": (
         lambda: Recipe(ratio=0.5, lr_schedule="step", lr_drops=("80",)),
         ValueError,
-        r"Expected lr_drops to be tuple\[int, ...\]. Received: \('80',\)",
+        r"Expected lr_drops to be integers .*Received: \('80',\)",
     ),
     "a flag of another kind": (
         lambda: Recipe.from_flags({"ratio": "0.5", "epochs": "many"}),
         ValueError,
-        "Expected --epochs to be .*int.*. Received: 'many'",
+        "Expected --epochs to be an integer. Received: 'many'",
     ),
     "a flag neither true nor false": (
         lambda: Recipe.from_flags({"ratio": "0.5", "baseline": "yes"}),
         ValueError,
-        "Expected --baseline to be .*bool.*. Received: 'yes'",
+        "Expected --baseline to be true or false. Received: 'yes'",
     ),
 }
 
@@ -794,14 +798,14 @@ def test_what_is_wrong_elsewhere_is_told(wrong, error, message):
 
 
 FLAGS = {
-    "--network=resnet21": "Expected `network` among: .* Received: 'resnet21'",
-    "--network=": "Expected `network` among: .* Received: ''",
+    "--network=resnet21": "Expected a network out of: .* Received: 'resnet21'",
+    "--network=": "Expected a network out of: .* Received: ''",
     "--network=resnet20 --dataset=toy2d": r"Expected input_shape=\(height, width, channels\) .* Received: \(2,\)",
     "--width=0": "Expected a positive width. Received: 0.0",
     "--width=nan": "Expected a positive width. Received: nan",
     "--seed=-1": r"`seed` to be an integer of at least 0. Received: -1",
     "--seed=4294967296": r"Expected a seed in \[0, 2\*\*32\). Received: 4294967296",
-    "--seed=99999999999999999999": "Expected seed to be int. Received: 99999999999999999999",
+    "--seed=99999999999999999999": "Expected seed to be less than .* Received: 99999999999999999999",
     "--dataset=mnist": r"Expected `dataset` among \('digits', .* Received: 'mnist'",
     "--dataset=image_folder": "Expected data_dir, a folder with train/ and test/, for 'image_folder'. Received: None",
     "--dataset=image_folder --data_dir=empty": "data_dir 'empty' is empty",
@@ -813,7 +817,7 @@ FLAGS = {
     "--validation_split=1": r"Expected validation_split to be in \[0, 1\). Received: 1.0",
     "--validation_split=0.0001": "1437 images cannot be divided by test_size=0.0001",
     "--train_images=0": "Expected `train_images` to be an integer of at least 1. Received: 0",
-    "--evaluate=validation": "Expected evaluate to be one of test. Received: 'validation'",
+    "--evaluate=validation": "evaluate='validation' needs .* validation_split",
     "--augment=crop --dataset=toy2d": r"Expected `augment` among \('none',\). Received: 'crop'",
     "--epochs=0": "Expected epochs to be at least 2. Received: 0",
     "--batch_size=0": "Expected batch_size to be at least 1. Received: 0",
@@ -823,11 +827,11 @@ FLAGS = {
     "--learning_rate=inf": "Expected learning_rate to be positive. Received: inf",
     "--momentum=1": r"Expected momentum to be in \[0, 1\). Received: 1.0",
     "--weight_decay=-1e-4": "Expected weight_decay to be 0 or more. Received: -0.0001",
-    "--lr_schedule=step --lr_drops=8,4": r"Expected lr_drops to be rising epochs, from 1. Received: \(8, 4\)",
-    "--lr_schedule=step --lr_drops=a": "Expected lr_drops to be integers. Received: a",
+    "--lr_schedule=step --lr_drops=8,4": r"lr_drops to be increasing .*Received: \(8, 4\)",
+    "--lr_schedule=step --lr_drops=a": "--lr_drops to be integers .*Received: 'a'",
     "--lr_drop_factor=2": r"Expected lr_drop_factor to be in \(0, 1\). Received: 2.0",
-    "--gamma_l1=1e-4": "Expected a network with BatchNormalization with gamma_l1. Received: network=mlp",
-    "--search_epochs=30": "Expected search_epochs to be from 0 to 29, which leaves epochs to train on. Received: 30",
+    "--gamma_l1=1e-4": "gamma_l1 needs a network with BatchNormalization. Received: network=mlp",
+    "--search_epochs=30": "search_epochs to be from 0 to 29, .* Received: 30",
     "--eb_threshold=1": r"Expected `threshold` in \(0, 1\). Received: 1.0",
     "--eb_lookback=0": "Expected `lookback` to be an integer of at least 1. Received: 0",
     "--eb_every=12": "Expected eb_every to be at most the 11 steps of an epoch. Received: 12",
@@ -836,21 +840,21 @@ FLAGS = {
     "--ratio=70": r"Expected `ratio` in \(0, 1\). Received: 70.0",
     "--max_flops=0.5": "Expected exactly one of ratio, max_flops, .* Received: {'ratio': 0.5, 'max_flops': 0.5}",
     "--min_units=0": "Expected min_units to be at least 1. Received: 0",
-    "--retrain_from=random --compensate=merge": "Expected compensate=none with .* Received: compensate=merge",
+    "--retrain_from=random --compensate=merge": "retrain_from='random' .* compensate=merge",
     "--run_dir=full": "Expected run_dir to be a new folder or that of an earlier run. Received: 'full', which",
     "--run_dir=full/file": "Expected run_dir to be a folder. Received: 'full/file', which is a file",
     "--run_dir=full/file/run": "full/file/run",
-    "--search_dir=empty": "Expected a folder with a run in it. Received: 'empty', without flags.cfg",
+    "--search_dir=empty": "Expected a folder that contains a run. Received: 'empty'",
 }
 
 
 @pytest.mark.parametrize(("arguments", "message"), FLAGS.items(), ids=FLAGS)
-def test_a_mistake_on_the_command_line_is_one_line_and_leaves_nothing(train, monkeypatch, tmp_path, arguments, message):
+def test_mistake_on_the_command_line_is_one_line_and_writes_nothing(monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     for name in ("empty", "full"):
         (tmp_path / name).mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(SystemExit, match=message) as ended:
-        start(train, monkeypatch, "--network=mlp", "--ratio=0.5", *arguments.split())
+        start("--network=mlp", "--ratio=0.5", *arguments.split())
     assert ended.value.code.startswith("train.py: ") and "\n" not in ended.value.code
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file", "full"]

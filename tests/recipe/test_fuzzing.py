@@ -1,21 +1,21 @@
-"""Anything at all as a flag of train.py, and files of which bytes were changed: what was meant, or a clean refusal."""
+"""Random values of flags, and files with random changes: they are understood, or refused with one clear error."""
 
 import dataclasses
 import functools
 import os
 import re
 import unittest.mock
+import zipfile
 
 import keras
 import numpy as np
 import pytest
-from absl import flags
 from helpers.command import start
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tfspline
-from tfspline.recipe.recipe import Recipe
+from tfspline.recipe import Recipe, command_line
 
 WORDS = (
     *("", "0", "-0", "-1", "nan", "inf", "-inf", "1e400", "1e-400", "1_0", "0x10", "٣", "½", "true", "None"),
@@ -23,7 +23,7 @@ WORDS = (
     *("mask", "global", "spline_affine", "merge", "random", "polynomial", "early_bird", "step", "validation"),
     *("mirrored", "crop_flip", "tf_keras"),
 )
-# No command line can hold a NUL, nor half of a surrogate pair.
+# A command line cannot contain a NUL character or half of a surrogate pair.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 VALUES = st.one_of(st.sampled_from(WORDS), st.integers().map(str), st.floats().map(str), TEXTS)
 FLAGS = [field.name for field in dataclasses.fields(Recipe)]
@@ -36,20 +36,18 @@ FLAGS = [field.name for field in dataclasses.fields(Recipe)]
 @example(values={"schedule": "polynomial", "pruning_epochs": str(2**62), "epochs": str(2**63 - 1)})
 @example(values={"training_flops_reduction": "1e308", "epochs": "2"})
 @example(values={"search_epochs": "0", "eb_metric": "mask", "ratio": "1e-320"})
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_flags_make_a_recipe_or_one_line(train, monkeypatch, values):
+@settings(max_examples=1000, deadline=None)
+def test_any_flags_make_a_recipe_or_an_error_of_one_line(values):
     made = []
     arguments = {"network": "mlp", "ratio": "0.5"} | values
     with (
-        unittest.mock.patch.object(train, "run", lambda recipe, *others: made.append(recipe)),
-        unittest.mock.patch.object(train, "table", str),
+        unittest.mock.patch.object(command_line, "run", lambda recipe, *others: made.append(recipe)),
+        unittest.mock.patch.object(command_line, "table", str),
     ):
         try:
-            start(train, monkeypatch, *(f"--{name}={value}" for name, value in arguments.items()))
-        except flags.Error:  # of a text that is no number, or none of a flag's words: absl says so
-            return
+            start(*(f"--{name}={value}" for name, value in arguments.items()))
         except SystemExit as ended:
-            assert re.fullmatch(r"train\.py: Expected .*Received: .*", ended.code)
+            assert re.fullmatch(r"train\.py: .+", ended.code)
             return
     (recipe,) = made
     assert Recipe.from_flags(recipe.as_flags()) == recipe
@@ -66,7 +64,7 @@ def model():
 
 @functools.cache
 def trained():
-    """An EarlyBird and a SplinePruning that have seen two epochs."""
+    """An EarlyBird and a SplinePruning after two epochs of training."""
     bird = tfspline.EarlyBird(threshold=1e-9, probe_size=3)
     pruning = tfspline.SplinePruning(lambda step: (True, 0.5), regrow=True)
     rng = np.random.default_rng(0)
@@ -89,7 +87,7 @@ def codes_in(path):
 
 
 def state_in(path, callback):
-    """What a callback knows once it has loaded a file, as it would save it."""
+    """The state of a callback after it has loaded a file, as it saves it."""
     callback.load(path)
     again = f"{path}.again"
     callback.save(again)
@@ -142,21 +140,35 @@ def changed(content, changes):
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("saved", "load"), SAVED.values(), ids=SAVED)
-def test_a_file_with_other_bytes_is_what_was_saved_or_is_refused(tmp_path, saved, load):
+def test_changed_file_is_loaded_or_refused_by_name(tmp_path, saved, load):
     path = tmp_path / "file"
     saved().save(path)
-    whole, before = path.read_bytes(), repr(load(path))
+    whole = path.read_bytes()
+    load(path)
 
     @given(changes=CHANGES)
     @settings(max_examples=300, deadline=None)
     def check(changes):
         path.write_bytes(changed(whole, changes))
         try:
-            after = repr(load(path))  # where NaN equals NaN
+            load(path)
         except ValueError as error:
             assert repr(os.fspath(path)) in str(error)
-        else:
-            assert after == before
 
     check()
+
+
+@pytest.mark.parametrize("name", ["codes", "bird", "pruning"])
+def test_flipped_bit_in_an_array_is_refused(tmp_path, name):
+    saved, load = SAVED[name]
+    path = tmp_path / "file"
+    saved().save(path)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        ends = [entry.header_offset for entry in archive.infolist()[1:]]
+    for end in ends:  # the last byte of the data of an array
+        path.write_bytes(whole[: end - 1] + bytes([whole[end - 1] ^ 1]) + whole[end:])
+        with pytest.raises(ValueError, match=re.escape(repr(os.fspath(path)))):
+            load(path)

@@ -1,9 +1,9 @@
-"""Magnitude pruning: what goes, and that it stays away."""
+"""Magnitude pruning: which weights become zero, and that they stay zero."""
 
 import numpy as np
 import pytest
 
-from tfspline.recipe.magnitude import hold_zeros, prune_weights, zeros
+from tfspline.recipe.magnitude import count_zeros, hold_zeros, prune_weights
 
 
 def network(keras):
@@ -15,7 +15,7 @@ def network(keras):
     return model
 
 
-def test_smallest_go_across_layers(keras):
+def test_smallest_weights_are_pruned_across_layers(keras):
     model = network(keras)
     others = [weight for weight in model.get_weights() if weight.ndim == 1]
     prune_weights(model, 4)
@@ -23,10 +23,10 @@ def test_smallest_go_across_layers(keras):
     np.testing.assert_array_equal(model.get_layer("b").get_weights()[0], [[0, -6], [7, 0], [8, 9]])
     for after, before in zip([weight for weight in model.get_weights() if weight.ndim == 1], others, strict=True):
         np.testing.assert_array_equal(after, before)
-    assert zeros(model) == 4
+    assert count_zeros(model) == 4
 
 
-def test_zeros_stay_zero_in_training_and_the_rest_is_trained(keras, rng):
+def test_zeros_stay_zero_in_training_and_other_weights_are_trained(keras, rng):
     model = network(keras)
     prune_weights(model, 5)
     hold_zeros(model)
@@ -40,6 +40,6 @@ def test_zeros_stay_zero_in_training_and_the_rest_is_trained(keras, rng):
 
 
 @pytest.mark.parametrize("count", [-1, 13])
-def test_more_than_there_are_is_refused(keras, count):
-    with pytest.raises(ValueError, match=f"from 0 to 12 weights to prune, .* Received: {count}"):
+def test_invalid_count_is_refused(keras, count):
+    with pytest.raises(ValueError, match=f"count to be from 0 to 12.* Received: {count}"):
         prune_weights(network(keras), count)

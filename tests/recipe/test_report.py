@@ -1,4 +1,4 @@
-"""The report of a run: what is on the page, and how it looks in a browser."""
+"""The report of a run: content of the page, and its layout in a browser."""
 
 import html
 import json
@@ -43,8 +43,7 @@ HISTORY = [
 
 @pytest.fixture
 def folder(tmp_path):
-    """A run that is over, with two of the pictures."""
-    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY), encoding="utf-8")
+    """A folder of a run, with two of the pictures."""
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HISTORY), encoding="utf-8")
     (tmp_path / "flags.cfg").write_text("--network=mlp\n--data_dir=" + "</pre>x" * 40 + "\n", encoding="utf-8")
     for name in ("training", "partition"):
@@ -55,7 +54,7 @@ def folder(tmp_path):
 
 
 def cells(page, table):
-    """The rows of a table of the page, as texts."""
+    """The texts of the cells of a table of the page."""
     body = re.search(rf'<table id="{table}">(.*?)</table>', page, re.DOTALL)[1]
     return [
         [html.unescape(re.sub("<.*?>", "", cell)) for cell in re.findall(r"<t[dh].*?>(.*?)</t[dh]>", row, re.DOTALL)]
@@ -63,8 +62,8 @@ def cells(page, table):
     ]
 
 
-def test_page_holds_the_run(folder):
-    report.write(folder)
+def test_page_shows_the_run(folder):
+    report.write(folder, SUMMARY)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert cells(page, "networks")[0] == ["", "dense", "slim", "dense : slim"]
     assert ["parameters", "1,000", "500", "2.00x"] in cells(page, "networks")
@@ -81,17 +80,12 @@ def test_page_holds_the_run(folder):
 
 
 def test_page_is_escaped_and_needs_no_other_file(folder):
-    report.write(folder)
+    report.write(folder, SUMMARY)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.search("<b>|<i>|</pre>x|<script", page)
     sources = re.findall(r'(?:src|href)="(.{,30})', page) + re.findall(r"url\(.{,30}", page)
     assert len(sources) == 3 and all(source.startswith("data:") for source in sources)
     assert "default-src 'none'" in page
-
-
-def test_run_that_is_not_over_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="summary.json"):
-        report.write(tmp_path)
 
 
 def test_table_names_every_network():
@@ -114,7 +108,7 @@ document.title = JSON.stringify({
 @pytest.mark.skipif(not CHROMIUM, reason="needs chromium: apt-get install chromium")
 @pytest.mark.parametrize("width", [500, 1280])  # headless Chromium's windows have at least 500 pixels
 def test_page_in_a_browser(folder, tmp_path, width):
-    report.write(folder)
+    report.write(folder, SUMMARY)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in page
     measured = page.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
@@ -125,6 +119,6 @@ def test_page_in_a_browser(folder, tmp_path, width):
     seen = json.loads(html.unescape(re.search("<title>(.*?)</title>", dom, re.DOTALL)[1]))
     assert seen["broken"] == 0 and seen["styled"] == "collapse"
     assert seen["width"] == width
-    assert seen["needed"] <= width  # what is wider scrolls inside the page, not the page
-    # 11 inches at 150 dots: shown at three fifths of the dots, or as wide as the page, but at three tenths at least.
+    assert seen["needed"] <= width  # wide tables scroll within the page
+    # 11 inches at 150 dots per inch: shown at 60 % of the dots or as wide as the page, but at 30 % at least.
     assert all(size == pytest.approx(min(990, 60 * 16, max(495, width - 2 * 16)), abs=1) for size in seen["images"])

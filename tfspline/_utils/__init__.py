@@ -1,1 +1,1 @@
-"""Argument checks, files that are replaced atomically, and the roles of distributed workers."""
+"""Argument validation, atomic file writes, and the roles of distributed workers."""

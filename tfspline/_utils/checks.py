@@ -1,4 +1,4 @@
-"""Refusals of arguments that are of the wrong type or out of their range, as one sentence says them everywhere."""
+"""Argument validation with uniform error messages."""
 
 import numbers
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def count(name: str, value: Any, least: int = 1) -> int:
-    """The argument `name` as an int; ValueError if it is no integer, or less than `least`.
+    """Return the argument `name` as an int. Raises a ValueError if it is not an integer of at least `least`.
 
     Example:
 
@@ -20,7 +20,7 @@ def count(name: str, value: Any, least: int = 1) -> int:
 
 
 def share(name: str, value: Any) -> float:
-    """The argument `name`; ValueError if it is no number in (0, 1).
+    """Return the argument `name`. Raises a ValueError if it is not a number in (0, 1).
 
     Example:
 
@@ -34,7 +34,7 @@ def share(name: str, value: Any) -> float:
 
 
 def several(name: str, value: Any) -> tuple:
-    """The argument `name` as a tuple; TypeError if it is a string, or nothing that holds several things.
+    """Return the argument `name` as a tuple. Raises a TypeError if it is a string or not iterable.
 
     Example:
 
@@ -48,7 +48,7 @@ def several(name: str, value: Any) -> tuple:
 
 
 def among(name: str, value: Any, known: Iterable) -> Any:
-    """The argument `name`; ValueError if it is none of the known ones, even where it has no hash.
+    """Return the argument `name`. Raises a ValueError if it is not one of the `known` values; it may be unhashable.
 
     Example:
 
@@ -63,7 +63,7 @@ def among(name: str, value: Any, known: Iterable) -> Any:
 
 
 def instance(name: str, value: Any, kind: type) -> Any:
-    """The argument `name`; TypeError if it is not of a kind.
+    """Return the argument `name`. Raises a TypeError if it is not an instance of `kind`.
 
     Example:
 

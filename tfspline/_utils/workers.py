@@ -1,9 +1,8 @@
-"""Workers: processes, on one machine or many, that train one network together, and do the same in the same order.
+"""Workers: processes, on one machine or several, that train one network together and execute the same code.
 
-One of them, the chief, decides where rounding could make a difference, and is the only one that writes.
+One of them, the chief, makes the decisions that rounding could change, and is the only one that writes files.
 """
 
-import json
 import os
 import signal
 from typing import Any
@@ -14,56 +13,36 @@ _EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type
 
 
 def join() -> tf.distribute.MultiWorkerMirroredStrategy:
-    """A strategy for all workers that the environment variable TF_CONFIG names, once all are there. To be called in the
-    main thread, before TensorFlow has computed anything.
+    """Wait for all workers of the environment variable TF_CONFIG, and return a strategy for them.
+
+    Call this in the main thread, before TensorFlow computes anything.
 
     Raises:
-        ValueError: there is no TF_CONFIG, or one that does not say which workers there are and which of them this is.
+        ValueError: TF_CONFIG is missing, or TensorFlow cannot parse it.
     """
-    text = os.environ.get("TF_CONFIG")
-    if not _is_cluster(text):
-        raise ValueError(
-            f"Expected TF_CONFIG in the environment to name all workers, and which of them this is, such as {_EXAMPLE}."
-            f" Received: {text or 'none'}"
-        )
-    tf.get_logger().setLevel("WARNING")  # or it tells of every exchange
+    if not os.environ.get("TF_CONFIG"):
+        raise ValueError(f"Set the environment variable TF_CONFIG to the addresses of all workers, such as {_EXAMPLE}")
+    tf.get_logger().setLevel("WARNING")  # at INFO, TensorFlow logs every exchange between workers
     print("Waiting for all workers of TF_CONFIG", flush=True)
     terminate, interrupt = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        # It waits without an end, and gives Python no turn to act on Ctrl-C; afterwards it keeps SIGTERM to itself.
+        # The constructor waits without a limit and blocks Python's Ctrl-C handler; it also replaces that of SIGTERM.
         return tf.distribute.MultiWorkerMirroredStrategy()
     finally:
         signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, terminate)
 
 
-def _is_cluster(text):
-    try:
-        config = json.loads(text)
-        cluster, task = config["cluster"], config["task"]
-        addresses = [address for job in cluster.values() for address in job]
-        named = all(host and port.isdecimal() for host, _, port in (address.rpartition(":") for address in addresses))
-        distinct = len(set(addresses)) == len(addresses) and len(cluster.get("chief", [])) <= 1
-        return (
-            named
-            and distinct
-            and set(cluster) <= {"chief", "worker"}
-            and task["index"] in range(len(cluster[task["type"]]))
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one that writes; so it is where there is only one."""
+    """Whether this process is the worker that writes files; True if there is only one process."""
     return strategy.extended.should_checkpoint
 
 
 def from_chief(strategy: tf.distribute.Strategy, values: Any) -> Any:
-    """The numbers that the chief has, of as many as each worker has; waits until all workers ask for them."""
+    """The chief's numbers, of the same shape as those of each worker. Waits until all workers call this."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return values
-    # A sum, whose other terms are zeros: there is no public broadcast.
+    # TensorFlow has no public broadcast, so this adds zeros from all other workers.
     mine = tf.constant(values, tf.float64)
     terms = strategy.experimental_distribute_values_from_function(
         lambda context: mine if context.replica_id_in_sync_group == 0 else tf.zeros_like(mine)
@@ -72,5 +51,5 @@ def from_chief(strategy: tf.distribute.Strategy, values: Any) -> Any:
 
 
 def wait(strategy: tf.distribute.Strategy) -> None:
-    """Waits until all workers have come to this place: what the chief has written before, they can read."""
+    """Wait until all workers call this. Files that the chief wrote before are then visible to all of them."""
     from_chief(strategy, 0.0)

@@ -1,107 +1,117 @@
-"""The checkpoints of a run: each is there whole or not at all, and where one is damaged there is the one before."""
+"""The checkpoints of a run. If the newest one is damaged, the run continues from the one before it."""
 
 import functools
 import json
 import os
 import re
+import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import logging
 
-from tfspline._utils.files import broken, placing, seal, write_text
+from tfspline._utils.files import naming, placing, scratch
 
-# What the history tells of: all that the slim network comes from, what the one without single weights takes besides
-# the search, and all phases together, in their order.
-SLIM_PHASES = ("search", "sparsify", "prune", "rewind", "retrain")
-WEIGHT_PHASES = ("prune_weights", "retrain_weights")
+SLIM_PHASES = ("search", "sparsify", "prune", "rewind", "retrain")  # all that produce the slim network, in order
+WEIGHT_PHASES = ("prune_weights", "retrain_weights")  # those after the search for the network without single weights
 PHASES = (*SLIM_PHASES, *WEIGHT_PHASES, "baseline")
-# Of phases that follow on one another only the last checkpoint is gone on with.
+# Phases of the same line continue each other, so that only the newest checkpoint of a line is needed.
 _LINES = (("search",), ("sparsify", "prune"), ("rewind", "retrain"), WEIGHT_PHASES, ("baseline",))
 _NAME = re.compile(rf"({'|'.join(PHASES)})-(\d+)")
+_HISTORY = "history.jsonl"
 
 
 class Checkpoints:
-    """A folder of checkpoints, and with each the history of the run up to there.
+    """A folder of checkpoints, each of which is one zip file, `<phase>-<steps>.zip`.
 
-    One is a few files, `<phase>-<steps>.*`, and it is one from the moment on when the last of them is there, the
-    `.sha256` with the checksums of the others. (`sha256sum --check` reads it, too.)
+    A single file is complete or absent, and the checksums in a zip file show whether it is damaged. A checkpoint
+    contains the files of its phase and the history of the run up to it.
 
     Args:
-        folder: its path; it need not be there.
+        folder: its path; it need not exist.
     """
 
     def __init__(self, folder: str):
         self.folder = folder
 
-    def path(self, row: Mapping, ending: str) -> str:
-        """The path of a file of the checkpoint of a row of the history."""
-        return os.path.join(self.folder, f"{_name(row)}{ending}")
+    def path(self, row: Mapping) -> str:
+        """The path of the checkpoint of a row of the history."""
+        return os.path.join(self.folder, f"{_name(row)}.zip")
 
     def put(self, rows: Sequence[Mapping], files: Mapping[str, Callable[[str], None]]) -> None:
-        """Makes a checkpoint of the last row of a history, and keeps besides only those that it may be needed with.
+        """Write the checkpoint of the last row of a history, and delete those that are no longer needed.
+
+        The newest two checkpoints of each line of phases are kept.
 
         Args:
             rows: the history.
-            files: ending of a file, such as ".keras" -> function of a path that writes it.
+            files: extension of a file, such as ".keras" -> function that writes it to a path.
         """
         row = rows[-1]
-        for ending, write in files.items():
-            with placing(self.path(row, ending)) as beside:
-                write(beside)
-        write_text(self.path(row, ".jsonl"), lines(rows))
-        seal(self.path(row, ".sha256"), [f"{_name(row)}{ending}" for ending in (*files, ".jsonl")])
+        with placing(self.path(row)) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for extension, write in files.items():
+                name = f"{_name(row)}{extension}"
+                with scratch(os.path.join(self.folder, name)) as part:
+                    write(part)
+                    archive.write(part, name)
+            archive.writestr(_HISTORY, to_lines(rows))
         self.keep([row for line in _by_line(rows) for row in line[-2:]])
 
+    def read(self, row: Mapping, extension: str, load: Callable[[str], Any]) -> Any:
+        """Return `load(path)` for a copy of a file of the checkpoint of a row."""
+        with zipfile.ZipFile(self.path(row)) as archive, tempfile.TemporaryDirectory() as folder:
+            with naming(folder):
+                path = archive.extract(f"{_name(row)}{extension}", folder)
+            return load(path)
+
     def keep(self, rows: Sequence[Mapping]) -> None:
-        """Removes all checkpoints but those of these rows, and what others have begun."""
+        """Delete all checkpoints except those of these rows."""
         names = set(map(_name, rows))
-        for file in self.files():
-            if _NAME.match(file) and file.split(".")[0] not in names:
-                os.remove(os.path.join(self.folder, file))
+        for name in self._names():
+            if name not in names:
+                os.remove(os.path.join(self.folder, f"{name}.zip"))
 
-    def files(self) -> list[str]:
-        """The names of all files of the folder."""
-        return os.listdir(self.folder) if os.path.isdir(self.folder) else []
-
-    def damaged(self, row: Mapping) -> list[str]:
-        """The files of the checkpoint of a row that are missing, or not as they were."""
-        path = self.path(row, ".sha256")
-        return broken(path) if os.path.exists(path) else [path]
+    def is_whole(self, row: Mapping) -> bool:
+        """Whether the checkpoint of a row exists and is not damaged."""
+        try:
+            with zipfile.ZipFile(self.path(row)) as archive:
+                return archive.testzip() is None
+        except Exception:  # a damaged zip file can raise almost any error
+            return False
 
     def newest(self) -> list[dict]:
-        """The history up to the newest checkpoint that is whole, and with it those that it follows on."""
-        damaged = functools.cache(lambda name: self.damaged(_place(name)))
-        names = {file.split(".")[0] for file in self.files()}
-        places = sorted(map(_place, filter(_NAME.fullmatch, names)), key=_order, reverse=True)
-        for name in map(_name, places):
-            found, rows = damaged(name), []
-            if not found:
-                rows = read_lines(os.path.join(self.folder, f"{name}.jsonl"))
-                found = [file for line in _by_line(rows) for file in damaged(_name(line[-1]))]
-            if not found:
-                return rows
-            logging.warning("The checkpoint %s is left aside. Missing or damaged: %s", name, ", ".join(found))
+        """The history up to the newest undamaged checkpoint for which the checkpoints it builds on are undamaged, too.
+
+        Logs a warning for each checkpoint that is skipped.
+        """
+        whole = functools.cache(lambda name: self.is_whole(_place(name)))
+        for place in sorted(map(_place, self._names()), key=_order, reverse=True):
+            if whole(_name(place)):
+                rows = self._history(place)
+                if all(whole(_name(line[-1])) for line in _by_line(rows)):
+                    return rows
+            logging.warning("Skipping the checkpoint %s: it, or one that it builds on, is damaged", self.path(place))
         return []
 
+    def _history(self, place):
+        with zipfile.ZipFile(self.path(place)) as archive:
+            return from_lines(archive.read(_HISTORY).decode())
 
-def lines(rows: Sequence[Mapping]) -> str:
-    """A history as text, a row a line."""
+    def _names(self):
+        files = os.listdir(self.folder) if os.path.isdir(self.folder) else []
+        names = (file.removesuffix(".zip") for file in files if file.endswith(".zip"))
+        return [name for name in names if _NAME.fullmatch(name)]
+
+
+def to_lines(rows: Sequence[Mapping]) -> str:
+    """A history as text, one row of JSON per line."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def read_lines(path: str) -> list[dict]:
-    """The history in a file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    with open(path, encoding="utf-8") as file:
-        try:
-            return [json.loads(line) for line in file]
-        except ValueError as error:
-            raise ValueError(
-                f"Expected a history, a row of JSON on each line, in {path!r}. Received: {error}"
-            ) from error
+def from_lines(text: str) -> list[dict]:
+    """The history that `to_lines` wrote. Raises a ValueError for a line that is not JSON."""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def _name(row):

@@ -1,17 +1,16 @@
-"""Pruning single weights by their magnitude: what pruning units is compared with."""
-
-from typing import Any
+"""Pruning of single weights by magnitude, for comparison with the pruning of units."""
 
 import numpy as np
 
 from tfspline._keras.constraints import hold, weights
+from tfspline._keras.types import KerasModel
 
 
-def prune_weights(model: Any, count: int) -> None:
-    """Sets the `count` smallest entries of a model's kernels to zero, in place, ranked across layers by magnitude.
+def prune_weights(model: KerasModel, count: int) -> None:
+    """Set the `count` kernel entries of the smallest magnitude to zero, in place, ranked across all layers.
 
-    The global magnitude pruning of Han et al., "Learning both Weights and Connections for Efficient Neural Networks"
-    (NeurIPS 2015). Kernels are the weights of two or more dimensions; biases and normalisations stay.
+    This is the global magnitude pruning of Han et al., "Learning both Weights and Connections for Efficient Neural
+    Networks" (NeurIPS 2015). Kernels are the weights with two or more dimensions; biases and normalisations stay.
 
     Raises:
         ValueError: the kernels have fewer entries.
@@ -26,21 +25,21 @@ def prune_weights(model: Any, count: int) -> None:
     sizes = [np.abs(kernel.numpy()).ravel() for kernel in kernels]
     order = np.argsort(np.concatenate(sizes), kind="stable")
     if not 0 <= count <= len(order):
-        raise ValueError(f"Expected from 0 to {len(order)} weights to prune, all of {model.name!r}. Received: {count}")
+        raise ValueError(f"Expected count to be from 0 to {len(order)}, all of {model.name!r}. Received: {count}")
     on = np.ones(len(order), bool)
     on[order[:count]] = False
     for kernel, kept in zip(kernels, np.split(on, np.cumsum([len(size) for size in sizes])[:-1]), strict=True):
         kernel.assign(np.where(kept.reshape(kernel.shape), kernel.numpy(), 0))
 
 
-def hold_zeros(model: Any) -> None:
-    """Keeps what is zero in a model's kernels at zero, in training steps that are not traced yet."""
+def hold_zeros(model: KerasModel) -> None:
+    """Keep kernel entries that are zero at zero during training; call this before the train step is traced."""
     for kernel in _kernels(model):
         hold(kernel, kernel.numpy() != 0)
 
 
-def zeros(model: Any) -> int:
-    """How many entries of a model's kernels are zero."""
+def count_zeros(model: KerasModel) -> int:
+    """The number of kernel entries that are zero."""
     return sum(int((kernel.numpy() == 0).sum()) for kernel in _kernels(model))
 
 

@@ -1,4 +1,4 @@
-"""The pictures that a run leaves in its folder."""
+"""The pictures in the folder of a run."""
 
 import math
 import os
@@ -17,20 +17,22 @@ from tfspline.spline.codes import Codes, region_codes
 from tfspline.spline.distance import partition_distances
 
 _TITLES = {"dense": "dense", "slim": "units pruned", "weights_pruned": "weights pruned"}
-_EXACT = 128  # units; the exact partition of more takes minutes
-_WORK = 10**13  # MACs that a sampled partition may take, a few minutes on two cores
+_EXACT = 128  # units; the exact partition of a larger network takes minutes
+_WORK = 10**13  # MACs for a sampled partition: a few minutes on two cores
 
 
 def draw(folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mapping, trained: Mapping[str, Any]) -> None:
-    """Draws `training.png`, `units.png`, `accuracy.png`, `partition.png`, and where the dense training was watched for
-    two epochs or more `distances.png` and `layer_distances.png`, whose numbers go to `distances.npz`.
+    """Draw `training.png`, `units.png`, `accuracy.png` and `partition.png`.
+
+    If region codes of at least two dense epochs were saved, also draw `distances.png` and `layer_distances.png`, and
+    write their numbers to `distances.npz`.
 
     Args:
-        folder: of a run that is over.
-        dataset: what it was trained on.
-        early_bird: the callback of its search.
-        summary: its summary.
-        trained: "dense", "slim" and, if there is one, "weights_pruned": the networks in the end.
+        folder: the folder of the run.
+        dataset: its dataset.
+        early_bird: the early bird of its search.
+        summary: what `tfspline.recipe.summary.summarize` returns.
+        trained: the networks at the end: "dense", "slim" and, if there is one, "weights_pruned".
     """
     figures = {
         "training": plots.training(folder.history, early_bird),
@@ -53,26 +55,26 @@ def draw(folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mappi
 
 
 def _codes(folder):
-    """The region codes of each epoch of the dense training, by its number."""
+    """The saved region codes of the dense training, by epoch."""
     epochs = [row["epoch"] for row in folder.history if row["phase"] in ("search", "baseline")]
-    # A search that was taken over from a run that did not publish has none.
+    # A search copied from a run with publish=False has no codes.
     wanted = epochs if any(os.path.exists(folder.codes(epoch)) for epoch in epochs) else []
     codes = {}
     for epoch in wanted:
         try:
             codes[epoch] = Codes.load(folder.codes(epoch))
         except (ValueError, FileNotFoundError) as error:
-            logging.warning("The distances between epochs are drawn without epoch %d: %s", epoch, error)
+            logging.warning("The pictures of distances leave out epoch %d: %s", epoch, error)
     return codes
 
 
 def _title(name, of):
-    accuracy = f", {of['accuracy']:.1%} right" if "accuracy" in of else ""
+    accuracy = f", {of['accuracy']:.1%} correct" if "accuracy" in of else ""
     return f"{_TITLES[name]}\n{of['params']:,} parameters{accuracy}"
 
 
 def _partition(models, dataset):
-    """The partition of the plane that points lie in, or of one through two images of different classes."""
+    """The partition of the plane of the input points, or of a plane through two images of different classes."""
     dense = next(iter(models.values()))
     if not dataset.of_images:
         points = dataset.train.images

@@ -1,20 +1,22 @@
-"""The recipe as data: train dense until the partition has settled, prune, slim, train on."""
+"""The settings of a run: train dense until the partition has settled, prune, train the slim network."""
 
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from tfspline import _keras
-from tfspline import datasets as data
+from tfspline import _keras, datasets
 from tfspline.callbacks.early_bird import EarlyBird
 from tfspline.callbacks.spline_pruning import SplinePruning
-from tfspline.recipe.recipe_checks import BUDGETS, check
+from tfspline.datasets.augment import AUGMENTATIONS
+from tfspline.pruning.allocation import SCOPES
+from tfspline.pruning.compensation import COMPENSATIONS
+from tfspline.recipe.checks import BUDGETS, check
+from tfspline.recipe.flags import flag, from_text, to_text
 
-_PRUNINGS = 20  # how often a gradual schedule switches units off, about
-# What is done with the network that the search leaves; all other fields say what that is.
+_PRUNING_STEPS = 20  # a gradual schedule switches units off about this many times
+# Fields that only matter after the search; all other fields define the search.
 _AFTER_SEARCH = {
     *("schedule", "pruning_epochs", "criterion", "scope", *BUDGETS, "min_units", "compensate", "retrain_from"),
     *("baseline", "weight_pruning", "evaluate"),
@@ -23,13 +25,12 @@ _AFTER_SEARCH = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a run does; each field is a flag of `train.py`, and `python train.py --help` says what it means.
+    """The settings of a run. Each field is also a flag of `train.py`; `python train.py --help` describes them.
 
-    Exactly one of `ratio`, `max_flops` and `training_flops_reduction` says how much is pruned; gradual schedules need
-    `ratio`.
+    Exactly one of `ratio`, `max_flops` and `training_flops_reduction` is needed; gradual schedules need `ratio`.
 
     Raises:
-        ValueError: a field outside its range, or fields that contradict each other.
+        ValueError: a field has the wrong type or is out of its range, or fields contradict each other.
 
     Example:
         >>> recipe = Recipe(network="mlp", dataset="digits", epochs=10, ratio=0.5)
@@ -37,69 +38,158 @@ class Recipe:
         4
     """
 
-    network: str = "resnet20"
-    width: float = 1.0
-    dataset: str = "digits"
-    data_dir: str | None = None
-    image_size: tuple[int, int] | None = None
-    validation_split: float = 0.0
-    train_images: int | None = None
-    evaluate: str = "test"
-    augment: str = "none"
-    keras: str = "keras"
-    strategy: str = "none"
-    seed: int = 0
-    deterministic: bool = False
-    epochs: int = 30
-    batch_size: int = 128
-    steps_per_epoch: int | None = None
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    lr_schedule: str = "cosine"
-    lr_drops: tuple[int, ...] = ()
-    lr_drop_factor: float = 0.1
-    gamma_l1: float = 0.0
-    search_epochs: int | None = None
-    eb_metric: str = "partition"
-    eb_threshold: float | None = None
-    eb_lookback: int | None = None
-    eb_every: int | None = None
-    schedule: str = "one_shot"
-    pruning_epochs: int | None = None
-    criterion: str = "spline"
-    scope: str = "layer"
-    ratio: float | None = None
-    max_flops: float | None = None
-    training_flops_reduction: float | None = None
-    min_units: int = 1
-    compensate: str = "none"
-    retrain_from: str = "trained"
-    baseline: bool = False
-    weight_pruning: bool = False
+    network: str = flag(
+        "Network",
+        "resnet20",
+        "For small images: vgg8, vgg11, vgg13, vgg16, vgg19, resnet{6n+2} such as resnet20 or resnet56, preresnet{9n+2}"
+        " such as preresnet101. With the stem for ImageNet: resnet18, resnet50, mobilenetv2. For any input: mlp.",
+    )
+    width: float = flag("Network", 1.0, "Factor on the number of channels of every hidden layer.")
+    dataset: str = flag("Data", "digits", "digits, fashion_mnist, cifar10, cifar100, toy2d or image_folder.")
+    data_dir: str | None = flag(
+        "Data", None, "Folder with the files of the dataset. For image_folder, it contains train/ and test/."
+    )
+    image_size: tuple[int, int] | None = flag("Data", None, "HEIGHT,WIDTH to which images are resized.")
+    validation_split: float = flag("Data", 0.0, "Share of the training images that is held out for validation.")
+    train_images: int | None = flag(
+        "Data", None, "Number of training images, after the validation images were held out. Default: all."
+    )
+    evaluate: str = flag(
+        "Data",
+        "test",
+        "Images on which the final accuracies are measured. Use validation to compare choices of settings.",
+        choices=("test", "validation"),
+    )
+    augment: str = flag("Data", "none", "Random shifts, crops and flips of training images.", choices=(*AUGMENTATIONS,))
+    keras: str = flag("Execution", "keras", "Train with Keras 3 (keras) or with tf_keras.", ("keras", "tf_keras"))
+    strategy: str = flag(
+        "Execution",
+        "none",
+        "mirrored trains on all GPUs, or on all logical CPUs if there is no GPU; each device takes a share of"
+        " --batch_size. multi_worker trains on the devices of all workers listed in the environment variable TF_CONFIG"
+        " and needs --keras=tf_keras.",
+        choices=("none", "mirrored", "multi_worker"),
+    )
+    seed: int = flag("Execution", 0, "Seed of initial weights, data order and augmentation.")
+    deterministic: bool = flag(
+        "Execution",
+        False,
+        "Make runs on this machine repeatable bit for bit, whether or not they are interrupted. Slower on a GPU.",
+    )
+    epochs: int = flag("Training", 30, "Number of epochs, including the search.")
+    batch_size: int = flag("Training", 128, "Number of images per training step, over all devices.")
+    steps_per_epoch: int | None = flag(
+        "Training", None, "Number of steps per epoch. Default: as many as the images fill."
+    )
+    learning_rate: float = flag("Training", 0.1, "Learning rate of SGD in the first epoch.")
+    momentum: float = flag("Training", 0.9, "Momentum of SGD.")
+    weight_decay: float = flag(
+        "Training", 1e-4, "L2 weight decay of the kernels, added to the gradient before the momentum as in papers."
+    )
+    lr_schedule: str = flag(
+        "Training", "cosine", "cosine decays to 0; step uses --lr_drops.", choices=("cosine", "step")
+    )
+    lr_drops: tuple[int, ...] = flag(
+        "Training", (), "Epochs after which the learning rate drops, such as 80,120; for --lr_schedule=step."
+    )
+    lr_drop_factor: float = flag("Training", 0.1, "Factor on the learning rate at each of --lr_drops.")
+    gamma_l1: float = flag(
+        "Search",
+        0.0,
+        "Weight of an L1 penalty on the gammas of BatchNormalization during the search, as in network slimming.",
+    )
+    search_epochs: int | None = flag(
+        "Search",
+        None,
+        "Prune after this many epochs if no early bird was found earlier. 0 prunes the network at initialisation, where"
+        " all gammas are equal, so that bn_scale cannot rank units. Default: a fifth of --epochs, but at least"
+        " --eb_lookback + 1.",
+    )
+    eb_metric: str = flag(
+        "Search",
+        "partition",
+        "What the early bird compares between epochs: region codes or pruning masks.",
+        choices=("partition", "mask"),
+    )
+    eb_threshold: float | None = flag(
+        "Search", None, "The early bird is found when all distances are below this. Default: depends on --eb_metric."
+    )
+    eb_lookback: int | None = flag(
+        "Search", None, "Number of earlier epochs to compare with. Default: depends on --eb_metric."
+    )
+    eb_every: int | None = flag(
+        "Search", None, "Test for the early bird every this many steps instead of once per epoch."
+    )
+    schedule: str = flag(
+        "Pruning",
+        "one_shot",
+        "one_shot removes all units at the early bird. Gradual schedules switch units off a few at a time: polynomial"
+        " from the first step, early_bird from the early bird.",
+        choices=("one_shot", "polynomial", "early_bird"),
+    )
+    pruning_epochs: int | None = flag(
+        "Pruning", None, "Number of epochs in which a gradual schedule reaches --ratio. Default: a fifth of --epochs."
+    )
+    criterion: str = flag(
+        "Pruning",
+        "spline",
+        "How units are ranked: spline, spline_data, spline_affine, bn_scale, l1, l2, fpgm, taylor, snip, synflow or"
+        " random.",
+    )
+    scope: str = flag("Pruning", "layer", "Rank units within each layer, or across all layers.", choices=SCOPES)
+    ratio: float | None = flag("Pruning", None, "Budget: share of the units that is removed.")
+    max_flops: float | None = flag("Pruning", None, "Budget: share of the forward FLOPs that may stay.")
+    training_flops_reduction: float | None = flag(
+        "Pruning", None, "Budget: factor by which search and retraining together need fewer FLOPs than dense training."
+    )
+    min_units: int = flag("Pruning", 1, "Number of units that every layer keeps at least.")
+    compensate: str = flag(
+        "Pruning",
+        "none",
+        "Adapt the remaining weights on training images to compensate for the removed units, before the retraining.",
+        choices=COMPENSATIONS,
+    )
+    retrain_from: str = flag(
+        "Pruning",
+        "trained",
+        "Weights with which the retraining starts: the trained ones, the initial ones of the kept units (a lottery"
+        " ticket), or new random ones. With initial and random, the slim network is trained for all --epochs.",
+        choices=("trained", "initial", "random"),
+    )
+    baseline: bool = flag("Comparison", False, "Also train the dense network to the end.")
+    weight_pruning: bool = flag(
+        "Comparison",
+        False,
+        "Also train a network to the end of which the smallest single weights were removed instead of units, with as"
+        " many parameters as the slim network.",
+    )
 
     def __post_init__(self):
         check(self)
 
     @property
     def gradual(self) -> bool:
-        """Whether units go a few at a time, while the dense network trains on."""
+        """Whether units are switched off a few at a time while the dense network is trained."""
         return self.schedule != "one_shot"
 
     @property
+    def restarts(self) -> bool:
+        """Whether the slim network is trained from the first epoch with other weights than the trained ones."""
+        return self.retrain_from != "trained"
+
+    @property
     def pruning_limit(self) -> int:
-        """How many epochs units are switched off in: `pruning_epochs`, or a fifth of `epochs`, rounded up."""
+        """Number of epochs of gradual pruning: `pruning_epochs`, or a fifth of `epochs` rounded up; 0 for one-shot."""
         if not self.gradual:
             return 0
         return math.ceil(self.epochs / 5) if self.pruning_epochs is None else self.pruning_epochs
 
     @property
     def search_limit(self) -> int:
-        """How many epochs the search may take: `search_epochs`, or a fifth of `epochs`, rounded up.
+        """Largest number of epochs of the search: `search_epochs`, or a fifth of `epochs` rounded up.
 
-        A fifth, since longer searches eat up what pruning saves; but not less than the early bird needs to
-        compare, and never all epochs unless the retraining starts anew. The schedule "polynomial" searches for
-        nothing.
+        A fifth, because a longer search costs more than pruning saves; but at least what the early bird needs to
+        compare, and at most `longest_search`. The schedule "polynomial" has no search.
         """
         if self.schedule == "polynomial":
             return 0
@@ -109,91 +199,93 @@ class Recipe:
 
     @property
     def longest_search(self) -> int:
-        """How many epochs a search may take at most: as many as leave one to train on, unless that starts anew."""
+        """Number of epochs that a search may have: one epoch must stay for the retraining, unless that restarts."""
         return self.epochs - self.pruning_limit - (not self.restarts)
 
-    @property
-    def restarts(self) -> bool:
-        """Whether the slim network is trained from the first epoch on, with other weights than the trained ones."""
-        return self.retrain_from != "trained"
-
     def retrained_from(self, pruned: float) -> float:
-        """The epoch, or step, that the retraining goes on from where units went after `pruned` of them."""
+        """The epoch (or step) at which the retraining starts if the network was pruned at epoch (or step) `pruned`."""
         return 0 if self.restarts else pruned
 
     def slim_share(self, searched: float) -> float | None:
-        """The share of the dense network's MACs that the slim one may have after `searched` dense epochs.
+        """The share of the dense network's MACs that the slim network may have.
 
-        It is `max_flops` where that is given, None where `ratio` is. Training FLOPs go with forward FLOPs times
-        samples: with t epochs searched out of E, the search and the retraining together cost 1/R of the dense
-        training where t + f (E - s) = E / R, f being the share and s the epoch that the retraining goes on from: t, or
-        0 where it starts anew.
+        Training FLOPs are proportional to forward FLOPs times samples. With t of E epochs searched, search and
+        retraining together cost 1/R of the dense training if t + f (E - s) = E / R, where f is the share and s is the
+        epoch at which the retraining starts: t, or 0 if it restarts.
+
+        Args:
+            searched: number of epochs of the search; may be a fraction.
+
+        Returns:
+            `max_flops` if that is set, f if `training_flops_reduction` is set, None if `ratio` is set.
 
         Raises:
-            ValueError: the search alone costs more than `training_flops_reduction` leaves.
+            ValueError: the search alone costs more than `training_flops_reduction` allows.
         """
         if self.training_flops_reduction is None:
             return self.max_flops
         allowed = self.epochs / self.training_flops_reduction
         if searched >= allowed:
             raise ValueError(
-                f"Expected a search shorter than epochs / training_flops_reduction = {self.epochs} / "
-                f"{self.training_flops_reduction:g} = {allowed:.2f} epochs, which is all that they may cost. "
-                f"Received: a search of up to {searched} epochs; set search_epochs or epochs."
+                f"training_flops_reduction={self.training_flops_reduction:g} allows the cost of {self.epochs} / "
+                f"{self.training_flops_reduction:g} = {allowed:.2f} dense epochs, but the search may take up to "
+                f"{searched} epochs. Reduce search_epochs or increase epochs."
             )
         return (allowed - searched) / (self.epochs - self.retrained_from(searched))
 
     def learning_rate_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0; the same for dense and slim network."""
+        """The learning rate in an epoch, counted from 0; dense and slim networks use the same schedule."""
         if self.lr_schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
         return self.learning_rate * self.lr_drop_factor ** sum(epoch >= drop for drop in self.lr_drops)
 
-    def load_dataset(self) -> data.Dataset:
-        """The dataset of the recipe; ValueError, OSError as `tfspline.datasets.load` raises them."""
+    def load_dataset(self) -> datasets.Dataset:
+        """Load the dataset. Raises what `tfspline.datasets.load` raises."""
         size, images = self.image_size, self.train_images
-        return data.load(self.dataset, self.data_dir, self.validation_split, self.seed, size, images)
+        return datasets.load(self.dataset, self.data_dir, self.validation_split, self.seed, size, images)
 
     def optimizer(self) -> Any:
-        """The SGD of the recipe, of its Keras, not built yet."""
+        """A new SGD optimizer of the recipe's Keras, not built yet."""
         optimizer = _keras.keras_named(self.keras).optimizers.SGD(
             self.learning_rate,
             momentum=self.momentum,
-            # Papers add the decay to the gradient, which momentum multiplies by 1 / (1 - momentum) in the
-            # long run; Keras decays outside of the momentum.
+            # Papers add the decay to the gradient, where momentum multiplies it by 1 / (1 - momentum) in the long
+            # run. Keras applies the decay outside of the momentum.
             weight_decay=self.weight_decay / (1 - self.momentum) or None,
         )
-        # Not saved with a model, and to be set before an optimizer is built.
+        # Keras does not save this with a model, and it must be set before the optimizer is built.
         optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
         return optimizer
 
     def early_bird(self, **options) -> EarlyBird:
-        """The early-bird callback of the recipe; `options` are further arguments of it."""
+        """A new early-bird callback; `options` are additional arguments of it."""
         if self.ratio is not None:
             options["ratio"] = self.ratio
         return EarlyBird(self.eb_threshold, self.eb_lookback, self.eb_metric, every=self.eb_every, **options)
 
     def pruning(self, steps: int, **options) -> SplinePruning:
-        """The gradual pruning of the recipe, with `steps` to an epoch; `options` are further arguments of it.
+        """A new callback for gradual pruning: sparsity rises from 0 to `ratio` with tfmot's `PolynomialDecay`.
 
-        The sparsity rises from 0 to `ratio` with tfmot's `PolynomialDecay`, steeply at first.
+        Args:
+            steps: number of steps per epoch.
+            **options: additional arguments of `SplinePruning`.
         """
-        frequency = max(1, self.pruning_limit * steps // _PRUNINGS)
+        frequency = max(1, self.pruning_limit * steps // _PRUNING_STEPS)
         last = self.pruning_limit * steps // frequency * frequency
         schedule = _keras.tfmot().sparsity.keras.PolynomialDecay(0.0, self.ratio, 0, last, frequency=frequency)
         return SplinePruning(schedule, self.criterion, self.scope, min_units=self.min_units, seed=self.seed, **options)
 
     def as_flags(self) -> dict[str, str]:
-        """The fields as they are written on a command line; fields that are None are left out."""
+        """The fields as text on a command line, by name; fields that are None are left out."""
         values = dataclasses.asdict(self)
-        return {name: _as_flag(value) for name, value in values.items() if value is not None}
+        return {name: to_text(value) for name, value in values.items() if value is not None}
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, str]) -> "Recipe":
-        """The recipe that `as_flags` has written.
+        """The recipe whose fields have these texts, as `as_flags` writes them.
 
         Raises:
-            ValueError: a flag that is no field, or whose text is no value of it; fields that no recipe may have.
+            ValueError: an unknown flag, a text that is not a value of its field, or an invalid recipe.
 
         Example:
             >>> recipe = Recipe(network="mlp", ratio=0.5)
@@ -202,37 +294,20 @@ class Recipe:
         """
         kinds = typing.get_type_hints(cls)
         if unknown := flags.keys() - kinds.keys():
-            raise ValueError(f"Expected flags out of: {', '.join(kinds)}. Received: {', '.join(sorted(unknown))}")
-        values = {}
-        for name, text in flags.items():
-            try:
-                values[name] = _of_flag(text, kinds[name])
-            except (KeyError, ValueError):
-                raise ValueError(f"Expected --{name} to be {kinds[name]}. Received: {text!r}") from None
-        return cls(**values)
+            raise ValueError(f"Unknown flags: {', '.join(sorted(unknown))}. Known flags: {', '.join(kinds)}.")
+        return cls(**{name: from_text(name, text, kinds[name]) for name, text in flags.items()})
 
     def search_fields(self) -> dict[str, Any]:
-        """The fields that define the dense search, name to value, with what stands for those that were left out; the
-        searches of recipes that agree in them are the same. Besides them `gradual`, where the bird is looked for inside
-        epochs."""
+        """The values that define the dense search, by name, with defaults resolved.
+
+        Two recipes with equal search fields have the same search. With `eb_every`, this includes `gradual`, because
+        only a one-shot search can end within an epoch.
+        """
         bird = self.early_bird()
         fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _AFTER_SEARCH}
         fields |= {"search_epochs": self.search_limit, "eb_threshold": bird.threshold, "eb_lookback": bird.lookback}
         if self.eb_metric == "mask":
             fields["ratio"] = bird.ratio
         if self.eb_every:
-            fields["gradual"] = self.gradual  # then the search ends with an epoch, otherwise at the look
+            fields["gradual"] = self.gradual
         return fields
-
-
-def _as_flag(value):
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _of_flag(text, kind):
-    kind = typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
-    if typing.get_origin(kind) is tuple:
-        return tuple(int(number) for number in text.split(",") if number)
-    return {"true": True, "false": False}[text] if kind is bool else kind(text)

@@ -1,41 +1,38 @@
-"""The report of a run: a table for the terminal, and one HTML page with all that the run has left."""
+"""The report of a run: a table for the terminal, and a self-contained HTML page."""
 
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jinja2
 
-from tfspline._utils.files import replacing
+from tfspline._utils.files import write_text
 
 _NETWORKS = {"dense": "dense", "slim": "slim", "weights_pruned": "weights pruned"}
 _ROWS = (
     ("{evaluate} accuracy", "accuracy", "{:.2%}"),
     ("parameters", "params", "{:,}"),
-    ("MACs an image", "macs", "{:,}"),
+    ("MACs per image", "macs", "{:,}"),
     ("training FLOPs (2 x MACs)", "training_flops", "{:.3e}"),
     ("training time (s)", "seconds", "{:.1f}"),
 )
 _PICTURES = {
-    "training.png": "Accuracy and distance of the partition, epoch by epoch.",
-    "accuracy.png": "Accuracy of each network, and what its training cost.",
-    "partition.png": "The partition of the input space in the end: on each region the network is one affine map.",
-    "distances.png": "How far the partitions of the dense network are apart, each epoch against each other.",
-    "layer_distances.png": "How far each layer's part of the partition moved in an epoch.",
-    "units.png": "Units that each layer kept.",
+    "training.png": "Accuracy and partition distance after each epoch.",
+    "accuracy.png": "Accuracy of each network against the FLOPs of its training.",
+    "partition.png": "Partition of the input space at the end. On each region, the network is one affine map.",
+    "distances.png": "Distances between the partitions of the dense network after any two epochs.",
+    "layer_distances.png": "Distance that the partition of each layer moved in an epoch.",
+    "units.png": "Number of units that each layer kept.",
 }
 
 
 def table(summary: Mapping) -> str:
-    """The closing table of a run, dense network against slim one.
+    """The final table of a run as text, with one column per network.
 
     Args:
-        summary: what `run` returns; without a baseline the dense network has no accuracy and no time.
-
-    Returns:
-        A table of lines, FLOPs being 2 x MACs.
+        summary: what `run` returns. Without a baseline, the dense network has no accuracy and no training time.
     """
     names, rows = _compared(summary)
     line = ("{:<26}" + " {:>14}" * len(names) + " {:>10}").format
@@ -43,24 +40,16 @@ def table(summary: Mapping) -> str:
     return "\n".join([*lines, *_milestones(summary)])
 
 
-def write(run_dir: str | os.PathLike) -> None:
-    """Writes `report.html` into the folder of a run that is over: one file that needs no other and no network.
+def write(run_dir: str | os.PathLike, summary: Mapping) -> None:
+    """Write `report.html` into the folder of a run; the page needs no other file and no network.
 
     Args:
-        run_dir: the folder that `run` left: with `summary.json`, `history.jsonl`, `flags.cfg` and the
-            pictures, of which any may be missing.
-
-    Raises:
-        FileNotFoundError: the run is not over, or the folder holds none.
+        run_dir: the folder, with `history.jsonl`, `flags.cfg` and the pictures, each of which may be missing.
+        summary: what `tfspline.recipe.summary.summarize` returns.
     """
     folder = Path(run_dir)
-    summary, history, flags = (
-        (folder / name).read_text(encoding="utf-8") for name in ("summary.json", "history.jsonl", "flags.cfg")
-    )
-    summary = json.loads(summary)
-    history = [json.loads(line) for line in history.splitlines()]
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     names, compared = _compared(summary)
-    pictures = [_picture(folder / name, caption) for name, caption in _PICTURES.items() if (folder / name).exists()]
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("tfspline.recipe"),
         autoescape=True,
@@ -72,13 +61,12 @@ def write(run_dir: str | os.PathLike) -> None:
         names=names,
         compared=compared,
         milestones=_milestones(summary),
-        pictures=pictures,
+        pictures=[_picture(folder / name, text) for name, text in _PICTURES.items() if (folder / name).exists()],
         columns=list(dict.fromkeys(name for row in history for name in row)),
         history=history,
-        flags=flags,
+        flags=(folder / "flags.cfg").read_text(encoding="utf-8"),
     )
-    with replacing(folder / "report.html") as file:
-        file.write(page)
+    write_text(folder / "report.html", page)
 
 
 def _picture(path, caption):
@@ -86,12 +74,12 @@ def _picture(path, caption):
     return {
         "caption": caption,
         "data": base64.b64encode(data).decode("ascii"),
-        "width": int.from_bytes(data[16:20], "big"),  # where a PNG has it
+        "width": int.from_bytes(data[16:20], "big"),  # position in the header of a PNG file
     }
 
 
 def _compared(summary):
-    """The names of the networks that were trained, and a row of texts for each thing in which they differ."""
+    """The names of the networks, and a row of texts for each property."""
     networks = {name: summary[name] for name in _NETWORKS if name in summary}
     rows = []
     for label, key, form in _ROWS:
@@ -102,7 +90,7 @@ def _compared(summary):
     return [_NETWORKS[name] for name in networks], rows
 
 
-def _milestones(summary):
+def _milestones(summary) -> Iterator[str]:
     def when(step):
         return f"at epoch {step / summary['steps_per_epoch']:.3g} of {summary['epochs']}"
 
@@ -110,11 +98,11 @@ def _milestones(summary):
     if summary["search_epochs"]:
         yield f"early bird: {when(bird)}" if bird else "early bird: not found"
     yield (
-        f"made small {when(summary['pruned_step'])}; masked and slim network were the same function, "
-        f"to {summary['masked_slim_difference']:.1e} of the largest output"
+        f"pruned {when(summary['pruned_step'])}; the masked and the slim network agree to "
+        f"{summary['masked_slim_difference']:.1e} of the largest output"
     )
     if summary["retrain_from"] != "trained":
-        yield f"trained from epoch 0 on, with {summary['retrain_from']} weights"
+        yield f"retrained from epoch 0 with {summary['retrain_from']} weights"
     for name, label in _NETWORKS.items():
         if dead := summary.get(name, {}).get("dead_layers"):
-            yield f"dead layers of the {label} network, where no unit is on for any image: {', '.join(dead)}"
+            yield f"dead layers of the {label} network, where no unit is active for any image: {', '.join(dead)}"

@@ -1,6 +1,6 @@
-"""The folder of a run: what it leaves behind, and how far it has come."""
+"""The folder of a run: its files, its history and its lock."""
 
-import contextlib
+import errno
 import functools
 import json
 import math
@@ -10,31 +10,30 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from absl import logging
+import filelock
 
 from tfspline._utils import files
-from tfspline.recipe.checkpoints import Checkpoints, lines, read_lines
-from tfspline.recipe.lock import LOCK, Lock
+from tfspline.recipe.checkpoints import Checkpoints, from_lines, to_lines
+from tfspline.recipe.flags import read_flagfile
 
-SEAL = "SHA256SUMS"
+_LOCK = ".lock"
 
 
 class RunDir:
-    """A folder that holds one run, which can be killed at any moment and gone on with.
+    """A folder that contains one run, which can be killed at any moment and continued.
 
-    How far it has come its `checkpoints/` tell; `history.jsonl` is a copy of what the newest one says, for people.
-    Only who holds the lock may write.
+    The checkpoints determine how far the run has come; `history.jsonl` is a copy of their history for people. Only the
+    process that holds the lock may write.
 
     Args:
-        path: the folder; it may be there already if it holds a run of the same flags.
-        flags: the flags that define the run, name to value as written on a command line.
+        path: the folder; it may exist if it is empty or contains a run with the same flags.
+        flags: the flags that define the run, name -> text on a command line.
 
     Raises:
         NotADirectoryError: `path` is a file.
-        FileExistsError: `path` holds files, but not those of a run.
-        FileNotFoundError: it holds a run, but not its `flags.cfg`.
-        ValueError: `path` holds a run that was made with other flags; when `history` is read: a run that is over, with
-            a damaged one.
+        FileExistsError: `path` contains files that do not belong to a run.
+        FileNotFoundError: `path` contains a run without its `flags.cfg`.
+        ValueError: `path` contains a run with other flags.
 
     Example:
         >>> run = RunDir("runs/mine", {"epochs": "3"})
@@ -47,19 +46,15 @@ class RunDir:
         self.path = path
         self.flags = dict(flags)
         self._checkpoints = Checkpoints(self.file("checkpoints"))
-        self._lock = None
+        self._lock = filelock.FileLock(self.file(_LOCK), timeout=0)
         self._check()
 
     @classmethod
     def of(cls, path: str) -> "RunDir":
-        """The run that is in a folder, whatever its flags are.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
+        """The run in a folder, whatever its flags are. Raises a FileNotFoundError if the folder contains no run."""
         if not os.path.exists(os.path.join(path, "flags.cfg")):
-            raise FileNotFoundError(f"Expected a folder with a run in it. Received: {path!r}, without flags.cfg")
-        return cls(path, _read_flags(path))
+            raise FileNotFoundError(f"Expected a folder that contains a run. Received: {path!r}, without flags.cfg")
+        return cls(path, read_flagfile(os.path.join(path, "flags.cfg")))
 
     def file(self, *names: str) -> str:
         """The path of a file of the run."""
@@ -67,122 +62,116 @@ class RunDir:
 
     @functools.cached_property
     def history(self) -> list[dict]:
-        """What was recorded, a row an epoch and one for each phase that has none."""
-        path = self.file("history.jsonl")
-        there = os.path.exists(path)
-        if os.path.exists(self.file("summary.json")):
-            return read_lines(path) if there else []
-        rows = self._checkpoints.newest()
-        if there:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                told, text = file.read(), lines(rows)
-            # A process that was killed may not have come to write the last row.
-            if not text.startswith(told) or not told.endswith("\n" * bool(told)):
-                epoch = "{phase}, epoch {epoch}".format(**rows[-1]) if rows else "the beginning"
-                logging.warning("%s tells of other epochs than the checkpoints; going on after: %s", path, epoch)
-        return rows
-
-    def lock(self) -> None:
-        """Keeps other processes out until `close`, or until this one ends; removes what killed ones were writing.
+        """One row per recorded epoch, and one for each phase without epochs.
 
         Raises:
-            BlockingIOError: another process is at work in the folder.
+            ValueError: the run is finished, and its `history.jsonl` is damaged.
         """
-        if self._lock is None:
-            self._lock = Lock(self.path)
-            self._check()
-            self.__dict__.pop("history", None)  # they may have gone on meanwhile
-            for folder in filter(os.path.isdir, (self.path, self.file("checkpoints"))):
-                for name in filter(files.is_leftover, os.listdir(folder)):
-                    os.remove(os.path.join(folder, name))
+        if not os.path.exists(self.file("summary.json")):
+            return self._checkpoints.newest()
+        with open(self.file("history.jsonl"), encoding="utf-8") as file:
+            try:
+                return from_lines(file.read())
+            except ValueError as error:
+                raise ValueError(f"{file.name!r} is damaged ({error})") from error
+
+    def lock(self) -> None:
+        """Keep other processes out until `close` or the end of this process; delete temporary files of killed ones.
+
+        Raises:
+            BlockingIOError: another process is using the folder.
+        """
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise BlockingIOError(errno.EAGAIN, "Another process is using this run_dir", self.path) from None
+        self._check()
+        self.__dict__.pop("history", None)  # another process may have continued the run in the meantime
+        for folder in filter(os.path.isdir, (self.path, self.file("checkpoints"))):
+            for name in filter(files.is_leftover, os.listdir(folder)):
+                os.remove(os.path.join(folder, name))
 
     def close(self) -> None:
-        """Lets other processes in."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        """Release the lock."""
+        self._lock.release(force=True)
 
     def start(self) -> None:
-        """Makes the folder, locks it, and writes the flags into it as a flagfile."""
+        """Create the folder, lock it, and write the flags into it as a flagfile."""
         os.makedirs(self.path, exist_ok=True)
         self.lock()
         self.write("flags.cfg", "".join(f"--{name}={value}\n" for name, value in self.flags.items()))
         os.makedirs(self.file("checkpoints"), exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(self.file(SEAL))  # what it tells of is about to change
-        self.write("history.jsonl", lines(self.history))
+        self.write("history.jsonl", to_lines(self.history))
 
     def write(self, name: str, text: str) -> None:
-        """Writes a text file of the run in one step."""
+        """Write a text file of the run atomically."""
         files.write_text(self.file(name), text)
 
-    def put(self, name: str, write: Callable[[str], None]) -> None:
-        """Lets `write(path)` make a file of the run, which is there in one step."""
-        with files.placing(self.file(name)) as beside:
-            write(beside)
+    def put(self, name: str, write: Callable[[str], Any]) -> None:
+        """Let `write(path)` write a file of the run, which appears atomically."""
+        with files.placing(self.file(name)) as temporary:
+            write(temporary)
 
     def last_epoch(self, phase: str) -> int | None:
-        """The number of the last epoch that was recorded of a phase; None if there is none."""
+        """The number of the last recorded epoch of a phase; None if there is none."""
         return max((row["epoch"] for row in self.history if row["phase"] == phase), default=None)
 
     def last_step(self, phase: str) -> int:
-        """How many steps had been trained, from the beginning of the run, when a phase ended; 0 if it has not begun."""
+        """The number of steps since the start of the run at the last row of a phase; 0 if the phase has not started."""
         return max((row["steps"] for row in self.history if row["phase"] == phase), default=0)
 
     def seconds(self, *phases: str) -> float:
-        """The wall time that these phases took."""
+        """The wall time of these phases."""
         return sum(row["seconds"] for row in self.history if row["phase"] in phases)
 
-    def checkpoint(self, phase: str, ending: str = ".keras") -> str:
-        """The path of a file of a phase's last checkpoint."""
-        return self._checkpoints.path(self._last(phase), ending)
+    def read(self, phase: str, extension: str, load: Callable[[str], Any]) -> Any:
+        """Return `load(path)` for a file of the last checkpoint of a phase."""
+        return self._checkpoints.read(self._last(phase), extension, load)
 
-    def damaged(self, phase: str) -> list[str]:
-        """The files of a phase's last checkpoint that are missing, or not as they were."""
-        return self._checkpoints.damaged(self._last(phase))
+    def is_whole(self, phase: str) -> bool:
+        """Whether the last checkpoint of a phase exists and is not damaged."""
+        return self._checkpoints.is_whole(self._last(phase))
 
     def codes(self, epoch: int) -> str:
-        """The path of the region codes of an epoch of the dense training."""
+        """The path of the region codes after an epoch of the dense training."""
         return self.file("checkpoints", f"codes-{epoch:04d}.npz")
 
-    def record(self, row: Mapping[str, Any], made: Mapping[str, Callable[[str], None]]) -> None:
-        """Adds a row to the history, in place of one of the same phase and epoch, with a checkpoint.
+    def record(self, row: Mapping[str, Any], made: Mapping[str, Callable[[str], Any]]) -> None:
+        """Add a row to the history with a checkpoint. It replaces a row of the same phase and epoch.
 
         Args:
-            row: a mapping with `phase`, `epoch` (epochs done, with the one under way), `steps` (steps done since the
-                run began) and `seconds`; numbers that are not finite become null, since JSON has no word for them.
-            made: ending of a file of the checkpoint, such as ".keras" -> function of a path that writes it.
+            row: has `phase`, `epoch` (counted from 1), `steps` (since the start of the run) and `seconds`. Numbers that
+                are not finite become null, because JSON cannot represent them.
+            made: extension of a file of the checkpoint, such as ".keras" -> function that writes it to a path.
         """
         place = row["phase"], row["epoch"]
         rows = [other for other in self.history if (other["phase"], other["epoch"]) != place]
         rows.append({name: _finite(value) for name, value in row.items()})
         self._put_checkpoint(rows, made)
         self.history = rows
-        self.write("history.jsonl", lines(rows))
+        self.write("history.jsonl", to_lines(rows))
 
     def _put_checkpoint(self, rows, made):
         self._checkpoints.put(rows, made)
 
     def take_search(self, other: "RunDir") -> None:
-        """Copies what another run has recorded of its search: the last checkpoint and the region codes."""
-        epochs = range(1, other.last_epoch("search") + 1)
-        made = (os.path.basename(other.checkpoint("search", ".")), *map(os.path.basename, map(other.codes, epochs)))
-        names = [name for name in other._checkpoints.files() if name.startswith(made)]
-        for name in sorted(names, key=lambda name: name.endswith(".sha256")):  # that makes it a checkpoint
-            self.put(f"checkpoints/{name}", functools.partial(shutil.copyfile, other.file("checkpoints", name)))
+        """Copy the search of another run: the region codes of its epochs and its last checkpoint."""
+        codes = filter(os.path.exists, map(other.codes, range(1, other.last_epoch("search") + 1)))
+        for path in (*codes, other._checkpoints.path(other._last("search"))):  # last, the file that makes it complete
+            self.put(os.path.join("checkpoints", os.path.basename(path)), functools.partial(shutil.copyfile, path))
         del self.history
-        self.write("history.jsonl", lines(self.history))
+        self.write("history.jsonl", to_lines(self.history))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes the summary: the run is over."""
+        """Write the summary, which marks the run as finished."""
         self.write("summary.json", json.dumps(summary, indent=2) + "\n")
 
-    def summary(self) -> dict | None:
-        """What `finish` wrote, or None while the run is not over.
+    def tidy(self) -> None:
+        """Delete the checkpoints of a finished run except that of the search, which other runs may reuse."""
+        self._checkpoints.keep([self._last("search")])
 
-        Raises:
-            ValueError: the file is damaged.
-        """
+    def summary(self) -> dict | None:
+        """What `finish` wrote; None if the run is not finished. Raises a ValueError if the file is damaged."""
         path = self.file("summary.json")
         if not os.path.exists(path):
             return None
@@ -190,21 +179,7 @@ class RunDir:
             try:
                 return json.load(file)
             except ValueError as error:
-                raise ValueError(f"Expected the summary of a run in {path!r}. Received: {error}") from error
-
-    def seal(self) -> None:
-        """Writes `SHA256SUMS`, the checksums of all that a run has left that is over; its checkpoints go before, but
-        for what `take_search` copies."""
-        self._checkpoints.keep([self._last("search")])
-        found = [os.path.join(folder, name) for folder, _, names in os.walk(self.path) for name in names]
-        names = {os.path.relpath(path, self.path) for path in found} - {SEAL, LOCK}
-        files.seal(self.file(SEAL), sorted(names))
-
-    def lost(self) -> list[str] | None:
-        """The files that are missing, or not as they were when the run was sealed; None if it was not."""
-        if not os.path.exists(self.file(SEAL)):
-            return None
-        return [os.path.relpath(path, self.path) for path in files.broken(self.file(SEAL))]
+                raise ValueError(f"{path!r} is damaged ({error}). Remove it to redo the end of the run.") from error
 
     def _last(self, phase):
         return {"phase": phase, "steps": self.last_step(phase)}
@@ -216,68 +191,60 @@ class RunDir:
             self._check_flags()
             return
         names = os.listdir(self.path) if os.path.isdir(self.path) else []
-        others = [name for name in names if name != LOCK and not files.is_leftover(name)]
+        others = [name for name in names if name != _LOCK and not files.is_leftover(name)]
         if "checkpoints" in others:
-            raise FileNotFoundError(
-                f"Expected flags.cfg in run_dir, the flags that the run was made with, one a line. Received: "
-                f"{self.path!r}, without it"
-            )
+            raise FileNotFoundError(f"run_dir={self.path!r} contains a run, but its flags.cfg is missing.")
         if others:
             raise FileExistsError(
                 f"Expected run_dir to be a new folder or that of an earlier run. Received: {self.path!r}, which "
-                "holds other files"
+                "contains other files"
             )
 
     def _check_flags(self):
-        made = _read_flags(self.path)
+        made = read_flagfile(self.file("flags.cfg"))
         names = [name for name in {**made, **self.flags} if made.get(name) != self.flags.get(name)]
         if names:
             expected, received = (_as_flags(flags, names) for flags in (made, self.flags))
             raise ValueError(
-                f"Expected the flags that {self.path!r} was made with: {expected}. Received: {received}. "
-                "Take another run_dir, or the old flags to go on with that run."
+                f"Expected the flags of the run in {self.path!r}: {expected}. Received: {received}. Use the same flags "
+                "to continue that run, or another run_dir."
             )
 
 
 class ReadOnlyRunDir(RunDir):
-    """The folder of a run for a worker that goes along with the one that writes it, the chief."""
+    """The folder of a run for a worker that is not the chief: it reads what the chief writes."""
 
     def start(self) -> None:
-        """Reads what the chief has begun with.
+        """Read what the chief has written.
 
         Raises:
-            FileNotFoundError: the chief's folder is not to be seen here.
+            FileNotFoundError: the chief's folder does not exist on this machine.
             ValueError: the chief has other flags.
         """
         if not os.path.exists(self.file("flags.cfg")):
             raise FileNotFoundError(
-                f"Expected a run_dir that all workers share. Received: {self.path!r}, where this one sees no run"
+                f"Expected a run_dir that all workers share. Received: {self.path!r}, which contains no run on this one"
             )
-        super().__init__(self.path, self.flags)
+        self._check()
+        self.__dict__.pop("history", None)
 
     def write(self, name: str, text: str) -> None:
-        """Nothing."""
+        """Do nothing: the chief writes."""
 
-    def put(self, name: str, write: Callable[[str], None]) -> None:
-        """Nothing."""
+    def put(self, name: str, write: Callable[[str], Any]) -> None:
+        """Do nothing: the chief writes."""
 
     def lock(self) -> None:
-        """Nothing: the chief holds it."""
+        """Do nothing: the chief holds the lock."""
 
-    def seal(self) -> None:
-        """Nothing."""
+    def tidy(self) -> None:
+        """Do nothing: the chief deletes files."""
 
     def _put_checkpoint(self, rows, made):
-        # Has to be made, and is thrown away: TensorFlow collects what is in it from all workers.
+        # Saving a model collects values from all workers, so every worker must do it; this result is discarded.
         with tempfile.TemporaryDirectory() as folder:
-            for ending, write in made.items():
-                write(os.path.join(folder, f"checkpoint{ending}"))
-
-
-def _read_flags(path):
-    with open(os.path.join(path, "flags.cfg"), encoding="utf-8") as file:
-        parts = [line.rstrip("\n").removeprefix("--").partition("=") for line in file]
-    return {name: value for name, _, value in parts}
+            for extension, write in made.items():
+                write(os.path.join(folder, f"checkpoint{extension}"))
 
 
 def _as_flags(flags, names):

@@ -1,4 +1,4 @@
-"""Stopping a training from outside, by Ctrl-C or by SIGTERM, where it can be gone on with."""
+"""Stop a training on Ctrl-C or SIGTERM at a point from which it can continue."""
 
 import contextlib
 import signal
@@ -10,7 +10,7 @@ class Stopped(KeyboardInterrupt):
     """A signal has asked the process to end.
 
     Attributes:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int):
@@ -19,34 +19,34 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stopper:
-    """While it is entered, SIGINT and SIGTERM raise `Stopped`: at once, but inside of `steps` after the step.
+    """A context in which SIGINT and SIGTERM raise `Stopped`: within `steps` after the current step, otherwise at once.
 
-    A second signal does not wait. A signal that is ignored (by nohup, for instance) stays so, and outside of the main
-    thread, which alone gets signals, nothing changes.
+    A second signal always acts at once. Signals that are ignored (by nohup, for instance) stay ignored. Outside of the
+    main thread, which alone receives signals, this does nothing.
 
     Attributes:
-        received: the number of the signal that is waited with, None before there is one.
+        received: number of the signal that waits for the end of the current step; None if there is none.
     """
 
     def __init__(self):
         self.received = None
         self._waits = False
-        self._before = {}
+        self._previous = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._receive)
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *raised):
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
     def steps(self) -> Iterator[None]:
-        """What is trained in the block is told by `received` to stop; `Stopped` is raised at its end, if not before."""
+        """A block that trains: a signal sets `received` instead of raising `Stopped`, which is raised at the end."""
         self._waits = True
         try:
             yield
@@ -55,7 +55,7 @@ class Stopper:
         self.check()
 
     def check(self) -> None:
-        """Raises `Stopped` if a signal has come."""
+        """Raise `Stopped` if a signal was received."""
         if self.received is not None:
             raise Stopped(self.received)
 

@@ -1,30 +1,35 @@
-"""The summary of a run: what each of its networks is, can do and has cost."""
+"""The summary of a run: accuracy, size and cost of each of its networks."""
 
 import importlib.metadata
 import platform
-from typing import Any
 
+from tfspline._keras.types import KerasModel
 from tfspline.callbacks.early_bird import EarlyBird
 from tfspline.graph.cost import flops, training_flops
 from tfspline.pruning.planning import Plan
 from tfspline.recipe.checkpoints import PHASES, SLIM_PHASES, WEIGHT_PHASES
-from tfspline.recipe.magnitude import zeros
+from tfspline.recipe.magnitude import count_zeros
 from tfspline.recipe.training import Training
 from tfspline.spline.codes import RegionEncoder
 
 
 def summarize(
-    training: Training, bird: EarlyBird, plan: Plan, dense: Any, slim: Any, weights_pruned: Any = None
+    training: Training,
+    bird: EarlyBird,
+    plan: Plan,
+    dense: KerasModel,
+    slim: KerasModel,
+    weights_pruned: KerasModel | None = None,
 ) -> dict:
-    """What `summary.json` holds of a run whose networks are trained.
+    """The content of `summary.json`.
 
     Args:
-        training: what they were trained with; its folder has the history.
+        training: what trained the networks; its folder has the history.
         bird: the early bird of the search.
-        plan: what went.
-        dense: the network at the end of the baseline if there is one, otherwise before any unit went.
-        slim: the one without the units.
-        weights_pruned: the one without single weights, if there is one.
+        plan: the plan by which units were removed.
+        dense: the network at the end of the baseline if there is one, otherwise at the end of the search.
+        slim: the network without the removed units.
+        weights_pruned: the network without single weights, if there is one.
     """
     recipe, folder = training.recipe, training.folder
     (pruned,) = (row for row in folder.history if row["phase"] == "prune")
@@ -55,47 +60,47 @@ def summarize(
 
 
 def _networks(training, pruned, dense, slim, weights_pruned):
-    """The figures of each network, units having gone after `pruned` steps."""
+    """The entry of each network, if units were removed after `pruned` steps."""
     recipe, (images, _) = training.recipe, training.sample()
 
     def cost(model, steps):
         return training_flops(model, steps * recipe.batch_size)
 
-    def figures(model, cost, *phases):
+    def entry(model, cost, *phases):
         seconds = training.folder.seconds(*phases)
-        return {**_test(training, model), **_described(model, images), "training_flops": cost, "seconds": seconds}
+        return {**_evaluate(training, model), **_describe(model, images), "training_flops": cost, "seconds": seconds}
 
     steps = recipe.epochs * training.steps
     of_dense = cost(dense, steps)
     of_slim = cost(dense, pruned) + cost(slim, steps - recipe.retrained_from(pruned))
     if recipe.baseline:
-        networks = {"dense": figures(dense, of_dense, "search", "baseline")}
+        networks = {"dense": entry(dense, of_dense, "search", "baseline")}
     else:
-        networks = {"dense": {**_described(dense, images), "training_flops": of_dense}}
-    networks["slim"] = figures(slim, of_slim, *SLIM_PHASES)
+        networks = {"dense": {**_describe(dense, images), "training_flops": of_dense}}
+    networks["slim"] = entry(slim, of_slim, *SLIM_PHASES)
     if weights_pruned is not None:
-        # Zeros among the weights are multiplied with like any others.
-        networks["weights_pruned"] = figures(weights_pruned, of_dense, "search", *WEIGHT_PHASES)
-        networks["weights_pruned"]["params"] -= zeros(weights_pruned)
+        # Weights of zero are multiplied like any others, so the training costs as much as that of the dense network.
+        networks["weights_pruned"] = entry(weights_pruned, of_dense, "search", *WEIGHT_PHASES)
+        networks["weights_pruned"]["params"] -= count_zeros(weights_pruned)
     return networks
 
 
-def _test(training, model):
+def _evaluate(training, model):
     batches = training.data.evaluation_batches(training.recipe.batch_size, training.recipe.evaluate)
     measured = model.evaluate(batches, return_dict=True, verbose=0)
     return {name: float(value) for name, value in measured.items() if name in ("accuracy", "loss")}
 
 
-def _described(model, images):
+def _describe(model, images):
     counted, encode = flops(model), RegionEncoder(model)
     return {"params": counted.params, "macs": counted.macs, "dead_layers": encode.dead(encode(images))}
 
 
 def _versions() -> dict[str, str | None]:
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("tfspline", "tensorflow", "keras", "tf_keras", "numpy"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = None  # tfspline, in a clone that was not installed
+            versions[package] = None
     return versions

@@ -1,0 +1,154 @@
+"""The command line: flags, messages and exit codes."""
+
+import dataclasses
+import html
+import itertools
+import pathlib
+import re
+import subprocess
+import sys
+
+import keras as keras3
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from helpers.command import start
+from helpers.runs import SMALL
+
+import tfspline
+from tfspline.recipe import Recipe, command_line
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The recipe and run_dir of each run, none of which is executed."""
+    made = []
+    monkeypatch.setattr(command_line, "run", lambda recipe, run_dir, *others: made.append((recipe, run_dir)))
+    monkeypatch.setattr(command_line, "table", str)
+    return made
+
+
+def flagfile(path, recipe):
+    path.write_text("".join(f"--{name}={value}\n" for name, value in recipe.as_flags().items()), "utf-8")
+    return f"--flagfile={path}"
+
+
+def test_help_lists_every_field_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        start("--help")
+    flags = dict(re.findall(r"^  --(\w+)(.*?)(?=^  --|^\w|\Z)", capsys.readouterr().out, re.DOTALL | re.MULTILINE))
+    assert {field.name for field in dataclasses.fields(Recipe)} < set(flags)
+    assert "(default: resnet20)" in flags["network"] and "none|merge|refit" in flags["compensate"]
+
+
+def test_flags_override_the_flagfile_and_name_the_run_dir(tmp_path, started):
+    (tmp_path / "mine.cfg").write_text("# A comment.\n\n--network=mlp\n--ratio=0.5\n--baseline\n--seed=1\n")
+    start("--seed=2", "--flagfile", tmp_path / "mine.cfg", "--lr_schedule=step", "--lr_drops=8,12")
+    recipe = Recipe(network="mlp", ratio=0.5, baseline=True, seed=2, lr_schedule="step", lr_drops=(8, 12))
+    assert started == [(recipe, "runs/mine-2")]
+    start("--network=mlp", "--ratio=0.5", "--baseline", "false", "--deterministic")
+    assert started[1] == (Recipe(network="mlp", ratio=0.5, deterministic=True), "runs/mlp-digits-0")
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.stem)
+def test_configs_are_recipes(started, config):
+    start(f"--flagfile={config}", "--seed=3")
+    ((recipe, run_dir),) = started
+    assert run_dir == f"runs/{config.stem}-3"
+    assert recipe.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--dataset=imagenet", "dataset"),
+        ("--ratio=1.5", "ratio"),
+        ("--batch_size=99999", "batch_size from 1 to"),
+        ("--data_dir=/nowhere", "data_dir"),
+        ("--image_size=a,b", "--image_size to be integers .*'a,b'"),
+        ("--colour=red", "--colour"),
+        ("--epoch=3", "--epoch"),
+        ("ratio=0.5", "ratio=0.5"),
+        ("--flagfile=/nowhere", "/nowhere"),
+        (f"--flagfile={ROOT / 'setup.cfg'}", "setup.cfg"),
+        ("--verbose=3", "--verbose"),
+    ],
+)
+def test_mistake_writes_nothing_and_is_one_line(monkeypatch, tmp_path, argument, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message) as ended:
+        start("--network=mlp", "--ratio=0.5", argument)
+    assert ended.value.code.startswith("train.py: ") and "\n" not in ended.value.code
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistake_in_a_new_process_is_one_line_and_a_failure(tmp_path):
+    command = [sys.executable, ROOT / "train.py", "--ratio=1.5"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert ended.returncode == 1
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("train.py: ")]
+    assert len(lines) == 1
+    assert "Received: 1.5" in lines[0]
+    assert "Traceback" not in ended.stderr
+
+
+def test_traceback_is_shown_on_request():
+    with pytest.raises(ValueError, match="ratio"):
+        start("--network=mlp", "--ratio=1.5", "--traceback")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_run_is_repeated_by_its_flags_and_refused_with_others(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    fields = {"baseline": False, "epochs": 2, "search_epochs": 1}
+    flags = flagfile(tmp_path / "small.cfg", Recipe(**SMALL | fields))
+    start(flags, "--verbose=0")
+    printed = capsys.readouterr().out
+    assert "training FLOPs (2 x MACs)" in printed
+    folder = tmp_path / "runs" / "small-0"
+    before = (folder / "summary.json").stat().st_mtime_ns
+
+    start(f"--flagfile={folder / 'flags.cfg'}", "--run_dir=runs/small-0")
+    assert capsys.readouterr().out == printed
+    assert (folder / "summary.json").stat().st_mtime_ns == before
+
+    with pytest.raises(SystemExit, match="--epochs=2. Received: --epochs=7"):
+        start(flags, "--epochs=7")
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("keras", [keras3, pytest.param(tf_keras, marks=pytest.mark.slow)], indirect=True)
+def test_paths_with_spaces_and_unicode(monkeypatch, tmp_path, keras, rng):
+    folder = tmp_path / "a b ünï 猫 100% #it's {x}"
+    images = folder / "im ages [1]*"
+    for part, class_name, index in itertools.product(("train", "test"), ("ä cat", "猫 [2]"), range(8)):
+        path = images / part / class_name / f"é {index} [3]?.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tf.io.encode_png(rng.integers(0, 256, (8, 8, 3)).astype("uint8")).numpy())
+    fields = {"dataset": "image_folder", "data_dir": str(images), "batch_size": 4, "baseline": False, "epochs": 3}
+    recipe = Recipe(keras=keras.__name__, **SMALL | fields | {"search_epochs": 1, "validation_split": 0.25})
+    flags = flagfile(folder / "fl ägs [4].cfg", recipe)
+    run_dir = folder / "ru n"
+    start(flags, f"--run_dir={run_dir}", "--verbose=0")
+    start(f"--flagfile={run_dir / 'flags.cfg'}", f"--run_dir={run_dir}", "--verbose=0")
+    assert str(images) in html.unescape((run_dir / "report.html").read_text(encoding="utf-8"))
+    classify = tf.saved_model.load(run_dir / "serving" / "1").signatures["classify"]
+    best = next(value for value in classify(tf.zeros([1, 8, 8, 3])).values() if value.dtype == tf.string)
+    assert {name.decode() for name in best.numpy()[0]} == {"ä cat", "猫 [2]"}
+
+    model = keras.models.load_model(run_dir / "slim.keras")
+    masks = tfspline.Masks.of(model, {"dense1": np.arange(16) < 8})
+    masks.save(folder / "mäsks.json")
+    assert tfspline.Masks.load(folder / "mäsks.json", model) == masks
+    dense = keras.models.load_model(run_dir / "dense.keras")
+    assert tfspline.Plan.load(run_dir / "plan.json", dense).ratio > 0.4
+    bird = tfspline.EarlyBird(backup_dir=folder / "bäckup")
+    bird.save(folder / "bïrd.npz")
+    bird.load(folder / "bïrd.npz")
+    codes = tfspline.region_codes(model, np.zeros((2, 8, 8, 3)))
+    codes.save(folder / "cödes.npz")
+    assert tfspline.Codes.load(folder / "cödes.npz") == codes

@@ -1,0 +1,170 @@
+"""Validation of a recipe: the type and range of each field, and fields that contradict each other."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+from tfspline import _keras, models
+from tfspline.pruning import criteria
+from tfspline.recipe.flags import described, is_valid
+
+BUDGETS = ("ratio", "max_flops", "training_flops_reduction")
+_IMAGES = {"input_shape": (32, 32, 3), "classes": 2}  # placeholders, because the dataset is not loaded yet
+_MAX_INTEGER = 2**63  # TensorFlow stores integers in 64 bits
+
+
+def check(recipe: Any) -> None:
+    """Raise a ValueError that names the field if a `tfspline.recipe.Recipe` is invalid."""
+    for field in dataclasses.fields(recipe):
+        _check_type_and_choice(field, getattr(recipe, field.name))
+    # Each of these three raises a ValueError for an unknown or invalid value.
+    models.check(recipe.network, **_IMAGES, width=recipe.width, keras=recipe.keras)
+    criteria.named(recipe.criterion)
+    recipe.early_bird()
+    _check_ranges(recipe)
+    _check_validation(recipe)
+    _check_strategy(recipe)
+    _check_drops(recipe)
+    _check_schedule(recipe)
+    _check_search(recipe)
+    _check_restart(recipe)
+    _check_penalty(recipe)
+    _check_criterion(recipe)
+    _check_budget(recipe)
+
+
+def _check_type_and_choice(field, value):
+    name, choices = field.name, field.metadata["choices"]
+    _expect(name, value, is_valid(value, field.type), described(field.type))
+    for number in value if isinstance(value, tuple) else [value]:
+        if isinstance(number, int):
+            _expect(name, value, abs(number) < _MAX_INTEGER, "less than 2**63")
+    if choices:
+        _expect(name, value, value in choices, f"one of {', '.join(choices)}")
+
+
+def _check_ranges(recipe):
+    steps = recipe.steps_per_epoch
+    for name, holds, expected in (
+        ("validation_split", 0 <= recipe.validation_split < 1, "in [0, 1)"),
+        ("epochs", recipe.epochs >= 2, "at least 2"),
+        ("batch_size", recipe.batch_size >= 1, "at least 1"),
+        ("steps_per_epoch", steps is None or steps >= 1, "at least 1"),
+        ("learning_rate", 0 < recipe.learning_rate < math.inf, "positive"),
+        ("momentum", 0 <= recipe.momentum < 1, "in [0, 1)"),
+        ("weight_decay", 0 <= recipe.weight_decay < math.inf, "0 or more"),
+        ("gamma_l1", 0 <= recipe.gamma_l1 < math.inf, "0 or more"),
+        ("lr_drop_factor", 0 < recipe.lr_drop_factor < 1, "in (0, 1)"),
+        ("min_units", recipe.min_units >= 1, "at least 1"),
+    ):
+        _expect(name, getattr(recipe, name), holds, expected)
+
+
+def _check_validation(recipe):
+    if recipe.evaluate == "validation" and not recipe.validation_split:
+        raise ValueError("evaluate='validation' needs validation images. Set validation_split above 0.")
+
+
+def _check_strategy(recipe):
+    if recipe.strategy == "multi_worker" and recipe.keras != "tf_keras":
+        raise ValueError(
+            "strategy='multi_worker' needs keras='tf_keras', because the fit method of Keras 3 trains on one machine "
+            f"only. Received: keras={recipe.keras!r}"
+        )
+    gradient = recipe.gradual and recipe.criterion in ("taylor", "snip")
+    if gradient and recipe.strategy != "none" and recipe.keras == "tf_keras":
+        raise ValueError(
+            f"criterion={recipe.criterion!r} needs the gradient of the loss, which is not available with schedule="
+            f"{recipe.schedule!r}, strategy={recipe.strategy!r} and keras='tf_keras'. Choose another criterion."
+        )
+
+
+def _check_drops(recipe):
+    drops = recipe.lr_drops
+    if drops and recipe.lr_schedule != "step":
+        raise ValueError(f"lr_drops needs lr_schedule='step'. Received: {drops}, lr_schedule={recipe.lr_schedule!r}")
+    # Drops after the last epoch are allowed, so that a schedule can be tried out with fewer epochs.
+    rising = list(drops) == sorted(set(drops)) and all(epoch > 0 for epoch in drops)
+    _expect("lr_drops", drops, rising, "increasing epochs of at least 1")
+
+
+def _check_schedule(recipe):
+    if not recipe.gradual:
+        if recipe.pruning_epochs is not None:
+            raise ValueError(
+                f"pruning_epochs={recipe.pruning_epochs} needs a gradual schedule. Received: schedule='one_shot'"
+            )
+        return
+    limit, most = recipe.pruning_limit, recipe.epochs - (2 if recipe.schedule == "early_bird" else 1)
+    _expect("pruning_epochs", limit, 1 <= limit <= most, f"from 1 to {most}, so that epochs remain for the retraining")
+    for name in _changed(recipe, "max_flops", "training_flops_reduction", "compensate", "weight_pruning"):
+        raise ValueError(
+            f"schedule={recipe.schedule!r} takes a ratio and cannot be combined with {name}={getattr(recipe, name)}."
+        )
+
+
+def _check_search(recipe):
+    if recipe.schedule == "polynomial":
+        if recipe.search_epochs is not None:
+            raise ValueError(f"schedule='polynomial' has no search. Received: search_epochs={recipe.search_epochs}")
+        return
+    limit, least, most = recipe.search_limit, int(recipe.gradual), recipe.longest_search
+    remain = "" if recipe.restarts else ", so that epochs remain for the retraining"
+    _expect("search_epochs", limit, least <= limit <= most, f"from {least} to {most}{remain}")
+
+
+def _check_restart(recipe):
+    for name in _changed(recipe, "compensate", "weight_pruning") if recipe.restarts else ():
+        raise ValueError(
+            f"retrain_from={recipe.retrain_from!r} discards the trained weights and cannot be combined with "
+            f"{name}={getattr(recipe, name)}."
+        )
+
+
+def _check_penalty(recipe):
+    if not recipe.gamma_l1:
+        return
+    for holds, reason, name in (
+        (_normalizes(recipe.network, recipe.keras), "needs a network with BatchNormalization", "network"),
+        (recipe.search_limit > 0, "needs a search", "schedule" if recipe.gradual else "search_epochs"),
+        (not recipe.baseline, "changes the search, which the baseline would continue", "baseline"),
+    ):
+        if not holds:
+            raise ValueError(f"gamma_l1 {reason}. Received: {name}={getattr(recipe, name)}")
+
+
+def _check_criterion(recipe):
+    if recipe.criterion == "bn_scale" and not _normalizes(recipe.network, recipe.keras):
+        raise ValueError(
+            f"criterion='bn_scale' needs a network with BatchNormalization. Received: network={recipe.network}"
+        )
+
+
+def _check_budget(recipe):
+    given = {name: getattr(recipe, name) for name in _changed(recipe, *BUDGETS)}
+    if len(given) != 1:
+        raise ValueError(f"Expected exactly one of {', '.join(BUDGETS)}. Received: {given or 'none'}")
+    (name, value), *_ = given.items()
+    if name == "training_flops_reduction":
+        _expect(name, value, 1 < value < math.inf, "greater than 1")
+        recipe.slim_share(recipe.search_limit)  # raises a ValueError if the search alone exceeds the budget
+    else:
+        _expect(name, value, 0 < value < 1, "in (0, 1)")
+
+
+@functools.cache  # a grid of recipes would build the same networks hundreds of times
+def _normalizes(network, keras):
+    """Whether a network has BatchNormalization layers."""
+    model = models.build(network, **_IMAGES, width=1e-9, keras=keras)  # one channel per layer
+    return any(_keras.of_class(layer, "BatchNormalization") for layer in model.layers)
+
+
+def _changed(recipe, *names):
+    """The given fields that differ from their defaults."""
+    return [name for name in names if getattr(recipe, name) != getattr(type(recipe), name)]
+
+
+def _expect(name, value, holds, expected):
+    if not holds:
+        raise ValueError(f"Expected {name} to be {expected}. Received: {value!r}")
