@@ -18,7 +18,8 @@ from tfspline.graph.layer_specs import register_channel_rule
 from tfspline.layers.wrapping import unwrap, wrap
 from tfspline.pruning.criteria import register_criterion
 from tfspline.pruning.masks import Masks
-from tfspline.pruning.planning import Plan, plan, prune
+from tfspline.pruning.planning import plan, prune
+from tfspline.pruning.plans import Plan
 from tfspline.pruning.slimming import SlimReport, slim, slim_report
 from tfspline.spline.affine import affine_map
 from tfspline.spline.codes import Codes, region_codes

@@ -146,7 +146,7 @@ def test_refusals(tfmot, rng):
         masks.to_tfmot(prune_all(tfmot, tfspline.prune(model, 0.5)))
     some = prune_some(tfmot, model, ["a"])
     before = mask_values(some)["a"][0]
-    with pytest.raises(ValueError, match=r"Expected wrapped layers where units are off. Received: \['b'\]"):
+    with pytest.raises(ValueError, match=r"Layers \['b'\] .* tfmot has not wrapped"):
         masks.to_tfmot(some)
     assert np.array_equal(mask_values(some)["a"][0], before)
     relu = keras.Sequential([keras.Input((4,)), prune_all(tfmot, keras.layers.ReLU()), keras.layers.Dense(2)])

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline._keras.types import KerasModel
+from tfspline._keras.types import Data, KerasModel
+from tfspline._utils.checks import among
 from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import cut
 from tfspline.graph.weights import value_of
@@ -19,6 +20,13 @@ from tfspline.pruning.refit import Pair
 from tfspline.pruning.units import units_of
 
 COMPENSATIONS = ("none", "merge", "refit")
+
+
+def check(data: Data, compensate: str, recalibrate: bool | None) -> None:
+    """Raises a ValueError if `compensate` is unknown, or if refitting or recalibration is requested without `data`."""
+    among("compensate", compensate, ("auto", *COMPENSATIONS))
+    if data is None and (compensate == "refit" or recalibrate):
+        raise ValueError("`data`, unlabelled inputs, is needed to refit or recalibrate. Received: none")
 
 
 def compensate(

@@ -1,4 +1,4 @@
-"""Switched-off units: the model keeps its shape, and what goes with the units is zero."""
+"""Masks: units that are switched off in a model that keeps its shape, because all of their weights are zero."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -9,6 +9,7 @@ import numpy as np
 from tfspline import _keras
 from tfspline._keras.constraints import hold, is_held, let_go, weights
 from tfspline._keras.recording import retrace
+from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import instance
 from tfspline._utils.files import read_json, write_json
 from tfspline.graph import reader as graphs
@@ -19,11 +20,11 @@ from tfspline.pruning import tfmot as wrappers
 _FORMAT = "tfspline.masks.1"
 
 
-def switch_off(model: Any, graph: Graph, off: np.ndarray) -> Any:
-    """A copy of a model in which the units `off` (bool [graph.units]) contribute exactly nothing.
+def switch_off(model: KerasModel, graph: Graph, off: np.ndarray) -> KerasModel:
+    """Returns a copy of a model in which the units `off` (bool [graph.units]) contribute exactly nothing.
 
-    All that makes such a unit (kernel column, bias, gamma, beta) is zero, and so is what the next layers read it
-    with: sigmoid(0) is not 0, and a unit that feeds such a thing is still off.
+    The weights that produce such a unit (kernel column, bias, gamma, beta) are zero, and so are the weights by which
+    the next layers read it, because an activation such as sigmoid is not 0 at 0.
     """
     masked = cut(model, graph, np.ones(graph.units, bool))
     layers = _keras.layer_paths(masked)
@@ -34,8 +35,16 @@ def switch_off(model: Any, graph: Graph, off: np.ndarray) -> Any:
 
 
 def entries(graph: Graph, off: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
-    """Of every weight that has to do with units that may go, by layer and place in `layer.weights`: its entries,
-    bool of its shape, False for those of the units `off` (bool [graph.units])."""
+    """The entries of weights that are on.
+
+    Args:
+        graph: the `Graph` of a model.
+        off: bool [graph.units], True for a unit that is off.
+
+    Returns:
+        For each weight that belongs to prunable units, by (layer path, index in `layer.weights`): bool of its shape,
+        False for the entries of units that are off.
+    """
     masks, free = {}, graph.free
     for site in graph.slices:
         if site.role != "statistic" and free[site.units].any():
@@ -45,28 +54,28 @@ def entries(graph: Graph, off: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
 
 
 class Masks(Mapping):
-    """Which units of a model are on: a mapping of every layer that makes channels to bool [channels], True for on.
+    """Which units of a model are on: a mapping of every layer that produces channels to bool [channels].
 
-    Made by `from_model`, `of`, `load`, or by a plan (`plan.masks`). The same unit is on or off in all layers that make
-    it, and one that must stay is on.
+    Made by `from_model`, `of`, `load`, or by a plan (`plan.masks`). A unit that several layers produce is on or off in
+    all of them, and a protected unit is always on.
 
     Attributes:
         graph: the `Graph` of the model.
         off: bool [graph.units], True for a unit that is off.
 
     Args:
-        graph: what `tfspline.graph.read` found in the model.
+        graph: the `Graph` of the model.
         off: bool [graph.units].
 
     Raises:
-        ValueError: a unit that must stay is off, or `off` has another shape.
+        ValueError: a protected unit is off, or `off` has another shape.
 
     Example:
 
     >>> import keras, tfspline
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, "relu", name="a"), keras.layers.Dense(2)])
     >>> masks = tfspline.Masks.of(model, {"a": [True, False, False, True]})
-    >>> masks.apply(model)  # zero now, and after every step of an optimizer
+    >>> masks.apply(model)  # zero now and after every optimizer step
     >>> masks.sparsity, tfspline.Masks.from_model(model) == masks
     (0.5, True)
     >>> tfspline.Masks.release(model)
@@ -81,23 +90,29 @@ class Masks(Mapping):
             raise ValueError(f"Expected one bool for each of {graph.units} units. Received: shape {off.shape}")
         for group in graph.groups:
             if group.protected and off[group.units].any():
-                raise ValueError(f"Expected units that may go. Received: units of {group.name!r}: {group.protected}")
+                raise ValueError(f"Units of {group.name!r} cannot be switched off: {group.protected}.")
         self.graph, self.off = graph, off
 
     @classmethod
-    def of(cls, model: Any, on: Mapping[str, Any], *, allow_inexact: bool = False) -> "Masks":
-        """Masks by layer: bool [channels], True for on. Units of the layers that `on` leaves out are on.
+    def of(cls, model: KerasModel, on: Mapping[str, Any], *, allow_inexact: bool = False) -> "Masks":
+        """Makes masks from bool arrays.
+
+        Args:
+            model: a built functional or Sequential model.
+            on: layer path -> bool [channels], True for on. Units of other layers are on.
+            allow_inexact: as for `tfspline.plan`: units may be off although removing them changes the function of the
+                rest.
 
         Raises:
-            KeyError: a layer that makes no channels.
-            ValueError: masks of the wrong length, that contradict each other, or for units that must stay; a model
-                whose graph cannot be read.
+            KeyError: a layer does not produce channels.
+            ValueError: masks have the wrong length, contradict each other, or switch protected units off; or the
+                model's graph cannot be read.
         """
         return cls.of_layers(graphs.read(model, allow_inexact=allow_inexact), on)
 
     @classmethod
     def of_layers(cls, graph: Graph, on: Mapping[str, Any]) -> "Masks":
-        """The same for a model whose graph has been read."""
+        """Does what `of` does, for a model whose graph has been read."""
         off = np.zeros(graph.units, bool)
         for layer, mask in instance("on", on, Mapping).items():
             units, mask = graph.channels(layer), np.asarray(mask)
@@ -110,15 +125,17 @@ class Masks(Mapping):
             wrong = np.flatnonzero(off[graph.channels(layer)] == np.asarray(mask))
             if wrong.size:
                 raise ValueError(
-                    "Expected the same masks in all layers that are tied. Received: "
-                    f"channels {wrong.tolist()} of {layer!r} on, which another layer or channel tied to them has off"
+                    f"Expected the same masks for tied channels. Received: channels {wrong.tolist()} of {layer!r} on, "
+                    "but off in a layer or channel that is tied to them"
                 )
         return cls(graph, off)
 
     @classmethod
-    def from_model(cls, model: Any, *, allow_inexact: bool = False) -> "Masks":
-        """The masks of a model by its zeros: a unit is off if it may go, and all that makes it, travels with it and
-        reads it is zero, as `apply` and `Plan.mask` leave it. (`tfspline.slim` finds more: what is merely constant.)
+    def from_model(cls, model: KerasModel, *, allow_inexact: bool = False) -> "Masks":
+        """Reads the masks off a model's zeros, as `apply` and `Plan.mask` leave them.
+
+        A prunable unit is off if all weights that produce, scale or read it are zero. (`tfspline.slim` finds more:
+        units that are merely constant.) `allow_inexact` is as for `of`.
 
         Raises:
             TypeError, ValueError: the model's graph cannot be read.
@@ -133,15 +150,15 @@ class Masks(Mapping):
         return cls(graph, off)
 
     @classmethod
-    def from_tfmot(cls, wrapped: Any, *, allow_inexact: bool = False) -> "Masks":
-        """The masks in a model that `tfmot.sparsity.keras.prune_low_magnitude` has wrapped: a unit is off if it may go
-        and tfmot's masks of the kernels that make it are zero in all of its columns.
+    def from_tfmot(cls, wrapped: KerasModel, *, allow_inexact: bool = False) -> "Masks":
+        """Reads the masks of a model wrapped by `tfmot.sparsity.keras.prune_low_magnitude`.
 
-        tfmot masks no bias, gamma or beta, so that such a unit may still emit a constant. `apply` and `Plan.mask` take
-        that away; `tfspline.slim`, which looks at the weights, folds it into the next layers.
+        A prunable unit is off if tfmot's masks are zero in all columns of the kernels that produce it. tfmot does not
+        mask biases, gammas and betas, so such a unit may still emit a constant: `apply` sets it to zero, while
+        `tfspline.slim` folds it into the next layers. `allow_inexact` is as for `of`.
 
         Raises:
-            TypeError, ValueError: not a wrapped model of tf_keras, or its graph cannot be read.
+            TypeError, ValueError: the model is not a wrapped tf_keras model, or its graph cannot be read.
         """
         wrappers.check_wrapped(wrapped)
         graph = graphs.read(wrapped, allow_inexact=allow_inexact)
@@ -149,22 +166,21 @@ class Masks(Mapping):
         off = graph.free
         for site in graph.slices:
             if site.role == "produced":
-                mask = masks.get((site.layer, site.index))  # None where a layer is not wrapped: all on
+                mask = masks.get((site.layer, site.index))  # None if the layer is not wrapped: all on
                 on = True if mask is None else np.moveaxis(mask, site.axis, 0).reshape(len(site.units), -1).any(axis=1)
                 off[site.units[on]] = False
         return cls(graph, off)
 
-    def to_tfmot(self, wrapped: Any) -> None:
-        """Writes the masks into those of a model that `tfmot.sparsity.keras.prune_low_magnitude` has wrapped, in place
-        of what stands there: zero in the columns and rows of the kernels that make or read a unit that is off.
+    def to_tfmot(self, wrapped: KerasModel) -> None:
+        """Overwrites the masks of a model wrapped by `tfmot.sparsity.keras.prune_low_magnitude`.
 
-        tfmot multiplies the weights with them at each step, and goes on choosing masks of its own at the steps of its
-        schedule: `apply` keeps it from that, and switches off what tfmot masks nothing of: biases, gammas, betas and
-        layers that are not wrapped.
+        The columns and rows of kernels that produce or read a unit that is off become zero. tfmot multiplies the
+        weights by its masks at each step, but still chooses new masks at the steps of its schedule. Use `apply` to
+        prevent that, and to switch off what tfmot does not mask: biases, gammas, betas and unwrapped layers.
 
         Raises:
-            TypeError, ValueError: not a wrapped model of tf_keras, one that the masks were not made for, or a layer
-                that makes a unit that is off is not wrapped.
+            TypeError, ValueError: the model is not a wrapped tf_keras model or not the one that the masks were made
+                for, or a layer that produces a unit that is off is not wrapped.
         """
         wrappers.check_wrapped(wrapped)
         check_same(wrapped, self.graph, "masks were")
@@ -175,7 +191,9 @@ class Masks(Mapping):
             if self.off[site.units].any() and (site.layer, site.index) not in masked
         ]
         if bare:
-            raise ValueError(f"Expected wrapped layers where units are off. Received: {bare}, which are not wrapped")
+            raise ValueError(
+                f"Layers {bare} have units that are off, but tfmot has not wrapped them. Wrap them, or use Masks.apply."
+            )
         with wrapped.distribute_strategy.scope():
             wrappers.write(wrapped, entries(self.graph, self.off))
 
@@ -196,27 +214,28 @@ class Masks(Mapping):
     __hash__ = None
 
     def __repr__(self):
-        return f"<Masks of {len(self)} layers: {self.off.sum()} of {self.graph.free.sum()} units that may go are off>"
+        return f"<Masks of {len(self)} layers: {self.off.sum()} of {self.graph.free.sum()} prunable units off>"
 
     @property
     def sparsity(self) -> float:
-        """The share of the units that may go which is off; 0 where none may go."""
+        """The share of the prunable units that is off; 0 if there are none."""
         free = self.graph.free.sum()
         return float(self.off.sum() / free) if free else 0.0
 
-    def apply(self, model: Any) -> None:
-        """Switches the units of a model off, in place, and keeps them off: what goes with them is zero now, and stays
-        exactly zero after every step of an optimizer, in `fit` and in training loops of one's own.
+    def apply(self, model: KerasModel) -> None:
+        """Switches units of a model off, in place, and keeps them off during training.
 
-        It hangs a constraint on each weight, which Keras' optimizers call after each update; a constraint of the
-        user's own goes on working inside it. Masks that were applied before are replaced. The first time, the model's
-        train function is made anew; a `tf.function` of one's own that was traced before knows nothing of the masks.
-        From then on masks change without retracing. Nothing of it is saved with the model. Take the constraints off
-        with `release` when the training is over, above all with an optimizer that ends with moving averages of the
-        weights (`use_ema=True`): these were not zero.
+        Their weights become zero now and are exactly zero after every optimizer step, in `fit` and in custom training
+        loops, until `release`. Masks that were applied before are replaced.
 
-        In a model that tfmot has wrapped, the wrappers get the masks as well (see `to_tfmot`), and tfmot chooses none
-        until `release`; weights that it had masked before are trained again.
+        Each weight gets a constraint, which Keras' optimizers call after each update; the user's own constraint keeps
+        working inside it. Constraints are not saved with the model. The first call retraces the model's train
+        function; later masks need no retracing. A custom `tf.function` that was traced before the first call ignores
+        the masks. Call `release` after training, in particular if the optimizer ends by assigning moving averages of
+        the weights (`use_ema=True`), which were not zero.
+
+        In a model that tfmot has wrapped, the wrappers get the masks as well (see `to_tfmot`), and tfmot does not
+        choose masks until `release`. Weights that tfmot had masked before are trained again.
 
         Raises:
             ValueError: `model` has other layers or shapes than the one that the masks were made for.
@@ -232,10 +251,12 @@ class Masks(Mapping):
             retrace(model)
 
     @staticmethod
-    def release(model: Any) -> None:
-        """Takes off the constraints that `apply` has hung on a model's weights, and puts the user's own back; tfmot's
-        wrappers keep the masks, until their own schedule chooses others. The zeros are made once more and stay, until
-        the model is trained on."""
+    def release(model: KerasModel) -> None:
+        """Removes the constraints that `apply` added to a model's weights and restores the user's own.
+
+        The weights are set to zero a last time and stay zero until the model is trained further. tfmot's wrappers keep
+        the masks until their schedule chooses others.
+        """
         released = wrappers.thaw(_keras.check_model(model))
         with model.distribute_strategy.scope():
             for _, weight in weights(model):
@@ -244,28 +265,33 @@ class Masks(Mapping):
             retrace(model)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the masks as JSON: of each layer how many channels it makes, and which of them are off."""
+        """Writes the masks as JSON: for each layer its number of channels and which of them are off."""
         channels = {layer: len(on) for layer, on in self.items()}
         write_json(
             path, _FORMAT, channels=channels, off={layer: np.flatnonzero(~on).tolist() for layer, on in self.items()}
         )
 
     @classmethod
-    def load(cls, path: str | os.PathLike, model: Any, *, allow_inexact: bool = False) -> "Masks":
-        """Reads masks that `save` wrote, for the model that they were made for.
+    def load(cls, path: str | os.PathLike, model: KerasModel, *, allow_inexact: bool = False) -> "Masks":
+        """Reads masks written by `save`, for the model that they were made for; `allow_inexact` is as for `of`.
 
         Raises:
-            ValueError: the file is damaged, holds no masks, or those of another model.
+            ValueError: the file is damaged, does not hold masks, or holds those of another model.
         """
         graph = graphs.read(model, allow_inexact=allow_inexact)
         return read_json(path, _FORMAT, "masks", lambda found: listed(graph, found["channels"], found["off"]))
 
 
 def listed(graph: Graph, channels: dict[str, int], off: dict[str, list[int]]) -> Masks:
-    """The masks that a file lists: how many channels every layer makes, and which of them are off, in their order.
+    """Makes masks from the lists in a file.
+
+    Args:
+        graph: the `Graph` of the model.
+        channels: layer path -> its number of channels.
+        off: layer path -> the channels that are off, in ascending order.
 
     Raises:
-        ValueError: they are not those of this graph, no such lists, or they contradict each other.
+        ValueError: the lists are malformed, contradict each other or do not fit the graph.
     """
     expected = {layer: len(site.units) for layer, site in graph.producers.items()}
     if channels != expected or off.keys() != expected.keys():
@@ -274,6 +300,6 @@ def listed(graph: Graph, channels: dict[str, int], off: dict[str, list[int]]) ->
     for layer, places in off.items():
         known = isinstance(places, list) and all(type(place) is int and 0 <= place < len(on[layer]) for place in places)
         if not known or places != sorted({*places}):
-            raise ValueError(f"Expected rising channels of {layer!r} in 0..{len(on[layer]) - 1}. Received: {places}")
+            raise ValueError(f"Expected ascending channels of {layer!r} in 0..{len(on[layer]) - 1}. Received: {places}")
         on[layer][places] = False
     return Masks.of_layers(graph, on)

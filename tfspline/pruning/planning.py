@@ -1,204 +1,27 @@
-"""Which units go: scores, a scope and a budget make a `Plan`, to be read, edited, saved and then applied."""
+"""Planning: chooses the units to remove from a model by a criterion and a budget."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from tfspline._keras import check_model
-from tfspline._keras.inputs import Probe, probe, probe_inputs
-from tfspline._utils.checks import among, count, several
-from tfspline._utils.files import read_json, write_json
+from tfspline._keras.inputs import Probe, probe
+from tfspline._keras.types import Data, KerasLayer, KerasModel
+from tfspline._utils.checks import count, several
 from tfspline.deployment.timing import Runtime, Stopwatch
 from tfspline.graph import reader as graphs
 from tfspline.graph.cost import check_static
 from tfspline.graph.structure import Graph
-from tfspline.graph.surgery import check_same, cut
-from tfspline.pruning import compensation, criteria, masks
+from tfspline.pruning import compensation, criteria
 from tfspline.pruning.allocation import Budget
+from tfspline.pruning.plans import Plan
 from tfspline.pruning.units import units_of
-
-_FORMAT = "tfspline.plan.1"
-
-
-class Plan:
-    """The units that are to go from a model. Made by `tfspline.plan`.
-
-    Attributes:
-        graph: the `Graph` of the model.
-        removed: bool [graph.units], True for a unit that goes.
-        options: how the plan was made: `criterion`, `scope`, and the budget.
-
-    Example:
-
-    >>> import keras, tfspline
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu", name="a"), keras.layers.Dense(2)])
-    >>> plan = tfspline.plan(model, 0.5)
-    >>> plan.keep("a", [0]).rows()[0]["units_before"]
-    8
-    """
-
-    def __init__(self, graph: Graph, removed: np.ndarray, options: dict):
-        self.graph, self.removed, self.options = graph, removed, options
-
-    @property
-    def ratio(self) -> float:
-        """The share of all units, protected ones included, that goes."""
-        units = sum(len(group.units) for group in self.graph.groups)
-        return float(self.removed.sum() / units)
-
-    @property
-    def masks(self) -> masks.Masks:
-        """The same choice as `Masks`: what is to go is off."""
-        return masks.Masks(self.graph, self.removed.copy())
-
-    def keep(self, layer: str, channels: list[int]) -> "Plan":
-        """Vetoes the removal of some channels of a layer, and of all that is tied to them; returns the plan."""
-        self.removed[self._units(layer, channels)] = False
-        return self
-
-    def remove(self, layer: str, channels: list[int]) -> "Plan":
-        """Adds channels of a layer, and all that is tied to them; ValueError for protected ones; returns the plan."""
-        units = self._units(layer, channels)
-        removed = self.removed.copy()
-        removed[units] = True
-        for group in self.graph.groups:
-            if group.protected and np.isin(units, group.units).any():
-                raise ValueError(f"Expected units that may go. Received: units of {group.name!r}: {group.protected}")
-            if removed[group.units].all():
-                raise ValueError(f"Expected at least one unit to stay. Received: all units of {group.name!r}")
-        self.removed = removed
-        return self
-
-    def _units(self, layer, channels):
-        units, places = self.graph.channels(layer), np.asarray(channels)
-        # A mask of all channels would be taken for the channels 0 and 1.
-        if places.size and (places.dtype.kind not in "iu" or places.min() < 0 or places.max() >= len(units)):
-            raise ValueError(f"Expected channels of {layer!r} in 0..{len(units) - 1}. Received: {channels}")
-        return units[places.astype(int)]
-
-    def rows(self) -> list[dict]:
-        """One dict a group of units: `layer`, `tied` (the other layers that make them), `units_before`,
-        `units_after`, `macs_before`, `macs_after` (of the layers that make them), `protected` (why, or None)."""
-        before, after = self.graph.macs(), self.graph.macs(~self.removed)
-        counted = set()
-        rows = []
-        for group in self.graph.groups:
-            layers = [layer for layer in group.layers if layer not in counted]
-            counted.update(layers)
-            rows.append(
-                {
-                    "layer": group.name,
-                    "tied": list(group.layers[1:]),
-                    "units_before": len(group.units),
-                    "units_after": int((~self.removed[group.units]).sum()),
-                    "macs_before": sum(before.get(layer, 0) for layer in layers),
-                    "macs_after": sum(after.get(layer, 0) for layer in layers),
-                    "protected": group.protected,
-                }
-            )
-        return rows
-
-    def cost(self) -> dict[str, tuple[int, int]]:
-        """`{"units": (before, after), "params": ..., "macs": ...}` of the whole model."""
-        rows = self.rows()
-        kept = ~self.removed
-        return {
-            "units": (sum(row["units_before"] for row in rows), sum(row["units_after"] for row in rows)),
-            "params": (sum(self.graph.params().values()), sum(self.graph.params(kept).values())),
-            "macs": (sum(self.graph.macs().values()), sum(self.graph.macs(kept).values())),
-        }
-
-    def __str__(self):
-        rows = [("layer", "units", "MACs", "")]
-        for row in self.rows():
-            note = f"kept: {row['protected']}" if row["protected"] else ""
-            if row["tied"]:
-                note = f"tied to {', '.join(row['tied'])}" + (f"; {note}" if note else "")
-            rows.append((row["layer"], _from_to(row, "units"), _from_to(row, "macs"), note))
-        for name, (before, after) in self.cost().items():
-            rows.append((f"all {name}", f"{before:,} -> {after:,}", f"{before / max(after, 1):.2f}x fewer", ""))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join(
-            f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {note}".rstrip() for a, b, c, note in rows
-        )
-
-    def apply(self, model: Any, data: Any = None, compensate: str = "auto", recalibrate: bool | None = None) -> Any:
-        """A smaller ordinary Keras model, uncompiled, without the removed units; `model` stays as it is.
-
-        Args:
-            model: the model that the plan was made for.
-            data: inputs to compensate on, as for `tfspline.plan`; labels are left aside.
-            compensate: "refit" fits each layer, in the order of the network, to its output in the uncut model by
-                least squares (needs `data`); "merge" gives the outgoing weights of a removed unit to those that are
-                kept, by least squares on `data`, without it to the one whose cut is nearest; "none" leaves the
-                weights as they are, and the masked model is the same function. "auto" is "refit" with `data`,
-                "none" without.
-            recalibrate: whether BatchNormalization gets new statistics on `data`; by default if there is any.
-
-        Raises:
-            ValueError: `model` has other layers or shapes than the one that the plan was made for; an option that
-                needs `data` without any.
-        """
-        _check_compensation(data, compensate, recalibrate)
-        if compensate == "auto":
-            compensate = "none" if data is None else "refit"
-        inputs = None if data is None else probe_inputs(model, data)
-        kept = ~self.removed
-        if inputs is None and compensate == "merge":
-            model = compensation.merge_pairs(model, self.graph, kept)
-        small = cut(model, self.graph, kept)
-        if inputs is not None and (compensate, recalibrate) != ("none", False):
-            compensation.compensate(model, small, self.graph, kept, inputs, compensate, recalibrate is not False)
-        return small
-
-    def mask(self, model: Any) -> Any:
-        """A copy of `model` of the old shape with the removed units switched off: the same function as `apply`'s.
-
-        Raises:
-            ValueError: `model` has other layers or shapes than the one that the plan was made for.
-        """
-        check_same(model, self.graph)
-        return masks.switch_off(model, self.graph, self.removed)
-
-    def save(self, path: str) -> None:
-        """Writes the plan as JSON: its options, and the channels that go of each layer."""
-        makers = self.graph.producers
-        removed = {layer: np.flatnonzero(self.removed[site.units]).tolist() for layer, site in makers.items()}
-        channels = {layer: len(site.units) for layer, site in makers.items()}
-        write_json(path, _FORMAT, options=self.options, channels=channels, removed=removed)
-
-    @classmethod
-    def load(cls, path: str, model: Any) -> "Plan":
-        """Reads a plan that `save` wrote, for the model that it was made for.
-
-        Raises:
-            ValueError: the file is no plan, damaged, or one for another model.
-        """
-        check_model(model)
-
-        def build(document):
-            options = document["options"]
-            inexact = options.get("allow_inexact", False)
-            if not isinstance(inexact, bool):
-                raise ValueError(f"Expected allow_inexact to be true or false. Received: {inexact!r}")
-            graph = graphs.read(model, allow_inexact=inexact)
-            plan = cls(graph, np.zeros(graph.units, bool), options)
-            for layer, on in masks.listed(graph, document["channels"], document["removed"]).items():
-                plan.remove(layer, np.flatnonzero(~on))
-            return plan
-
-        return read_json(path, _FORMAT, "a plan", build)
-
-
-def _from_to(row, what):
-    return f"{row[f'{what}_before']:,} -> {row[f'{what}_after']:,}"
 
 
 def plan(
-    model: Any,
+    model: KerasModel,
     ratio: float | Mapping[str, float] | None = None,
     *,
     max_flops: float | None = None,
@@ -208,14 +31,14 @@ def plan(
     scope: str = "layer",
     min_units: int = 1,
     round_to: int = 1,
-    protect: tuple = (),
+    protect: Iterable[str | Callable[[KerasLayer], bool]] = (),
     allow_inexact: bool = False,
     seed: int = 0,
-    data: Any = None,
+    data: Data = None,
     runtime: str | Runtime = "tensorflow",
     batch_size: int = 1,
 ) -> Plan:
-    """Chooses the units of a model that can go.
+    """Chooses the units of a model to remove.
 
     Args:
         model: a built functional or Sequential model of Keras 3 or tf_keras.
@@ -276,7 +99,7 @@ def plan(
     seen = None if data is None else probe(model, data)
     removed = choose(model, graph, budget, criterion, np.random.default_rng(seed), seen, stopwatch=stopwatch)
     if not removed.any():
-        logging.warning("Pruning %s: no unit goes; its groups are too small for %s", model.name, budget)
+        logging.warning("Pruning %s: no unit is removed; its groups are too small for %s", model.name, budget)
     options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
     if max_latency is not None:
         options |= {"runtime": getattr(runtime, "__name__", str(runtime)), "batch_size": batch_size}
@@ -284,7 +107,7 @@ def plan(
 
 
 def choose(
-    model: Any,
+    model: KerasModel,
     graph: Graph,
     budget: Budget,
     criterion: str,
@@ -293,35 +116,48 @@ def choose(
     off: np.ndarray | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> np.ndarray:
-    """The units that go, bool [graph.units]; those that are `off` already (bool [graph.units]) before all others,
-    which are scored as if these were not there.
+    """Chooses units to remove by a criterion and a budget.
+
+    Args:
+        model: a built model.
+        graph: its `Graph`.
+        budget: how many units to remove.
+        criterion: the name of a criterion.
+        rng: a generator for criteria that draw random numbers.
+        seen: inputs for data-driven criteria.
+        off: bool [graph.units], units that are already off. They are removed before all others, and the others are
+            scored as if these were not there.
+        stopwatch: measures the model; needed for a latency budget only.
+
+    Returns:
+        bool [graph.units], True for a unit to remove.
 
     Raises:
-        ValueError: all units must stay; the criterion does not fit the model; the budget cannot be met.
+        ValueError: no unit can be removed; the criterion does not fit the model; or the budget cannot be met.
     """
     groups = [group for group in graph.groups if not group.protected]
     if not groups:
-        why = {group.name: group.protected for group in graph.groups}
-        raise ValueError(f"Expected a model with units that can go. Received: {model.name!r}, where all stay: {why}")
+        reasons = {group.name: group.protected for group in graph.groups}
+        raise ValueError(f"No unit of {model.name!r} can be removed: {reasons or 'no layer produces channels'}")
     on = np.ones(graph.units, bool) if off is None else ~off
-    left = [dataclasses.replace(group, units=group.units[on[group.units]]) for group in groups]
-    left = [group for group in left if group.units.size]
+    scored = [dataclasses.replace(group, units=group.units[on[group.units]]) for group in groups]
+    scored = [group for group in scored if group.units.size]
     scores = np.full(graph.units, -np.inf)
-    for group, units in zip(left, units_of(model, graph, left, rng, seen), strict=True):
+    for group, units in zip(scored, units_of(model, graph, scored, rng, seen), strict=True):
         scores[group.units] = criteria.scores(criterion, units)
     return budget.removed(graph, groups, [scores[group.units] for group in groups], stopwatch)
 
 
 def prune(
-    model: Any,
-    ratio: float | None = None,
+    model: KerasModel,
+    ratio: float | Mapping[str, float] | None = None,
     *,
-    data: Any = None,
+    data: Data = None,
     compensate: str = "auto",
     recalibrate: bool | None = None,
-    **options,
-) -> Any:
-    """A smaller ordinary Keras model: `plan(model, ratio, ...).apply(model, ...)`.
+    **options: Any,
+) -> KerasModel:
+    """Returns a smaller ordinary Keras model: `plan(model, ratio, ...).apply(model, ...)`.
 
     Args:
         model: a built functional or Sequential model of Keras 3 or tf_keras. It is not changed.
@@ -348,11 +184,5 @@ def prune(
     >>> tfspline.prune(model, 0.5, criterion="spline_affine", data=np.random.rand(100, 4)).layers[0].units
     4
     """
-    _check_compensation(data, compensate, recalibrate)
+    compensation.check(data, compensate, recalibrate)
     return plan(model, ratio, data=data, **options).apply(model, data, compensate, recalibrate)
-
-
-def _check_compensation(data, compensate, recalibrate):
-    among("compensate", compensate, ("auto", *compensation.COMPENSATIONS))
-    if data is None and (compensate == "refit" or recalibrate):
-        raise ValueError("Expected `data`, unlabelled inputs, to refit or recalibrate on. Received: none")

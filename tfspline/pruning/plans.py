@@ -1,0 +1,198 @@
+"""Plans: the units to remove from a model, to be inspected, edited, saved and applied."""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfspline._keras import check_model
+from tfspline._keras.inputs import probe_inputs
+from tfspline._keras.types import Data, KerasModel
+from tfspline._utils.files import read_json, write_json
+from tfspline.graph import reader as graphs
+from tfspline.graph.structure import Graph
+from tfspline.graph.surgery import check_same, cut
+from tfspline.pruning import compensation, masks
+
+_FORMAT = "tfspline.plan.1"
+
+
+class Plan:
+    """The units to remove from a model. Made by `tfspline.plan`.
+
+    Attributes:
+        graph: the `Graph` of the model.
+        removed: bool [graph.units], True for a unit to remove.
+        options: the arguments that the plan was made with: `criterion`, `scope`, the budget and others.
+
+    Example:
+
+    >>> import keras, tfspline
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu", name="a"), keras.layers.Dense(2)])
+    >>> plan = tfspline.plan(model, 0.5)
+    >>> plan.keep("a", [0]).rows()[0]["units_before"]
+    8
+    """
+
+    def __init__(self, graph: Graph, removed: np.ndarray, options: dict[str, Any]):
+        self.graph, self.removed, self.options = graph, removed, options
+
+    @property
+    def ratio(self) -> float:
+        """The share of all units, protected ones included, that is removed."""
+        units = sum(len(group.units) for group in self.graph.groups)
+        return float(self.removed.sum() / units)
+
+    @property
+    def masks(self) -> masks.Masks:
+        """The same choice as `Masks`: the removed units are off."""
+        return masks.Masks(self.graph, self.removed.copy())
+
+    def keep(self, layer: str, channels: Sequence[int]) -> "Plan":
+        """Keeps channels of a layer, and all channels that are tied to them; returns the plan."""
+        self.removed[self._units(layer, channels)] = False
+        return self
+
+    def remove(self, layer: str, channels: Sequence[int]) -> "Plan":
+        """Removes channels of a layer as well, and all channels that are tied to them; returns the plan.
+
+        Raises:
+            ValueError: a channel is protected, or no unit of its group would be left.
+        """
+        units = self._units(layer, channels)
+        removed = self.removed.copy()
+        removed[units] = True
+        for group in self.graph.groups:
+            if group.protected and np.isin(units, group.units).any():
+                raise ValueError(f"Units of {group.name!r} cannot be removed: {group.protected}.")
+            if removed[group.units].all():
+                raise ValueError(f"Expected at least one unit of {group.name!r} to stay. Received: all of its units")
+        self.removed = removed
+        return self
+
+    def _units(self, layer, channels):
+        units, places = self.graph.channels(layer), np.asarray(channels)
+        # A bool mask is refused too: it would be taken for the channels 0 and 1.
+        if places.size and (places.dtype.kind not in "iu" or places.min() < 0 or places.max() >= len(units)):
+            raise ValueError(f"Expected channels of {layer!r} in 0..{len(units) - 1}. Received: {channels}")
+        return units[places.astype(int)]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict for each group of units: `layer`, `tied` (the other layers that produce the units), `units_before`,
+        `units_after`, `macs_before`, `macs_after` (of these layers), `protected` (the reason, or None)."""
+        before, after = self.graph.macs(), self.graph.macs(~self.removed)
+        counted = set()
+        rows = []
+        for group in self.graph.groups:
+            layers = [layer for layer in group.layers if layer not in counted]
+            counted.update(layers)
+            rows.append(
+                {
+                    "layer": group.name,
+                    "tied": list(group.layers[1:]),
+                    "units_before": len(group.units),
+                    "units_after": int((~self.removed[group.units]).sum()),
+                    "macs_before": sum(before.get(layer, 0) for layer in layers),
+                    "macs_after": sum(after.get(layer, 0) for layer in layers),
+                    "protected": group.protected,
+                }
+            )
+        return rows
+
+    def cost(self) -> dict[str, tuple[int, int]]:
+        """`{"units": (before, after), "params": ..., "macs": ...}` of the whole model."""
+        rows = self.rows()
+        kept = ~self.removed
+        return {
+            "units": (sum(row["units_before"] for row in rows), sum(row["units_after"] for row in rows)),
+            "params": (sum(self.graph.params().values()), sum(self.graph.params(kept).values())),
+            "macs": (sum(self.graph.macs().values()), sum(self.graph.macs(kept).values())),
+        }
+
+    def __str__(self):
+        rows = [("layer", "units", "MACs", "")]
+        for row in self.rows():
+            note = f"kept: {row['protected']}" if row["protected"] else ""
+            if row["tied"]:
+                note = f"tied to {', '.join(row['tied'])}" + (f"; {note}" if note else "")
+            rows.append((row["layer"], _from_to(row, "units"), _from_to(row, "macs"), note))
+        for name, (before, after) in self.cost().items():
+            rows.append((f"all {name}", f"{before:,} -> {after:,}", f"{before / max(after, 1):.2f}x fewer", ""))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join(
+            f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {note}".rstrip() for a, b, c, note in rows
+        )
+
+    def apply(
+        self, model: KerasModel, data: Data = None, compensate: str = "auto", recalibrate: bool | None = None
+    ) -> KerasModel:
+        """Returns a smaller ordinary Keras model, uncompiled, without the removed units.
+
+        Args:
+            model: the model that the plan was made for. It is not changed.
+            data: inputs to compensate on, as for `tfspline.plan`. Labels are ignored.
+            compensate: "refit" fits each layer, in the order of the network, to its output in the uncut model by least
+                squares (needs `data`). "merge" adds the outgoing weights of a removed unit to those of kept units: by
+                least squares on `data`, or without data to the unit with the nearest hyperplane. "none" leaves the
+                weights as they are, so that the result is the same function as `mask`. "auto" is "refit" with
+                `data` and "none" without.
+            recalibrate: whether to re-estimate the statistics of BatchNormalization on `data`; by default if given.
+
+        Raises:
+            ValueError: `model` has other layers or shapes than the plan's model, or an option needs `data`.
+        """
+        compensation.check(data, compensate, recalibrate)
+        if compensate == "auto":
+            compensate = "none" if data is None else "refit"
+        inputs = None if data is None else probe_inputs(model, data)
+        kept = ~self.removed
+        if inputs is None and compensate == "merge":
+            model = compensation.merge_pairs(model, self.graph, kept)
+        small = cut(model, self.graph, kept)
+        if inputs is not None and (compensate, recalibrate) != ("none", False):
+            compensation.compensate(model, small, self.graph, kept, inputs, compensate, recalibrate is not False)
+        return small
+
+    def mask(self, model: KerasModel) -> KerasModel:
+        """Returns a copy of `model` of the same shape with the removed units switched off: the same function as that
+        of `apply` without compensation.
+
+        Raises:
+            ValueError: `model` has other layers or shapes than the plan's model.
+        """
+        check_same(model, self.graph)
+        return masks.switch_off(model, self.graph, self.removed)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the plan as JSON: its options, and the removed channels of each layer."""
+        makers = self.graph.producers
+        removed = {layer: np.flatnonzero(self.removed[site.units]).tolist() for layer, site in makers.items()}
+        channels = {layer: len(site.units) for layer, site in makers.items()}
+        write_json(path, _FORMAT, options=self.options, channels=channels, removed=removed)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, model: KerasModel) -> "Plan":
+        """Reads a plan written by `save`, for the model that it was made for.
+
+        Raises:
+            ValueError: the file is not a plan, is damaged, or was made for another model.
+        """
+        return read_json(path, _FORMAT, "a plan", functools.partial(cls._from_document, check_model(model)))
+
+    @classmethod
+    def _from_document(cls, model, document) -> "Plan":
+        options = document["options"]
+        inexact = options.get("allow_inexact", False)
+        if not isinstance(inexact, bool):
+            raise ValueError(f"Expected allow_inexact to be true or false. Received: {inexact!r}")
+        graph = graphs.read(model, allow_inexact=inexact)
+        plan = cls(graph, np.zeros(graph.units, bool), options)
+        for layer, on in masks.listed(graph, document["channels"], document["removed"]).items():
+            plan.remove(layer, np.flatnonzero(~on))
+        return plan
+
+
+def _from_to(row, what):
+    return f"{row[f'{what}_before']:,} -> {row[f'{what}_after']:,}"
