@@ -61,7 +61,7 @@ class _Walk:
 
     def __init__(self, model, small, graph, kept, how, recalibrate):
         self._graph, self._kept, self._how = graph, kept, how
-        self._layers, self._makers = _keras.layer_paths(small), graph.producers
+        self._layers, self._producers = _keras.layer_paths(small), graph.producers
         self._goals = refit.goals(model, graph) if how == "refit" else {}
         norms = {path for path, layer in self._layers.items() if _keras.of_class(layer, "BatchNormalization")}
         fitted = {goal.bn for goal in self._goals.values()}
@@ -90,10 +90,10 @@ class _Walk:
             if not all(tensor in self._pairs for tensor in goal.others):  # that branch runs later: leave the sum aside
                 goal = refit.Goal(goal.bn)
             others = [self._pairs[tensor] for tensor in goal.others]
-            outputs = kept[self._makers[path].units]
+            outputs = kept[self._producers[path].units]
             refit.refit(node.layer, layer, self._layers.get(goal.bn), x, outputs, goal.relu, others)
         elif self._how == "merge" and path not in graph.shared and refit.is_linear(layer):
-            _merge(node.layer, layer, x.whole, kept[graph.reads[path, 0][1]], kept[self._makers[path].units])
+            _merge(node.layer, layer, x.whole, kept[graph.reads[path, 0][1]], kept[self._producers[path].units])
         elif path in self._stale:
             axis, units = graph.reads[path, 0]
             _recalibrate(node.layer, layer, x, axis + 1, kept[units])
@@ -162,18 +162,18 @@ def merge_pairs(model: KerasModel, graph: Graph, kept: np.ndarray) -> KerasModel
     """
     merged = cut(model, graph, np.ones(graph.units, bool))
     layers = _keras.layer_paths(merged)
-    readers = [site for site in graph.slices if site.role == "read"]
+    readers = [part for part in graph.slices if part.role == "read"]
     scaled = _scaled_before_reading(graph)
     groups = [group for group in graph.groups if not kept[group.units].all() and not scaled[group.units].any()]
     for group, units in zip(groups, units_of(model, graph, groups, np.random.default_rng(0)), strict=True):
         removed, nearest, shares = _nearest_kept(units, kept[group.units])
-        for site in readers:
-            places = places_of(site.units, group.units)
+        for part in readers:
+            places = places_of(part.units, group.units)
             if places.size:
-                weight = layers[site.layer].weights[site.index]
-                value = np.moveaxis(value_of(weight), site.axis, -1).copy()
+                weight = layers[part.layer].weights[part.index]
+                value = np.moveaxis(value_of(weight), part.axis, -1).copy()
                 np.add.at(value, (..., places[nearest]), value[..., places[removed]] * shares[:, None])
-                weight.assign(np.moveaxis(value, -1, site.axis))
+                weight.assign(np.moveaxis(value, -1, part.axis))
     return merged
 
 
@@ -181,9 +181,9 @@ def _scaled_before_reading(graph):
     """The units, bool [units], that pass per-channel weights other than those folded into their hyperplane."""
     folded = {*graph.producers, *graph.folded.values()}
     scaled = np.zeros(graph.units, bool)
-    for site in graph.slices:
-        if site.role == "per_channel" and site.layer not in folded:
-            scaled[site.units] = True
+    for part in graph.slices:
+        if part.role == "per_channel" and part.layer not in folded:
+            scaled[part.units] = True
     return scaled
 
 

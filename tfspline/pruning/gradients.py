@@ -84,10 +84,12 @@ class _LossTape:
 
     def __init__(self, model: KerasModel, graph: Graph, training: bool):
         layers = _keras.layer_paths(model)
-        self._model, self._folded, self._makers, self._training = model, graph.folded, graph.producers, training
-        self.kernels = {name: layers[name].weights[site.index] for name, site in self._makers.items()}
+        self._model, self._folded, self._producers, self._training = model, graph.folded, graph.producers, training
+        self.kernels = {name: layers[name].weights[part.index] for name, part in self._producers.items()}
         self.norms = [layer for layer in layers.values() if _keras.of_class(layer, "BatchNormalization")]
-        biases = {name: bias_of(layers[name], site) for name, site in self._makers.items() if name not in graph.folded}
+        biases = {
+            name: bias_of(layers[name], part) for name, part in self._producers.items() if name not in graph.folded
+        }
         self._biases = {name: bias for name, bias in biases.items() if bias is not None}
         # A factor on the output of each folded BatchNormalization: its path -> channel axis, number of channels.
         self._gated = {
@@ -123,7 +125,7 @@ class _LossTape:
         if name in self._folded:
             return of_factors[self._folded[name]]
         kernel = of_kernels[name]
-        others = tuple(axis for axis in range(kernel.ndim) if axis != self._makers[name].axis)
+        others = tuple(axis for axis in range(kernel.ndim) if axis != self._producers[name].axis)
         gate = (_float32(self.kernels[name]) * kernel).sum(axis=others)
         return gate + (_float32(self._biases[name]) * of_biases[name] if name in self._biases else 0)
 
@@ -183,7 +185,7 @@ def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
             weight.assign(tf.zeros_like(weight) if name in _OFFSETS else tf.abs(tf.convert_to_tensor(weight)))
     layers = _keras.layer_paths(model)
     kernels = {
-        name: _keras.tf_variable(copies[id(layers[name])].weights[site.index]) for name, site in graph.producers.items()
+        name: _keras.tf_variable(copies[id(layers[name])].weights[part.index]) for name, part in graph.producers.items()
     }
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tf.nest.flatten(kernels))
@@ -212,6 +214,6 @@ def _chosen(choice, z):
     return choice.apply(z, choice.code(z))
 
 
-def bias_of(layer: KerasLayer, site: WeightSlice) -> KerasVariable | None:
+def bias_of(layer: KerasLayer, part: WeightSlice) -> KerasVariable | None:
     """The bias that belongs to a layer's weight; None without one."""
-    return _keras.weight(layer, ".".join([*site.weight.split(".")[:-1], "bias"]))
+    return _keras.weight(layer, ".".join([*part.weight.split(".")[:-1], "bias"]))

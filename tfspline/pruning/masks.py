@@ -46,10 +46,10 @@ def entries(graph: Graph, off: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
         False for the entries of units that are off.
     """
     masks, free = {}, graph.free
-    for site in graph.slices:
-        if site.role != "statistic" and free[site.units].any():
-            on = masks.setdefault((site.layer, site.index), np.ones(graph.shapes[site.layer][site.index], bool))
-            np.moveaxis(on, site.axis, 0)[off[site.units]] = False
+    for part in graph.slices:
+        if part.role != "statistic" and free[part.units].any():
+            on = masks.setdefault((part.layer, part.index), np.ones(graph.shapes[part.layer][part.index], bool))
+            np.moveaxis(on, part.axis, 0)[off[part.units]] = False
     return masks
 
 
@@ -143,10 +143,10 @@ class Masks(Mapping):
         graph = graphs.read(model, allow_inexact=allow_inexact)
         layers = _keras.layer_paths(model)
         off = graph.free
-        for site in graph.slices:
-            if site.role != "statistic":
-                value = np.moveaxis(layers[site.layer].weights[site.index].numpy(), site.axis, 0)
-                off[site.units[value.reshape(len(value), -1).any(axis=1)]] = False
+        for part in graph.slices:
+            if part.role != "statistic":
+                value = np.moveaxis(layers[part.layer].weights[part.index].numpy(), part.axis, 0)
+                off[part.units[value.reshape(len(value), -1).any(axis=1)]] = False
         return cls(graph, off)
 
     @classmethod
@@ -164,11 +164,11 @@ class Masks(Mapping):
         graph = graphs.read(wrapped, allow_inexact=allow_inexact)
         masks = {place: mask.numpy() for place, mask, _ in wrappers.pruning_vars(wrapped)}
         off = graph.free
-        for site in graph.slices:
-            if site.role == "produced":
-                mask = masks.get((site.layer, site.index))  # None if the layer is not wrapped: all on
-                on = True if mask is None else np.moveaxis(mask, site.axis, 0).reshape(len(site.units), -1).any(axis=1)
-                off[site.units[on]] = False
+        for part in graph.slices:
+            if part.role == "produced":
+                mask = masks.get((part.layer, part.index))  # None if the layer is not wrapped: all on
+                on = True if mask is None else np.moveaxis(mask, part.axis, 0).reshape(len(part.units), -1).any(axis=1)
+                off[part.units[on]] = False
         return cls(graph, off)
 
     def to_tfmot(self, wrapped: KerasModel) -> None:
@@ -186,9 +186,9 @@ class Masks(Mapping):
         check_same(wrapped, self.graph, "masks were")
         masked = {place for place, _, _ in wrappers.pruning_vars(wrapped)}
         bare = [
-            site.layer
-            for site in self.graph.producers.values()
-            if self.off[site.units].any() and (site.layer, site.index) not in masked
+            part.layer
+            for part in self.graph.producers.values()
+            if self.off[part.units].any() and (part.layer, part.index) not in masked
         ]
         if bare:
             raise ValueError(
@@ -293,7 +293,7 @@ def listed(graph: Graph, channels: dict[str, int], off: dict[str, list[int]]) ->
     Raises:
         ValueError: the lists are malformed, contradict each other or do not fit the graph.
     """
-    expected = {layer: len(site.units) for layer, site in graph.producers.items()}
+    expected = {layer: len(part.units) for layer, part in graph.producers.items()}
     if channels != expected or off.keys() != expected.keys():
         raise ValueError(f"Expected a model with the channels {channels}. Received: one with {expected}")
     on = {layer: np.ones(number, bool) for layer, number in expected.items()}

@@ -12,7 +12,7 @@ class Placement:
     """Where the weights that produce a group's units hold each of them.
 
     Args:
-        makers: the layers that produce channels, by path, as in `Graph.producers`.
+        producers: the layers that produce channels, by path, as in `Graph.producers`.
         group: a group of the same graph.
 
     Attributes:
@@ -20,9 +20,9 @@ class Placement:
         places: layer path -> int [n, positions a unit], see `places_of`.
     """
 
-    def __init__(self, makers: Mapping[str, WeightSlice], group: Group):
-        self.slices = {layer: makers[layer] for layer in group.layers}
-        self.places = {layer: places_of(site.units, group.units) for layer, site in self.slices.items()}
+    def __init__(self, producers: Mapping[str, WeightSlice], group: Group):
+        self.slices = {layer: producers[layer] for layer in group.layers}
+        self.places = {layer: places_of(part.units, group.units) for layer, part in self.slices.items()}
 
     def parts(self, weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """For each producing layer a matrix [n, positions a unit x fan_in] of its weight in `weights` (by layer path),

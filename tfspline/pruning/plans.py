@@ -167,9 +167,9 @@ class Plan:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the plan as JSON: its options, and the removed channels of each layer."""
-        makers = self.graph.producers
-        removed = {layer: np.flatnonzero(self.removed[site.units]).tolist() for layer, site in makers.items()}
-        channels = {layer: len(site.units) for layer, site in makers.items()}
+        producers = self.graph.producers
+        removed = {layer: np.flatnonzero(self.removed[part.units]).tolist() for layer, part in producers.items()}
+        channels = {layer: len(part.units) for layer, part in producers.items()}
         write_json(path, _FORMAT, options=self.options, channels=channels, removed=removed)
 
     @classmethod

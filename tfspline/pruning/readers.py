@@ -67,12 +67,12 @@ class _Recorder:
         for i, group in enumerate(groups):
             self._group_at[group.units] = i
         self._kernels = {}  # layer path -> the weights that read units, with their `WeightSlice`s
-        layers, makers = _keras.layer_paths(model), graph.producers
-        for site in graph.slices:
-            if site.role == "read":
-                norm = layers.get(graph.folded.get(site.layer))
-                kernel = _kernel_with_norm(layers[site.layer], norm, site, makers.get(site.layer))
-                self._kernels.setdefault(site.layer, []).append((site, kernel))
+        layers, producers = _keras.layer_paths(model), graph.producers
+        for part in graph.slices:
+            if part.role == "read":
+                norm = layers.get(graph.folded.get(part.layer))
+                kernel = _kernel_with_norm(layers[part.layer], norm, part, producers.get(part.layer))
+                self._kernels.setdefault(part.layer, []).append((part, kernel))
 
     def visit(self, node, args, kwargs):
         tensors = [value for value in tf.nest.flatten((args, kwargs)) if tf.is_tensor(value)]
@@ -84,23 +84,23 @@ class _Recorder:
         """Records what a layer reads through one of its inputs `x`, whose `axis` (batch not counted) holds `units`."""
         for group in (self._groups[i] for i in np.unique(self._group_at[units]) if i >= 0):
             places = places_of(units, group.units)
-            outgoing = [_outgoing(site, kernel, group.units) for site, kernel in self._kernels[path]]
+            outgoing = [_outgoing(part, kernel, group.units) for part, kernel in self._kernels[path]]
             outgoing = [part for part in outgoing if part.size]
             if places.size and outgoing:
                 values = tf.gather(channels_last(x, axis + 1), places, axis=1)
                 self.readers[group.name].append(Reader.of(values, side_by_side(outgoing)))
 
 
-def _kernel_with_norm(layer, norm, site, maker):
+def _kernel_with_norm(layer, norm, part, producer):
     """A weight that reads units, as a matrix [channels read, rest], with a following BatchNormalization folded in."""
-    kernel = value_of(layer.weights[site.index])
-    if norm is not None and maker and maker.index == site.index:
+    kernel = value_of(layer.weights[part.index])
+    if norm is not None and producer and producer.index == part.index:
         slope, _ = folded(norm)
-        kernel = kernel * np.expand_dims(slope, [axis for axis in range(kernel.ndim) if axis != maker.axis])
-    return rows(kernel, site.axis)
+        kernel = kernel * np.expand_dims(slope, [axis for axis in range(kernel.ndim) if axis != producer.axis])
+    return rows(kernel, part.axis)
 
 
-def _outgoing(site, kernel, units):
+def _outgoing(part, kernel, units):
     """The rows [n, m] of a weight that read the n units; empty if the weight does not read them."""
-    places = places_of(site.units, units)
+    places = places_of(part.units, units)
     return take(kernel, places) if places.size else places

@@ -143,15 +143,15 @@ class _Selection:
         self._allow_inexact = allow_inexact
         self._readers = []
         self.needed, self.inexact = ~graph.free, np.zeros(graph.units, bool)
-        for site in graph.slices:
-            if site.role != "read":
+        for part in graph.slices:
+            if part.role != "read":
                 continue
-            layer = layers[site.layer]
-            if site.layer in read_constants:
-                self._readers.append(_Reader(graph, site.layer, layer, *read_constants[site.layer]))
+            layer = layers[part.layer]
+            if part.layer in read_constants:
+                self._readers.append(_Reader(graph, part.layer, layer, *read_constants[part.layer]))
             else:
-                kernel = np.moveaxis(layer.weights[site.index].numpy(), site.axis, 0)
-                self.needed[site.units[kernel.reshape(len(kernel), -1).any(axis=1)]] = True
+                kernel = np.moveaxis(layer.weights[part.index].numpy(), part.axis, 0)
+                self.needed[part.units[kernel.reshape(len(kernel), -1).any(axis=1)]] = True
         self.kept = self.needed.copy()
         self._propagate()
 

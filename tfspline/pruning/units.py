@@ -133,10 +133,10 @@ def units_of(
     """
     measured = Measurements(model, graph, groups, probe)
     layers = _keras.layer_paths(model)
-    makers, scale = graph.producers, _mean_gamma(graph, layers)
+    producers, scale = graph.producers, _mean_gamma(graph, layers)
     for group in groups:
-        placement = Placement(makers, group)
-        kernels = {layer: value_of(layers[layer].weights[site.index]) for layer, site in placement.slices.items()}
+        placement = Placement(producers, group)
+        kernels = {layer: value_of(layers[layer].weights[part.index]) for layer, part in placement.slices.items()}
         parts = placement.parts(kernels)
         slope, offset = _folded_norm(graph, layers, placement, parts)
         gamma = scale[group.units]
@@ -155,9 +155,9 @@ def units_of(
 def _folded_norm(graph, layers, placement, parts):
     """The `slope` and `offset` of `Units`; `parts` are the kernels of the producing layers."""
     slopes, offsets = [], []
-    for name, site in placement.slices.items():
-        bias = gradients.bias_of(layers[name], site)
-        bias = np.zeros(len(site.units), np.float32) if bias is None else value_of(bias)
+    for name, part in placement.slices.items():
+        bias = gradients.bias_of(layers[name], part)
+        bias = np.zeros(len(part.units), np.float32) if bias is None else value_of(bias)
         slope, shift = folded(layers[graph.folded[name]]) if name in graph.folded else (np.ones_like(bias), 0)
         places = placement.places[name]
         slopes.append(slope[places])
@@ -170,8 +170,8 @@ def _folded_norm(graph, layers, placement, parts):
 def _mean_gamma(graph, layers):
     """Mean |gamma|, float32 [units], of the BatchNormalizations that a unit passes; NaN where it passes none."""
     total, passed = np.zeros(graph.units), np.zeros(graph.units)
-    for site in graph.slices:
-        if site.weight == "gamma" and _keras.of_class(layers[site.layer], "BatchNormalization"):
-            np.add.at(total, site.units, np.abs(value_of(layers[site.layer].gamma)))
-            np.add.at(passed, site.units, 1)
+    for part in graph.slices:
+        if part.weight == "gamma" and _keras.of_class(layers[part.layer], "BatchNormalization"):
+            np.add.at(total, part.units, np.abs(value_of(layers[part.layer].gamma)))
+            np.add.at(passed, part.units, 1)
     return np.divide(total, passed, out=np.full(graph.units, np.nan), where=passed > 0).astype(np.float32)
