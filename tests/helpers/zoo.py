@@ -46,6 +46,11 @@ def difference(a, b):
     return float(np.max(tf.nest.flatten(tf.nest.map_structure(relative, a, b))))
 
 
+def assert_close(a, b, tolerance=1e-4):
+    a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(a).max())
+
+
 def inputs_for(model, rng, batch=3):
     """Random inputs of a model's shapes and kinds of dtype (float or integer)."""
     arrays = [
@@ -56,6 +61,17 @@ def inputs_for(model, rng, batch=3):
     ]
     # A Keras 3 Sequential has no `input` unless it was called as a layer.
     return tf.nest.pack_sequence_as(getattr(model, "input", model.inputs[0]), arrays)
+
+
+def small_cnn(keras):
+    """Two convolutions, each with batch norm and a ReLU."""
+    layers = keras.layers
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(inputs)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(x))
+    x = layers.Conv2D(6, 3, padding="same", name="conv2")(x)
+    x = layers.Activation("relu", name="relu2")(layers.BatchNormalization(name="bn2")(x))
+    return keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(x)))
 
 
 def chain(keras):

@@ -651,17 +651,17 @@ ELSEWHERE = {
     "a network by its number": (
         lambda: models.build(20, (8, 8, 1), 10),
         ValueError,
-        "a network out of: .* Received: 20",
+        "Expected `network` among: .* Received: 20",
     ),
     "networks for one": (
         lambda: models.build(["mlp"], (4,), 10),
         ValueError,
-        r"a network out of: .* Received: \['mlp'\]",
+        r"Expected `network` among: .* Received: \['mlp'\]",
     ),
     "a network deeper than any": (
         lambda: models.build("resnet" + "9" * 5000, (8, 8, 1), 10),
         ValueError,
-        "a network out of: .* Received: 'resnet999",
+        "Expected `network` among: .* Received: 'resnet999",
     ),
     "a size for a shape": (
         lambda: models.build("mlp", 8, 10),
@@ -798,8 +798,8 @@ def test_what_is_wrong_elsewhere_is_told(wrong, error, message):
 
 
 FLAGS = {
-    "--network=resnet21": "Expected a network out of: .* Received: 'resnet21'",
-    "--network=": "Expected a network out of: .* Received: ''",
+    "--network=resnet21": "Expected `network` among: .* Received: 'resnet21'",
+    "--network=": "Expected `network` among: .* Received: ''",
     "--network=resnet20 --dataset=toy2d": r"Expected input_shape=\(height, width, channels\) .* Received: \(2,\)",
     "--width=0": "Expected a positive width. Received: 0.0",
     "--width=nan": "Expected a positive width. Received: nan",

@@ -4,7 +4,7 @@ from tfspline.models._blocks import channels
 
 
 def features(layers, x, width: float):
-    """Features of two hidden layers, `[batch, channels]`."""
+    """Two hidden layers of 128 units."""
     if len(x.shape) > 2:
         x = layers.Flatten(name="flatten")(x)
     for index in (1, 2):

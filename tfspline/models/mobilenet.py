@@ -2,7 +2,7 @@
 
 from tfspline.models._blocks import bn_relu, channels, conv, conv_bn
 
-# Expansion, channels, blocks, and strides of the first block: the paper's table 2.
+# Expansion, channels, number of blocks, and strides of the first block (table 2 of the paper).
 _STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -15,7 +15,7 @@ _STAGES = (
 
 
 def features(layers, x, width: float):
-    """Features of a MobileNetV2, `[batch, channels]`."""
+    """Features of a MobileNetV2."""
     x = _conv_bn_relu6(layers, x, channels(32, width), "stem", strides=2)
     for stage, (expansion, base, blocks, first_strides) in enumerate(_STAGES, start=1):
         for block in range(1, blocks + 1):

@@ -1,32 +1,35 @@
-"""ResNets: of CIFAR and of ImageNet (He et al., "Deep Residual Learning for Image Recognition", 2015, sections 4.2 and
-4.1), and those whose blocks begin with batch norm and ReLU (He et al., "Identity Mappings in Deep Residual Networks",
-2016). Where channels or size change, a 1x1 convolution projects the shortcut.
+"""ResNets for CIFAR and ImageNet, and pre-activated ResNets.
+
+The first two are from He et al., "Deep Residual Learning for Image Recognition", 2015, sections 4.2 and 4.1, the last
+from He et al., "Identity Mappings in Deep Residual Networks", 2016.
+
+Where channels or size change, a 1x1 convolution projects the shortcut.
 """
 
 from tfspline.models._blocks import bn_relu, channels, conv, conv_bn, conv_bn_relu
 
 
 def cifar(layers, x, blocks_per_stage: int, width: float):
-    """Features of a ResNet of depth 6 * `blocks_per_stage` + 2, `[batch, channels]`."""
+    """Features of a ResNet for CIFAR of depth 6 * `blocks_per_stage` + 2."""
     x = conv_bn_relu(layers, x, channels(16, width), "stem")
     x = _stages(layers, x, _basic_block, (16, 32, 64), (blocks_per_stage,) * 3, width)
     return layers.GlobalAveragePooling2D(name="pool")(x)
 
 
 def preactivated(layers, x, blocks_per_stage: int, width: float):
-    """Features of a PreResNet with bottlenecks of depth 9 * `blocks_per_stage` + 2, `[batch, channels]`."""
+    """Features of a pre-activated ResNet with bottlenecks, of depth 9 * `blocks_per_stage` + 2."""
     x = conv(layers, x, channels(16, width), "stem")
     x = _stages(layers, x, _preactivated_bottleneck, (16, 32, 64), (blocks_per_stage,) * 3, width)
     return layers.GlobalAveragePooling2D(name="pool")(bn_relu(layers, x, "top"))
 
 
 def imagenet18(layers, x, width: float):
-    """Features of the ResNet-18 of ImageNet, `[batch, channels]`."""
+    """Features of the ResNet-18 for ImageNet."""
     return _imagenet(layers, x, _basic_block, (2, 2, 2, 2), width)
 
 
 def imagenet50(layers, x, width: float):
-    """Features of the ResNet-50 of ImageNet, `[batch, channels]`."""
+    """Features of the ResNet-50 for ImageNet."""
     return _imagenet(layers, x, _bottleneck, (3, 4, 6, 3), width)
 
 
@@ -52,7 +55,7 @@ def _basic_block(layers, x, filters, strides, name):
 
 
 def _bottleneck(layers, x, filters, strides, name):
-    # The 3x3 convolution strides, not the 1x1 before it as in the paper: what torchvision and others call v1.5.
+    # The 3x3 convolution has the strides, as in torchvision (v1.5); in the paper, the 1x1 before it has them.
     y = conv_bn_relu(layers, x, filters, f"{name}_conv1", kernel_size=1)
     y = conv_bn_relu(layers, y, filters, f"{name}_conv2", strides=strides)
     y = conv_bn(layers, y, 4 * filters, f"{name}_conv3", kernel_size=1)
@@ -72,7 +75,7 @@ def _preactivated_bottleneck(layers, x, filters, strides, name):
     y = conv_bn_relu(layers, y, filters, f"{name}_conv2", strides=strides)
     y = conv(layers, y, 4 * filters, f"{name}_conv3", kernel_size=1)
     if strides > 1 or x.shape[-1] != y.shape[-1]:
-        # Of x itself, as in the networks of network slimming and of the paper on splines; He et al. project what the
-        # block's first ReLU lets through.
+        # Projects x itself, as the code of network slimming and of the paper on splines does. He et al. project the
+        # output of the block's first ReLU.
         x = conv(layers, x, y.shape[-1], f"{name}_shortcut", kernel_size=1, strides=strides)
     return layers.Add(name=f"{name}_add")([y, x])

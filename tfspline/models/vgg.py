@@ -1,8 +1,8 @@
-"""The VGG networks (Simonyan and Zisserman, 2014) as used on CIFAR: batch norm and a single dense layer."""
+"""VGG networks (Simonyan and Zisserman, 2014) with batch normalization and one dense layer, as usual on CIFAR."""
 
 from tfspline.models._blocks import channels, conv_bn_relu
 
-# A VGG is named after its convolutions and the three dense layers of the ImageNet original.
+# The number in a name counts the convolutions and the three dense layers of the original for ImageNet.
 CONVS_PER_STAGE = {
     "vgg8": (1, 1, 1, 1, 1),
     "vgg11": (1, 1, 2, 2, 2),
@@ -13,12 +13,12 @@ CONVS_PER_STAGE = {
 
 
 def features(layers, x, convs_per_stage: tuple[int, ...], width: float):
-    """Features of a VGG, `[batch, channels]`."""
+    """Features of a VGG."""
     for stage, convs in enumerate(convs_per_stage, start=1):
         filters = channels(min(32 * 2**stage, 512), width)
         for conv in range(1, convs + 1):
             x = conv_bn_relu(layers, x, filters, f"stage{stage}_conv{conv}")
-        # Images smaller than CIFAR's 32x32 reach a single pixel before the last stage.
+        # Images smaller than 32x32 pixels shrink to a single pixel before the last stage.
         if min(x.shape[1:3]) > 1:
             x = layers.MaxPooling2D(name=f"stage{stage}_pool")(x)
     return layers.GlobalAveragePooling2D(name="pool")(x)
