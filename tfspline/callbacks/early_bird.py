@@ -25,11 +25,10 @@ class EarlyBird(_keras.StepCallback):
     After each epoch the region codes of fixed inputs, the probe, are compared with those of earlier epochs. The early
     bird is found at the first epoch t with max over 1 <= k <= lookback of distance(t, t - k) < threshold. The logs of
     each epoch contain this maximum as "partition_distance" ("mask_distance" with that metric). The model does not
-    change. docs/early_bird.md explains everything: the metrics, looks inside an epoch, backups, failed trainings.
+    change. See docs/early_bird.md for metrics, looks inside an epoch, backups and failed trainings.
 
     Attributes:
-        found: whether the early bird has been found.
-        epoch: the epoch in which it was found, counted from 1; None before.
+        found, epoch: whether the early bird has been found; the epoch, counted from 1, or None.
         step: with `every`, the number of steps trained by then; otherwise None.
         distances: the distance of each look, as in the logs.
 
@@ -47,6 +46,10 @@ class EarlyBird(_keras.StepCallback):
 
     Raises:
         ValueError: an argument is out of range; in `fit`: a model, probe or backup that does not fit.
+
+    Example:
+    >>> early_bird = tfspline.EarlyBird()
+    >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[early_bird])
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class SplinePruning(_keras.StepCallback):
 
     Example:
 
-    >>> pruning = tfspline.SplinePruning(lambda step: (step % 2 == 0, min(0.5, step / 8)))
+    >>> pruning = tfspline.SplinePruning(lambda step: (step % 2 == 0, min(0.5, step / 4)))
     >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[pruning])
     >>> small = tfspline.slim(model)
     """

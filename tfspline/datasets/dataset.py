@@ -259,10 +259,11 @@ class Dataset:
         Raises:
             ValueError: `batch_size` is below 1, or the data set has no such split.
         """
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        existing = [name for name in splits if splits[name] is not None]
+        splits = {"train": self.train, "test": self.test}
+        if self.validation is not None:
+            splits["validation"] = self.validation
         count("batch_size", batch_size)
-        images, labels = _on_host(splits[among("split", split, existing)])
+        images, labels = _on_host(splits[among("split", split, splits)])
 
         def one_batch(indices):
             return self.normalize(_gather(images, indices)), tf.gather(labels, indices)

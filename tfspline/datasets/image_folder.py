@@ -29,8 +29,8 @@ def image_folder(data_dir: Path | None, image_size: tuple[int, int] | None):
     shape = (*(image_size or (height, width)), channels)
     if (len(train_paths) + len(test_paths)) * math.prod(shape) <= image_files.MEMORY_LIMIT:
         with naming_files():
-            train, test = (ImageFiles(paths, shape, whole=True)[:] for paths in (train_paths, test_paths))
-        return class_names, (train, train_labels), (test, test_labels)
+            images = [ImageFiles(paths, shape, whole=True)[:] for paths in (train_paths, test_paths)]
+        return class_names, (images[0], train_labels), (images[1], test_labels)
     # The files are listed class by class; in this order, the first ones are a fair sample.
     order = np.random.default_rng(0).permutation(len(train_paths))
     train, test = ImageFiles(train_paths[order], shape), ImageFiles(test_paths, shape)

@@ -81,7 +81,7 @@ def load(
 
 def _checked_size(image_size) -> tuple[int, int]:
     size = several("image_size", image_size)
-    if len(size) != 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in size):
+    if len(size) != 2 or not all(isinstance(n, numbers.Integral) and int(n) > 0 for n in size):
         raise ValueError(f"Expected image_size=(height, width) of positive integers. Received: {image_size!r}")
     return size
 

@@ -29,6 +29,11 @@ class SlimReport:
         masks: the `Masks` of the original model, with the removed units off.
         difference: max |slim - original| / max |original| over eight random normal inputs, for the model output where
             it is largest.
+
+    Example:
+        >>> report = tfspline.slim_report(tfspline.plan(model, 0.5).mask(model))
+        >>> report.difference < 1e-5
+        True
     """
 
     model: KerasModel
