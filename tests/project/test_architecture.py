@@ -99,3 +99,35 @@ def test_import_fails_with_a_hint_on_windows(monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(ImportError, match="Windows.*WSL"):
         runpy.run_path(str(PACKAGE / "__init__.py"))
+
+
+def public_objects():
+    """The public functions and classes, by their full names."""
+    for module in (tfspline, tfspline.datasets, tfspline.layers, tfspline.models, tfspline.plots):
+        for name in getattr(module, "__all__", []):
+            if inspect.isfunction(getattr(module, name)) or inspect.isclass(getattr(module, name)):
+                yield f"{module.__name__}.{name}", getattr(module, name)
+
+
+def own_methods(cls):
+    """The public methods and properties of a class, without those that override a method of Keras or Python."""
+    foreign = [base for base in cls.__mro__ if not base.__module__.startswith("tfspline")]
+    for name, member in vars(cls).items():
+        function = getattr(member, "fget", None) or inspect.unwrap(getattr(member, "__func__", member))
+        overrides = any(hasattr(base, name) for base in foreign) and name != "__init__"
+        if inspect.isfunction(function) and not overrides and (name == "__init__" or not name.startswith("_")):
+            yield f"{cls.__name__}.{name}", function
+
+
+def test_public_functions_have_types():
+    functions = dict(public_objects())
+    for cls in [value for value in functions.values() if inspect.isclass(value)]:
+        functions |= own_methods(cls)
+    missing = {}
+    for name, function in functions.items():
+        if inspect.isfunction(function):
+            signature = inspect.signature(function)
+            untyped = [p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name != "self"]
+            untyped += ["return"] * (signature.return_annotation is signature.empty and not name.endswith("__init__"))
+            missing |= {name: untyped} if set(untyped) - {"cls"} else {}
+    assert missing == {}

@@ -83,3 +83,11 @@ def test_named_files_exist(page):
 
 def test_table_of_pages_is_complete():
     assert {page.name for page in DOCS.glob("*.md")} - {"README.md"} <= set(links(DOCS / "README.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_flags_of_benchmarks_exist(page):
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    for script, flags in re.findall(r"python (benchmarks/\w+\.py)((?: --\w+(?:=(?:<[^>]*>|[^\s`]+))?)*)", text):
+        source = (ROOT / script).read_text(encoding="utf-8")
+        assert [flag for flag in re.findall(r"--(\w+)", flags) if f'"{flag}"' not in source] == []
