@@ -28,9 +28,9 @@ def share(name: str, value: Any) -> float:
     Traceback (most recent call last):
     ValueError: Expected `ratio` in (0, 1). Received: 50
     """
-    if not isinstance(value, numbers.Real) or not 0 < value < 1:
+    if not isinstance(value, numbers.Real) or not 0 < float(value) < 1:
         raise ValueError(f"Expected `{name}` in (0, 1). Received: {value!r}")
-    return value
+    return float(value)
 
 
 def several(name: str, value: Any) -> tuple:

@@ -74,12 +74,12 @@ def check(network: str, input_shape: tuple[int, ...], classes: int, width: float
     keras_named(keras)
     shape = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
     ranks = (1, 3) if network == "mlp" else (3,)
-    if len(shape) not in ranks or not all(isinstance(n, numbers.Integral) and n > 0 for n in shape):
+    if len(shape) not in ranks or not all(isinstance(n, numbers.Integral) and int(n) > 0 for n in shape):
         expected = "(height, width, channels)" + (" or (features,)" if network == "mlp" else "")
         raise ValueError(f"Expected input_shape={expected} of positive integers. Received: {input_shape!r}")
-    if not isinstance(classes, numbers.Integral) or classes < 2:
+    if not isinstance(classes, numbers.Integral) or int(classes) < 2:
         raise ValueError(f"Expected an integer of at least 2 for classes. Received: {classes!r}")
-    if not isinstance(width, numbers.Real) or not 0 < width < math.inf:
+    if not isinstance(width, numbers.Real) or not 0 < float(width) < math.inf:
         raise ValueError(f"Expected a positive width. Received: {width!r}")
 
 
