@@ -1,4 +1,4 @@
-"""EarlyBird, masks and SplinePruning under MirroredStrategy, on two logical devices in a process of their own."""
+"""EarlyBird and SplinePruning under MirroredStrategy, in a process with two logical devices."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ bird = tfspline.EarlyBird(0.01, 2, probe_size=16, stop_training=False)
 
 def check(batch, logs=None):
     for _, weight in weights(model):
-        if weight.constraint is None:  # the head's bias, which has to do with no unit that may go
+        if weight.constraint is None:  # the bias of the head belongs to no unit that may be removed
             continue
         weight, on = getattr(weight, "_variable", weight), weight.constraint.on
         copies = strategy.experimental_local_results(weight.value if sys.argv[1] == "keras" else weight)
@@ -48,7 +48,7 @@ if replicas > 1 and sys.argv[1] == "tf_keras":
     try:
         tfspline.plan(model, 0.5, criterion="taylor", data=(x, y))
     except ValueError as error:
-        assert "Expected a tf_keras model on one device" in str(error) and "on 2 replicas" in str(error)
+        assert "one device" in str(error) and "2 replicas" in str(error)
     else:
         raise AssertionError("taylor on two replicas of tf_keras")
 slim = tfspline.slim(model)
@@ -70,7 +70,7 @@ def test_two_replicas_prune_as_one_device(name, policy):
         results.append(json.loads(done.stdout.splitlines()[-1]))
     one, two = results
     assert sum(one["off"]) == 10
-    if policy == "float32":  # half a batch in 8 bits rounds otherwise than a whole one
+    if policy == "float32":  # bfloat16 rounds half a batch differently from a whole one
         assert one["off"] == two["off"]
         np.testing.assert_allclose(one["distances"], two["distances"])
         for a, b in zip(one["weights"], two["weights"], strict=True):
@@ -114,7 +114,7 @@ print(json.dumps([replicas, rows, refused]))
 
 
 @pytest.mark.parametrize("name", ["keras", "tf_keras"])
-def test_two_replicas_carry_a_recipe_out_as_one_device(name, tmp_path):
+def test_two_replicas_run_a_recipe_as_one_device(name, tmp_path):
     done = subprocess.run([sys.executable, "-c", RECIPE, name, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     replicas, (one, two), refused = json.loads(done.stdout.splitlines()[-1])
