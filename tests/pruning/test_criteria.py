@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from helpers.zoo import scramble
 
 import tfspline
+from tfspline.graph.reader import read
 from tfspline.pruning import criteria, elimination
 from tfspline.pruning.readers import Reader
-from tfspline.pruning.units import Units
+from tfspline.pruning.units import Units, units_of
 
 
 def units(weight, offset=None, scale=None):
@@ -224,3 +226,17 @@ def test_what_reads_units_counts_as_batch_norm_scales_it(keras, monkeypatch):
     tfspline.plan(model, 0.5, criterion="spy", data=np.ones((4, 2)))
     # gamma / sigma = (3 / 3, 1 / 2)
     np.testing.assert_allclose(groups["a"].readers[0].outgoing, [[1, 1], [3, 2], [5, 3]])
+
+
+def test_unit_of_several_channels_of_a_layer_has_the_folded_kernels_of_all(keras, rng):
+    inputs = keras.Input((3,))
+    norm = keras.layers.BatchNormalization(name="norm")
+    x = keras.layers.Reshape((2, 4))(norm(keras.layers.Dense(8, name="pairs")(inputs)))  # unit i: channels i, i + 4
+    model = scramble(keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling1D()(x))), rng)
+    graph = read(model)
+    (pairs,) = units_of(model, graph, [group for group in graph.groups if not group.protected], rng)
+    gamma, beta, mean, variance = (weight.numpy().reshape(2, 4) for weight in norm.weights)
+    slope = gamma / np.sqrt(variance + norm.epsilon)
+    kernel, bias = (weight.numpy().reshape(-1, 2, 4) for weight in model.get_layer("pairs").weights)
+    np.testing.assert_allclose(np.abs(pairs.weight).sum(axis=1), np.abs(kernel * slope).sum(axis=(0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(pairs.offset, (beta + (bias[0] - mean) * slope).mean(axis=0), rtol=1e-5, atol=1e-6)

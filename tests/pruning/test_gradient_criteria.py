@@ -305,3 +305,17 @@ def test_refusals_of_synflow(keras):
     zero = keras.Sequential([keras.Input((2,)), layers.Dense(3, kernel_initializer="zeros"), layers.Dense(2)])
     with pytest.raises(ValueError, match="synaptic flow of .* is 0.0; criterion 'synflow'"):
         tfspline.plan(zero, 0.5, criterion="synflow")
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "snip"])
+def test_units_of_a_nested_model_have_the_scores_of_the_flat_one(keras, rng, criterion):
+    layers = [keras.layers.Dense(5, name="a"), keras.layers.BatchNormalization(), keras.layers.ReLU()]
+    inner = keras.Sequential([keras.Input((3,)), *layers], name="inner")
+    inputs, head = keras.Input((3,)), keras.layers.Dense(2)
+    nested = scramble(keras.Model(inputs, head(inner(inputs))), rng)
+    flat = keras.Sequential([keras.Input((3,)), *layers, head])
+    data = labelled(nested, rng)
+    flat.compile("sgd", "mse")
+    scores = {f"inner/{name}": values for name, values in scores_of(flat, criterion, data).items()}
+    assert all(values.any() for values in scores.values())
+    assert_close(scores_of(nested, criterion, data), scores, rtol=1e-4)
