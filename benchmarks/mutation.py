@@ -5,7 +5,7 @@ python benchmarks/mutation.py [--packages=graph,pruning,spline] [--mutants=17] [
 Draws mutants of each package at random, such as `<` instead of `<=`, `+` instead of `-`, or a condition without its
 `not`. Applies each to a copy of the repository and runs the tests of the mutated module (`TESTS`), first on Keras 3,
 then on tf_keras. Writes one line per mutant to --output, and skips mutants that are already there. Annotations,
-docstrings, raised errors, `__repr__` and `__str__` are not mutated.
+docstrings, raised errors, `__repr__`, `__str__` and `strict=` are not mutated.
 """
 
 import ast
@@ -34,6 +34,7 @@ TESTS = {  # module -> test modules, where they are not simply tests/<package>/t
     "pruning/constant_folding": ["pruning/test_slimming"],
     "pruning/elimination": ["pruning/test_criteria"],
     "pruning/gradients": ["pruning/test_gradient_criteria"],
+    "pruning/masks": ["pruning/test_masks", "pruning/test_tfmot"],
     "pruning/placement": ["pruning/test_masks", "pruning/test_slimming"],
     "pruning/readers": ["pruning/test_criteria", "pruning/test_compensation"],
     "pruning/refit": ["pruning/test_compensation"],
@@ -100,7 +101,10 @@ def mutable_nodes(tree: ast.AST) -> Iterator[ast.AST]:
         for node in value if isinstance(value, list) else [value]:
             docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             text = isinstance(node, ast.FunctionDef) and node.name in ("__repr__", "__str__")
-            if not isinstance(node, ast.AST) or docstring or text or isinstance(node, (ast.Raise, ast.JoinedStr)):
+            strict = isinstance(node, ast.keyword) and node.arg == "strict"
+            if not isinstance(node, ast.AST) or docstring or text or strict:
+                continue
+            if isinstance(node, (ast.Raise, ast.JoinedStr)):
                 continue
             yield node
             yield from mutable_nodes(node)
