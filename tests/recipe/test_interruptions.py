@@ -12,7 +12,7 @@ import tf_keras
 from helpers.interruptions import SMALL, recipes
 from helpers.runs import end_of, rows_of
 
-from tfspline.recipe import Recipe, run
+from tfspline.recipe import Recipe, pictures, run
 from tfspline.recipe.checkpoints import Checkpoints
 from tfspline.recipe.recording import Recorder
 from tfspline.recipe.stopping import Stopped, Stopper
@@ -200,6 +200,7 @@ def test_run_killed_before_its_summary_publishes_again(tmp_path, monkeypatch):
     def killed(*arguments):
         raise Killed
 
+    monkeypatch.setattr(pictures, "draw", lambda folder, *others: folder.write("units.png", "picture"))
     with monkeypatch.context() as patch:
         patch.setattr("tfspline.recipe.run_dir.RunDir.finish", killed)
         with pytest.raises(Killed):

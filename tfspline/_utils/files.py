@@ -121,8 +121,9 @@ def read_json(path: str | os.PathLike, format: str, what: str, build: Callable[[
 
 def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays to an .npz file of exactly this name."""
+    entries: dict[str, Any] = {**arrays}  # for type checkers: np.savez also has an argument that is no array
     with replacing(path, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **entries)
 
 
 def read_npz(path: str | os.PathLike, build: Callable[[dict[str, np.ndarray]], Any]) -> Any:

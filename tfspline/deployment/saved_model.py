@@ -21,7 +21,9 @@ _FORMAT = "tfspline.export.1"
 class PruningPlan(Protocol):
     """What `export` uses of a `tfspline.Plan`."""
 
-    ratio: float
+    @property
+    def ratio(self) -> float:
+        """The share of units that were removed."""
 
     def cost(self) -> Mapping[str, tuple[int, int]]:
         """Units, parameters and MACs before and after pruning."""

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from tfspline import _keras, models
@@ -10,7 +11,7 @@ from tfspline.pruning import criteria
 from tfspline.recipe.flags import described, is_valid
 
 BUDGETS = ("ratio", "max_flops", "training_flops_reduction")
-_IMAGES = {"input_shape": (32, 32, 3), "classes": 2}  # placeholders, because the dataset is not loaded yet
+_INPUT_SHAPE, _CLASSES = (32, 32, 3), 2  # placeholders, because the dataset is not loaded yet
 _MAX_INTEGER = 2**63  # TensorFlow stores integers in 64 bits
 
 
@@ -19,18 +20,13 @@ def check(recipe: Any) -> None:
     for field in dataclasses.fields(recipe):
         _check_type_and_choice(field, getattr(recipe, field.name))
     # Each of these three raises a ValueError for an unknown or invalid value.
-    models.check(recipe.network, **_IMAGES, width=recipe.width, keras=recipe.keras)
+    models.check(recipe.network, _INPUT_SHAPE, _CLASSES, recipe.width, recipe.keras)
     criteria.named(recipe.criterion)
     recipe.early_bird()
     _check_ranges(recipe)
-    _check_validation(recipe)
-    _check_strategy(recipe)
-    _check_drops(recipe)
-    _check_schedule(recipe)
-    _check_search(recipe)
-    _check_restart(recipe)
-    _check_penalty(recipe)
-    _check_criterion(recipe)
+    _check_lengths(recipe)
+    for conflict in (*_training_conflicts(recipe), *_pruning_conflicts(recipe)):
+        raise ValueError(conflict)
     _check_budget(recipe)
 
 
@@ -45,7 +41,7 @@ def _check_type_and_choice(field, value):
 
 
 def _check_ranges(recipe):
-    steps = recipe.steps_per_epoch
+    steps, drops = recipe.steps_per_epoch, recipe.lr_drops
     for name, holds, expected in (
         ("validation_split", 0 <= recipe.validation_split < 1, "in [0, 1)"),
         ("epochs", recipe.epochs >= 2, "at least 2"),
@@ -55,89 +51,64 @@ def _check_ranges(recipe):
         ("momentum", 0 <= recipe.momentum < 1, "in [0, 1)"),
         ("weight_decay", 0 <= recipe.weight_decay < math.inf, "0 or more"),
         ("gamma_l1", 0 <= recipe.gamma_l1 < math.inf, "0 or more"),
+        # Drops after the last epoch are allowed, so that a schedule can be tried out with fewer epochs.
+        ("lr_drops", list(drops) == sorted(set(drops)) and min(drops, default=1) > 0, "increasing epochs from 1"),
         ("lr_drop_factor", 0 < recipe.lr_drop_factor < 1, "in (0, 1)"),
         ("min_units", recipe.min_units >= 1, "at least 1"),
     ):
         _expect(name, getattr(recipe, name), holds, expected)
 
 
-def _check_validation(recipe):
+def _check_lengths(recipe):
+    """Check the numbers of epochs of the search and of gradual pruning."""
+    remain = "" if recipe.restarts else ", so that epochs remain for the retraining"
+    if recipe.gradual:
+        most = recipe.epochs - (2 if recipe.schedule == "early_bird" else 1)
+        _expect("pruning_epochs", recipe.pruning_limit, 1 <= recipe.pruning_limit <= most, f"from 1 to {most}{remain}")
+    if recipe.schedule != "polynomial":
+        limit, least, most = recipe.search_limit, int(recipe.gradual), recipe.longest_search
+        _expect("search_epochs", limit, least <= limit <= most, f"from {least} to {most}{remain}")
+
+
+def _training_conflicts(recipe) -> Iterator[str]:
     if recipe.evaluate == "validation" and not recipe.validation_split:
-        raise ValueError("evaluate='validation' needs validation images. Set validation_split above 0.")
-
-
-def _check_strategy(recipe):
+        yield "evaluate='validation' needs validation images. Set validation_split above 0."
     if recipe.strategy == "multi_worker" and recipe.keras != "tf_keras":
-        raise ValueError(
+        yield (
             "strategy='multi_worker' needs keras='tf_keras', because the fit method of Keras 3 trains on one machine "
             f"only. Received: keras={recipe.keras!r}"
         )
+    if recipe.lr_drops and recipe.lr_schedule != "step":
+        yield f"lr_drops needs lr_schedule='step'. Received: {recipe.lr_drops}, lr_schedule={recipe.lr_schedule!r}"
+    if recipe.gamma_l1:
+        for holds, reason, name in (
+            (_normalizes(recipe.network, recipe.keras), "needs a network with BatchNormalization", "network"),
+            (recipe.search_limit > 0, "needs a search", "schedule" if recipe.gradual else "search_epochs"),
+            (not recipe.baseline, "changes the search, which the baseline would continue", "baseline"),
+        ):
+            if not holds:
+                yield f"gamma_l1 {reason}. Received: {name}={getattr(recipe, name)}"
+
+
+def _pruning_conflicts(recipe) -> Iterator[str]:
+    if recipe.pruning_epochs is not None and not recipe.gradual:
+        yield f"pruning_epochs={recipe.pruning_epochs} needs a gradual schedule. Received: schedule='one_shot'"
+    if recipe.search_epochs is not None and recipe.schedule == "polynomial":
+        yield f"schedule='polynomial' has no search. Received: search_epochs={recipe.search_epochs}"
+    if recipe.gradual:
+        for name in _changed(recipe, "max_flops", "training_flops_reduction", "compensate", "weight_pruning"):
+            yield f"schedule={recipe.schedule!r} takes a ratio and cannot be combined with {_setting(recipe, name)}."
+    if recipe.restarts:
+        for name in _changed(recipe, "compensate", "weight_pruning"):
+            kept = f"retrain_from={recipe.retrain_from!r} discards the trained weights"
+            yield f"{kept} and cannot be combined with {_setting(recipe, name)}."
+    if recipe.criterion == "bn_scale" and not _normalizes(recipe.network, recipe.keras):
+        yield f"criterion='bn_scale' needs a network with BatchNormalization. Received: network={recipe.network}"
     gradient = recipe.gradual and recipe.criterion in ("taylor", "snip")
     if gradient and recipe.strategy != "none" and recipe.keras == "tf_keras":
-        raise ValueError(
+        yield (
             f"criterion={recipe.criterion!r} needs the gradient of the loss, which is not available with schedule="
             f"{recipe.schedule!r}, strategy={recipe.strategy!r} and keras='tf_keras'. Choose another criterion."
-        )
-
-
-def _check_drops(recipe):
-    drops = recipe.lr_drops
-    if drops and recipe.lr_schedule != "step":
-        raise ValueError(f"lr_drops needs lr_schedule='step'. Received: {drops}, lr_schedule={recipe.lr_schedule!r}")
-    # Drops after the last epoch are allowed, so that a schedule can be tried out with fewer epochs.
-    rising = list(drops) == sorted(set(drops)) and all(epoch > 0 for epoch in drops)
-    _expect("lr_drops", drops, rising, "increasing epochs of at least 1")
-
-
-def _check_schedule(recipe):
-    if not recipe.gradual:
-        if recipe.pruning_epochs is not None:
-            raise ValueError(
-                f"pruning_epochs={recipe.pruning_epochs} needs a gradual schedule. Received: schedule='one_shot'"
-            )
-        return
-    limit, most = recipe.pruning_limit, recipe.epochs - (2 if recipe.schedule == "early_bird" else 1)
-    _expect("pruning_epochs", limit, 1 <= limit <= most, f"from 1 to {most}, so that epochs remain for the retraining")
-    for name in _changed(recipe, "max_flops", "training_flops_reduction", "compensate", "weight_pruning"):
-        raise ValueError(
-            f"schedule={recipe.schedule!r} takes a ratio and cannot be combined with {name}={getattr(recipe, name)}."
-        )
-
-
-def _check_search(recipe):
-    if recipe.schedule == "polynomial":
-        if recipe.search_epochs is not None:
-            raise ValueError(f"schedule='polynomial' has no search. Received: search_epochs={recipe.search_epochs}")
-        return
-    limit, least, most = recipe.search_limit, int(recipe.gradual), recipe.longest_search
-    remain = "" if recipe.restarts else ", so that epochs remain for the retraining"
-    _expect("search_epochs", limit, least <= limit <= most, f"from {least} to {most}{remain}")
-
-
-def _check_restart(recipe):
-    for name in _changed(recipe, "compensate", "weight_pruning") if recipe.restarts else ():
-        raise ValueError(
-            f"retrain_from={recipe.retrain_from!r} discards the trained weights and cannot be combined with "
-            f"{name}={getattr(recipe, name)}."
-        )
-
-
-def _check_penalty(recipe):
-    if not recipe.gamma_l1:
-        return
-    for holds, reason, name in (
-        (_normalizes(recipe.network, recipe.keras), "needs a network with BatchNormalization", "network"),
-        (recipe.search_limit > 0, "needs a search", "schedule" if recipe.gradual else "search_epochs"),
-        (not recipe.baseline, "changes the search, which the baseline would continue", "baseline"),
-    ):
-        if not holds:
-            raise ValueError(f"gamma_l1 {reason}. Received: {name}={getattr(recipe, name)}")
-
-
-def _check_criterion(recipe):
-    if recipe.criterion == "bn_scale" and not _normalizes(recipe.network, recipe.keras):
-        raise ValueError(
-            f"criterion='bn_scale' needs a network with BatchNormalization. Received: network={recipe.network}"
         )
 
 
@@ -156,13 +127,17 @@ def _check_budget(recipe):
 @functools.cache  # a grid of recipes would build the same networks hundreds of times
 def _normalizes(network, keras):
     """Whether a network has BatchNormalization layers."""
-    model = models.build(network, **_IMAGES, width=1e-9, keras=keras)  # one channel per layer
+    model = models.build(network, _INPUT_SHAPE, _CLASSES, width=1e-9, keras=keras)  # one channel per layer
     return any(_keras.of_class(layer, "BatchNormalization") for layer in model.layers)
 
 
 def _changed(recipe, *names):
     """The given fields that differ from their defaults."""
     return [name for name in names if getattr(recipe, name) != getattr(type(recipe), name)]
+
+
+def _setting(recipe, name):
+    return f"{name}={getattr(recipe, name)}"
 
 
 def _expect(name, value, holds, expected):

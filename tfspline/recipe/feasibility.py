@@ -41,16 +41,23 @@ def check_budget(recipe: Recipe, dataset: Dataset) -> None:
         ValueError: it cannot be met, or it removes nothing.
     """
     limit = recipe.search_limit
-    options = {"scope": recipe.scope, "min_units": recipe.min_units, "criterion": "random"}  # same number for any
-    dense = unwrap(networks.build(recipe, dataset))
+    share = recipe.slim_share(limit)
     try:
-        chosen = plan(dense, recipe.ratio, max_flops=recipe.slim_share(limit), **options)
+        chosen = plan(
+            unwrap(networks.build(recipe, dataset)),
+            recipe.ratio,
+            max_flops=share,
+            criterion="random",  # every criterion removes the same number of units
+            scope=recipe.scope,
+            min_units=recipe.min_units,
+        )
     except ValueError as error:
         if recipe.training_flops_reduction is None:
             raise
         raise ValueError(
             f"training_flops_reduction={recipe.training_flops_reduction:g} cannot be met after a search of {limit} "
-            f"epochs, because too few FLOPs remain for the slim network. {error}"
+            f"epochs: the slim network may have {share:.2g} of the FLOPs, which is too little. Reduce "
+            "training_flops_reduction or search_epochs, or increase epochs."
         ) from error
     if not chosen.removed.any():
         given = {name: getattr(recipe, name) for name in (*BUDGETS, "min_units")}

@@ -1,14 +1,17 @@
 """The pictures in the folder of a run."""
 
+import functools
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from absl import logging
 
 from tfspline import plots
+from tfspline._keras.types import KerasModel
+from tfspline._utils.files import write_npz
 from tfspline.callbacks.early_bird import EarlyBird
 from tfspline.datasets import Dataset
 from tfspline.graph.cost import flops
@@ -21,7 +24,9 @@ _EXACT = 128  # units; the exact partition of a larger network takes minutes
 _WORK = 10**13  # MACs for a sampled partition: a few minutes on two cores
 
 
-def draw(folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mapping, trained: Mapping[str, Any]) -> None:
+def draw(
+    folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mapping, trained: Mapping[str, KerasModel]
+) -> None:
     """Draw `training.png`, `units.png`, `accuracy.png` and `partition.png`.
 
     If region codes of at least two dense epochs were saved, also draw `distances.png` and `layer_distances.png`, and
@@ -34,7 +39,7 @@ def draw(folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mappi
         summary: what `tfspline.recipe.summary.summarize` returns.
         trained: the networks at the end: "dense", "slim" and, if there is one, "weights_pruned".
     """
-    figures = {
+    figures: dict[str, Any] = {
         "training": plots.training(folder.history, early_bird),
         "units": plots.units_kept(summary["layers"]),
         "accuracy": plots.accuracy_flops([summary]),
@@ -42,16 +47,16 @@ def draw(folder: RunDir, dataset: Dataset, early_bird: EarlyBird, summary: Mappi
     codes = _codes(folder)
     if len(codes) > 1:
         epochs = list(codes)
-        distances = partition_distances(list(codes.values()), per_layer=True)
+        distances = cast(dict[str, np.ndarray], partition_distances(list(codes.values()), per_layer=True))
         arrays = {name: matrix.astype(np.float32) for name, matrix in distances.items()}
-        folder.put("distances.npz", lambda path: np.savez(path, **arrays))
+        folder.put("distances.npz", lambda path: write_npz(path, arrays))
         mean = np.mean(list(distances.values()), axis=0)
         figures["distances"] = plots.distance_matrix(mean, epochs, early_bird.epoch)
         figures["layer_distances"] = plots.layer_distances(distances, epochs, early_bird.epoch)
     models = {_title(name, summary[name]): model for name, model in trained.items()}
     figures["partition"] = _partition(models, dataset)
     for name, figure in figures.items():
-        folder.put(f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=150, format="png"))
+        folder.put(f"{name}.png", functools.partial(figure.savefig, dpi=150, format="png"))
 
 
 def _codes(folder):

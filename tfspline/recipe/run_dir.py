@@ -67,7 +67,7 @@ class RunDir:
         Raises:
             ValueError: the run is finished, and its `history.jsonl` is damaged.
         """
-        if not os.path.exists(self.file("summary.json")):
+        if not self.is_finished:
             return self._checkpoints.newest()
         with open(self.file("history.jsonl"), encoding="utf-8") as file:
             try:
@@ -156,7 +156,8 @@ class RunDir:
 
     def take_search(self, other: "RunDir") -> None:
         """Copy the search of another run: the region codes of its epochs and its last checkpoint."""
-        codes = filter(os.path.exists, map(other.codes, range(1, other.last_epoch("search") + 1)))
+        epochs = range(1, (other.last_epoch("search") or 0) + 1)
+        codes = [path for path in map(other.codes, epochs) if os.path.exists(path)]
         for path in (*codes, other._checkpoints.path(other._last("search"))):  # last, the file that makes it complete
             self.put(os.path.join("checkpoints", os.path.basename(path)), functools.partial(shutil.copyfile, path))
         del self.history
@@ -170,16 +171,18 @@ class RunDir:
         """Delete the checkpoints of a finished run except that of the search, which other runs may reuse."""
         self._checkpoints.keep([self._last("search")])
 
-    def summary(self) -> dict | None:
-        """What `finish` wrote; None if the run is not finished. Raises a ValueError if the file is damaged."""
-        path = self.file("summary.json")
-        if not os.path.exists(path):
-            return None
-        with open(path, encoding="utf-8") as file:
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is finished."""
+        return os.path.exists(self.file("summary.json"))
+
+    def summary(self) -> dict:
+        """What `finish` wrote. Raises a ValueError if the file is damaged."""
+        with open(self.file("summary.json"), encoding="utf-8") as file:
             try:
                 return json.load(file)
             except ValueError as error:
-                raise ValueError(f"{path!r} is damaged ({error}). Remove it to redo the end of the run.") from error
+                raise ValueError(f"{file.name!r} is damaged ({error}). Remove it to repeat the retraining.") from error
 
     def _last(self, phase):
         return {"phase": phase, "steps": self.last_step(phase)}

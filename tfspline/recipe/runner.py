@@ -58,15 +58,17 @@ def run(
     """
     strategy = strategy_of(recipe)
     folder = (RunDir if is_chief(strategy) else ReadOnlyRunDir)(os.fspath(run_dir), recipe.as_flags())
-    finished = folder.summary() is not None
+    finished = folder.is_finished
     wait(strategy)  # until all workers have seen the folder in the same state
     if not finished:
         with contextlib.closing(folder), naming_files(), _naming_lost_workers(), Stopper() as stopper:
             if os.path.isdir(folder.path):
                 folder.lock()  # a new folder is locked when it is created, after all checks
             training = Training(recipe, folder, verbose, publish, dataset, stopper, strategy)
-            own_search = search_dir is None or folder.last_epoch("search")
-            Phases(training).run(None if own_search else _search_source(os.fspath(search_dir), recipe))
+            source = None
+            if search_dir is not None and not folder.last_epoch("search"):
+                source = _search_source(os.fspath(search_dir), recipe)
+            Phases(training).run(source)
             wait(strategy)  # a worker that ends terminates the others
     folder.tidy()
     return folder.summary()
