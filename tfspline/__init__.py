@@ -72,7 +72,12 @@ _LAZY = ("datasets", "models", "plots")
 
 def __getattr__(name: str):
     if name in _LAZY:
-        return importlib.import_module(f"tfspline.{name}")
+        try:
+            return importlib.import_module(f"tfspline.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != "matplotlib":
+                raise
+            raise ImportError("tfspline.plots needs matplotlib: pip install 'tfspline[plots]'") from error
     raise AttributeError(f"module 'tfspline' has no attribute {name!r}")
 
 

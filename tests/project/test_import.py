@@ -40,6 +40,12 @@ assert not any(f"tfspline.{{name}}" in sys.modules for name in ("datasets", "mod
 model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu", name="hidden"), keras.layers.Dense(2)])
 assert tfspline.prune(model, 0.5, data=np.eye(4)).get_layer("hidden").units == 4
 assert tfspline.models.build("mlp", (4,), 2).output_shape == (None, 2)  # imported on first use
+try:
+    tfspline.plots
+except ImportError as error:
+    assert "pip install 'tfspline[plots]'" in str(error)
+else:
+    raise AssertionError("matplotlib is missing, but tfspline.plots was imported")
 assert tf.keras.__version__.startswith("3"), tf.keras.__version__
 assert "TF_USE_LEGACY_KERAS" not in os.environ
 """

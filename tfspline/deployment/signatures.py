@@ -24,15 +24,7 @@ def traced(
 ) -> dict[str, tf.types.experimental.PolymorphicFunction]:
     """Traces the signatures `serving_default` and, if there are class names, `classify`.
 
-    Args:
-        model: a model whose graph is known.
-        input: as for `tfspline.export`; the same holds for the other arguments and the errors.
-        preprocessing: see `tfspline.export`.
-        class_names: see `tfspline.export`.
-        top_k: see `tfspline.export`.
-
-    Returns:
-        A traced function for each name of a signature.
+    Arguments and errors are those of `tfspline.export`. Returns a traced function for each name of a signature.
     """
     specs, prepare = _inputs(model, input, preprocessing)
     signatures = {"serving_default": functools.partial(_named, _output_names(model))}
