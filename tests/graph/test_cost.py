@@ -45,6 +45,13 @@ def test_a_shared_layer_costs_each_time(keras):
     assert (cost.macs, cost.params) == (32, 20)
 
 
+def test_unknown_input_sizes_are_rejected(keras):
+    for shape in [(None, 4), (4, None, 2)]:
+        model = keras.Sequential([keras.Input(shape), keras.layers.Dense(3)])
+        with pytest.raises(ValueError, match="shape.*None"):
+            tfspline.flops(model)
+
+
 def profiled(model):
     """Float operations of one prediction by type of op, as `tf.compat.v1.profiler` counts them."""
     # The profiler does not look into functions, which grouped convolutions are in Keras: run eagerly, they are inlined.

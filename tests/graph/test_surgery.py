@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers.cutting import check_cut
 from helpers.zoo import FAMILIES, chain, difference, inputs_for, residual, scramble
 
 import tfspline
+from tfspline.graph import surgery
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -48,3 +50,15 @@ def test_a_plan_for_another_model_is_refused(keras, rng):
         plan.apply(residual(keras))
     with pytest.raises(ValueError, match="Expected the model that the plan was made for"):
         plan.mask(tfspline.prune(chain(keras), 0.5))
+
+
+def test_difference_is_the_largest_over_the_outputs_relative_to_their_values(keras):
+    inputs = keras.Input((1,))
+    model, other = (
+        keras.Model(inputs, [keras.layers.Dense(1, use_bias=False)(inputs) for _ in range(2)]) for _ in range(2)
+    )
+    model.set_weights([np.float32([[2]]), np.float32([[-4]])])
+    other.set_weights([np.float32([[2.5]]), np.float32([[-6]])])
+    x = [tf.constant([[1.0], [-3.0]])]
+    assert surgery.difference(model, other, x) == pytest.approx((18 - 12) / 12)  # the first output changes by 1.5 / 6
+    assert surgery.difference(model, model, x) == 0
