@@ -14,7 +14,7 @@ from tfspline.deployment.litert import export_litert
 from tfspline.deployment.saved_model import export
 from tfspline.deployment.timing import latency
 from tfspline.graph.cost import flops, training_flops
-from tfspline.graph.layer_specs import register_channel_rule
+from tfspline.graph.layer_specs.registry import register_channel_rule
 from tfspline.layers.wrapping import unwrap, wrap
 from tfspline.pruning.criteria import register_criterion
 from tfspline.pruning.masks import Masks

@@ -234,7 +234,7 @@ def test_attention_protects_its_mask_and_says_so(keras, rng):
     mask = layers.Dense(5, "sigmoid", name="mask")(inputs)
     x = layers.MultiHeadAttention(2, 3, name="attention")(inputs, inputs, attention_mask=mask)
     groups = {group.name: group for group in graph.read(keras.Model(inputs, layers.Dense(2)(x))).groups}
-    assert groups["mask"].protected == "'attention' (MultiHeadAttention) takes it for a mask"
+    assert groups["mask"].protected == "'attention' (MultiHeadAttention) uses it as a mask"
 
 
 def test_attention_whose_scores_are_read_is_left_alone(keras, rng):

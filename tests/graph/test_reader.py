@@ -16,8 +16,8 @@ from helpers.zoo import (
 )
 
 import tfspline
-from tfspline.graph import layer_specs as rules
 from tfspline.graph import reader as graph
+from tfspline.graph.layer_specs import registry
 
 
 def groups_of(model, **options):
@@ -106,7 +106,7 @@ def test_protect_names_layers_and_takes_predicates(keras):
 
 
 def test_a_registered_rule_lets_units_be_pruned_through_a_custom_layer(keras, rng, monkeypatch):
-    monkeypatch.setattr(rules, "_custom", {})
+    monkeypatch.setattr(registry, "_custom", {})
 
     class Scale(keras.layers.Layer):
         def build(self, shape):

@@ -357,12 +357,12 @@ WRONG = {
     "rows of two lengths": (
         lambda g: tfspline.region_codes(g.model, [[[1.0, 2, 3, 4], [1.0]]]),
         ValueError,
-        "Expected an array, or what makes one. Received: list",
+        "Expected an array, or something that converts to one. Received: list",
     ),
     "a symbolic tensor": (
         lambda g: tfspline.region_codes(g.model, g.model.inputs[0]),
         ValueError,
-        "Expected an array, or what makes one. Received: KerasTensor",
+        "Expected an array, or something that converts to one. Received: KerasTensor",
     ),
     "no inputs": (
         lambda g: tfspline.region_codes(g.model, None),
@@ -512,12 +512,12 @@ WRONG = {
     "a bird for another model": (
         lambda g: fit(g, tfspline.EarlyBird(), "first", "second"),
         ValueError,
-        "the model that this EarlyBird was trained with, 'first'; another one takes a new callback. Received: 'second'",
+        "the model that this EarlyBird was trained with, 'first'.*Received: 'second'",
     ),
     "a pruning of another model": (
         lambda g: fit(g, tfspline.SplinePruning(steadily), "first", "second"),
         ValueError,
-        "the model that this SplinePruning was trained with, 'first'; .* Received: 'second'",
+        "the model that this SplinePruning was trained with, 'first'.*Received: 'second'",
     ),
     "a metric in a list": (
         lambda g: tfspline.EarlyBird(metric=["mask"]),

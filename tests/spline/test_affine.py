@@ -180,9 +180,9 @@ def test_layers_that_are_not_affine_are_rejected_by_name(keras):
     inputs = keras.Input((4,))
     layers = keras.layers
     for make, name in [
-        (layers.Dense(4, "gelu", name="it"), "'it' with activation 'gelu', which is smooth or not known; on no region"),
+        (layers.Dense(4, "gelu", name="it"), "'it' with activation 'gelu'"),
         (layers.ELU(name="it"), "'it' with activation 'ELU'"),
-        (layers.LayerNormalization(name="it"), r"'it' \(LayerNormalization\), which is not, or not known to be"),
+        (layers.LayerNormalization(name="it"), r"'it' \(LayerNormalization\)"),
         (lambda x: layers.Multiply(name="it")([x, x]), r"'it' \(Multiply\)"),
         (lambda x: x * x, r"layer '.*mul.*'"),
         (lambda x: 1.0 / x, r"layer '.*(div).*'"),

@@ -1,6 +1,6 @@
-"""The two Kerases: which one a model is made of, and everything in which they differ.
+"""Everything that differs between Keras 3 and tf_keras (Keras 2), and every use of a private Keras API.
 
-Nothing else in the package asks whether a model is a Keras 3 or a tf_keras (Keras 2) model.
+No other package asks which of the two Keras versions a model belongs to.
 """
 
 from tfspline._keras.fit import (
@@ -28,14 +28,20 @@ from tfspline._keras.graph import (
 from tfspline._keras.layers import (
     activation_name,
     arguments,
+    attention_bias,
+    attention_kernel,
     builtin_class_name,
+    builtin_name_of_class,
     config_of,
     finalize,
+    first_argument,
     from_config,
+    innermost,
+    is_builtin_function,
     op_name,
     sublayers,
     weight,
     weights,
 )
-from tfspline._keras.modules import is_model, keras_named, keras_of, kerases, of_class, tfmot
+from tfspline._keras.modules import is_model, keras_modules, keras_named, keras_of, of_class, tfmot
 from tfspline._keras.saving import load_model

@@ -1,4 +1,4 @@
-"""The graph of a model of either Keras: its calls in their order, run on any values, or built anew."""
+"""The graph of a model: its calls in order, run on any values or rebuilt with other layers."""
 
 import collections
 import dataclasses
@@ -9,26 +9,28 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfspline._keras.modules import is_model, keras_of, kerases, of_class
+from tfspline._keras.modules import is_model, keras_modules, keras_of, of_class
+from tfspline._keras.types import KerasLayer, KerasModel
 
 
-def is_graph(model: Any) -> bool:
-    """Whether a model knows its own graph: functional, or a Sequential that has been built."""
+def is_graph(model: KerasModel) -> bool:
+    """Whether the graph of a model is known: it is functional, or a Sequential that has been built."""
     return hasattr(_functional(model), "_nodes_by_depth")
 
 
 def _functional(model):
-    # A Keras 3 Sequential keeps its graph in a private Functional; there is no public way to it.
+    # A Keras 3 Sequential keeps its graph in a private Functional model, to which there is no public access.
     return getattr(model, "_functional", None) or model
 
 
-def check_model(model: Any) -> Any:
-    """Returns `model` if its graph can be read; raises a TypeError or ValueError that says what to do if not."""
+def check_model(model: KerasModel) -> KerasModel:
+    """Returns `model` if its graph is known; raises a TypeError or ValueError with advice if it is not."""
     if not is_model(model):
         raise TypeError(f"Expected a Keras 3 or tf_keras model. Received: {type(model).__name__}")
     if is_graph(model):
         return model
-    if isinstance(model, tuple(module.Sequential for module in kerases())):
+    sequential: Any = tuple(module.Sequential for module in keras_modules())
+    if isinstance(model, sequential):
         raise ValueError(
             f"Expected a model that is built. Received: the Sequential {model.name!r}, whose input shape is not "
             "known yet; start it with keras.Input(shape), or call model.build(input_shape)."
@@ -44,94 +46,111 @@ def check_model(model: Any) -> Any:
 class Node:
     """One call of a layer (or of a bare op such as `x + y`) in a model's graph.
 
-    `path` is the layer's name, that of a layer of a nested model "inner/conv". `inputs` and `outputs` name tensors by
-    identity; `output_shapes` holds the static shapes of the outputs, the batch dimension included.
+    Attributes:
+        path: the layer's name; "inner/conv" for a layer of a nested model.
+        layer: the layer or bare op.
+        inputs: the ids of the tensors that the call reads.
+        outputs: the ids of the tensors that it computes.
+        output_shapes: the static shapes of the outputs, including the batch dimension.
+        fill: a dict, tensor id -> value, to the args and kwargs of the call.
+        key: identifies the call among all calls in the model's graph and in the graphs nested in it.
     """
 
     path: str
-    layer: Any
+    layer: KerasLayer
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     output_shapes: tuple[tuple, ...]
-    fill: Callable[[dict[int, Any]], tuple[tuple, dict]]  # tensor id -> value: the args and kwargs of the call
+    fill: Callable[[dict[int, Any]], tuple[tuple, dict]]
+    key: tuple[int, ...]
 
 
-def nodes(model: Any, prefix: str = "", nested: bool = False) -> Iterator[Node]:
-    """The calls in a model's graph in an order in which they can be run, `InputLayer`s left out.
+def nodes(model: KerasModel, nested: bool = False, parent: Node | None = None) -> Iterator[Node]:
+    """Yields the calls in a model's graph in an order in which they can be run, without `InputLayer`s.
 
-    A layer that tfmot has wrapped for pruning is seen as what it is without its wrapper, also in `layer_paths`.
+    A layer that tfmot has wrapped for pruning appears without its wrapper, also in `layer_paths`.
 
     Args:
         model: a model whose graph is known.
-        prefix: what the nodes' paths start with.
-        nested: give the calls inside of nested models in place of the calls of these.
+        nested: yield the calls inside nested models in place of the calls of these models.
+        parent: the call of `model` if it is itself nested in another model.
     """
-    # _nodes_by_depth is private, but the only place where both Kerases keep the graph of a model and not, as
-    # layer._inbound_nodes does, every call that was ever made of the layer.
+    # _nodes_by_depth is private, but the only place where both Keras versions keep the calls of one model. A layer's
+    # _inbound_nodes holds every call that was ever made of it.
     by_depth = _functional(model)._nodes_by_depth
     for depth in sorted(by_depth, reverse=True):
         for node in by_depth[depth]:
             if node.is_input:
                 continue
-            node = _node_keras3(node, prefix) if hasattr(node, "operation") else _node_tf_keras(node, prefix)
+            make = _node_keras3 if hasattr(node, "operation") else _node_tf_keras
+            node = make(node, parent)
             if nested and is_model(node.layer) and is_graph(node.layer):
-                yield from nodes(node.layer, f"{node.path}/", nested)
+                yield from nodes(node.layer, nested, node)
             else:
                 yield node
 
 
-def _node_keras3(node, prefix) -> Node:
-    return _node(prefix, node.operation, node.input_tensors, node.outputs, node.arguments.fill_in)
+def _node_keras3(node, parent) -> Node:
+    return _node(node.operation, node.input_tensors, node.outputs, node.arguments.fill_in, parent)
 
 
-def _node_tf_keras(node, prefix) -> Node:
+def _node_tf_keras(node, parent) -> Node:
     def fill(values):
         return tf.nest.map_structure(lambda x: values.get(id(x), x), (tuple(node.call_args), node.call_kwargs))
 
-    return _node(prefix, unwrapped(node.layer), node.keras_inputs, tf.nest.flatten(node.outputs), fill)
+    return _node(unwrapped(node.layer), node.keras_inputs, tf.nest.flatten(node.outputs), fill, parent)
 
 
-def _node(prefix, layer, inputs, outputs, fill) -> Node:
-    ids = [tuple(id(tensor) for tensor in tensors) for tensors in (inputs, outputs)]
-    return Node(prefix + layer.name, layer, *ids, tuple(tuple(tensor.shape) for tensor in outputs), fill)
+def _node(layer, inputs, outputs, fill, parent) -> Node:
+    reads, makes = (tuple(id(tensor) for tensor in tensors) for tensors in (inputs, outputs))
+    shapes = tuple(tuple(tensor.shape) for tensor in outputs)
+    if parent is None:
+        return Node(layer.name, layer, reads, makes, shapes, fill, makes)
+    # A nested model that is called twice has the same nodes both times, so their keys start with that of its call.
+    return Node(f"{parent.path}/{layer.name}", layer, reads, makes, shapes, fill, (*parent.key, *makes))
 
 
 def run(
-    model: Any, inputs: list, visit: Callable[[Node, tuple, dict], Any], nested: bool = False, prefix: str = ""
+    model: KerasModel,
+    inputs: list,
+    visit: Callable[[Node, tuple, dict], Any],
+    nested: bool = False,
+    parent: Node | None = None,
 ) -> list:
-    """Runs a model's graph on any kind of value.
+    """Runs a model's graph on values of any kind.
 
     Args:
         model: a model whose graph is known.
         inputs: one value for each of `model.inputs`.
         visit: called as `visit(node, args, kwargs)` for each node; returns the value(s) of its output(s).
-        nested: run the graphs of nested models too, instead of handing each to `visit` as one node.
-        prefix: what the nodes' paths start with.
+        nested: run the graphs of nested models too, instead of passing each model to `visit` as one node.
+        parent: the call of `model` if it is itself nested in another model.
 
     Returns:
         One value for each of `model.outputs`.
     """
     values = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
-    calls, outputs = list(nodes(model, prefix)), [id(tensor) for tensor in model.outputs]
+    calls, outputs = list(nodes(model, parent=parent)), [id(tensor) for tensor in model.outputs]
     reads = collections.Counter(tensor for node in calls for tensor in set(node.inputs))
     reads.update(outputs)
     for node in calls:
-        if nested and is_model(node.layer) and is_graph(node.layer):
-            inner = [values[tensor] for tensor in node.inputs]
-            results = run(node.layer, inner, visit, nested, f"{node.path}/")
-        else:
-            args, kwargs = node.fill(values)
-            results = tf.nest.flatten(visit(node, args, kwargs))
-        values.update(zip(node.outputs, results, strict=True))
+        values.update(zip(node.outputs, _results(node, values, visit, nested), strict=True))
         reads.subtract(set(node.inputs))
         for tensor in {*node.inputs, *node.outputs}:
-            if reads[tensor] == 0:  # values can be large: one that nobody reads any more goes at once
+            if reads[tensor] == 0:  # values can be large, so each is dropped after its last use
                 del values[tensor]
-        args = kwargs = results = inner = None
     return [values[tensor] for tensor in outputs]
 
 
-def call(layer: Any, args: tuple, kwargs: dict, kind: type, of: Callable[[Any], Any]) -> list:
+def _results(node, values, visit, nested) -> list:
+    """The values of the outputs of a call."""
+    if nested and is_model(node.layer) and is_graph(node.layer):
+        return run(node.layer, [values[tensor] for tensor in node.inputs], visit, nested, node)
+    args, kwargs = node.fill(values)
+    return tf.nest.flatten(visit(node, args, kwargs))
+
+
+def call(layer: KerasLayer, args: tuple, kwargs: dict, kind: type, of: Callable[[Any], Any]) -> list:
     """The outputs of a layer or bare op, called with `of(value)` in place of each argument of that kind."""
     args, kwargs = tf.nest.map_structure(lambda x: of(x) if isinstance(x, kind) else x, (args, kwargs))
     return tf.nest.flatten(layer(*args, **kwargs))
@@ -143,8 +162,8 @@ def is_symbolic(value: Any) -> bool:
     return hasattr(value, "_keras_history")
 
 
-def layer_paths(model: Any, prefix: str = "") -> dict[str, Any]:
-    """All layers and bare ops of a model by their path; one of a nested model is called "inner/conv"."""
+def layer_paths(model: KerasModel, prefix: str = "") -> dict[str, Any]:
+    """All layers and bare ops of a model by their path; "inner/conv" for a layer of a nested model."""
     paths = {}
     for node in nodes(model):
         paths[prefix + node.layer.name] = node.layer
@@ -153,14 +172,14 @@ def layer_paths(model: Any, prefix: str = "") -> dict[str, Any]:
     return paths
 
 
-def unwrapped(layer: Any) -> Any:
-    """The layer inside a pruning wrapper of tfmot; any other layer as it is."""
-    # The wrapper's class is not in tfmot's public names, and tfmot is not to be imported for it.
+def unwrapped(layer: KerasLayer) -> Any:
+    """The layer inside a pruning wrapper of tfmot; any other layer itself."""
+    # The class of the wrapper is not public, and tfmot must not be imported for it.
     return layer.layer if of_class(layer, "Wrapper") and hasattr(layer, "pruning_vars") else layer
 
 
-def pruning_wrappers(model: Any, prefix: str = "") -> dict[str, Any]:
-    """tfmot's pruning wrappers in a model, each by the path of the layer inside it."""
+def pruning_wrappers(model: KerasModel, prefix: str = "") -> dict[str, Any]:
+    """The pruning wrappers of tfmot in a model, by the path of the layer inside."""
     wrappers = {}
     for layer in model.layers:
         if is_model(layer):
@@ -170,22 +189,24 @@ def pruning_wrappers(model: Any, prefix: str = "") -> dict[str, Any]:
     return wrappers
 
 
-def rebuild(model: Any, copies_of: Callable[[str, Any], list], prefix: str = "", inputs: list | None = None) -> Any:
-    """A new model with the same graph as `model`, made of new layers, weights not copied.
+def rebuild(
+    model: KerasModel, copies_of: Callable[[str, Any], list], prefix: str = "", inputs: list | None = None
+) -> Any:
+    """Builds a model with the same graph from new layers. Weights are not copied.
 
     Args:
         model: a model whose graph is known.
-        copies_of: called as `copies_of(path, layer)` once for each layer; returns the new layers that take its place,
-            one after the other; where there are none, its first input passes.
+        copies_of: called as `copies_of(path, layer)` once for each layer; returns the new layers that replace it, to
+            be called one after the other. Without any, the first input of the layer is passed on.
         prefix: the path of a nested model, with a trailing slash.
-        inputs: symbolic tensors whose shapes a nested model is to accept in place of its own.
+        inputs: symbolic tensors whose shapes a nested model must accept instead of those of its own inputs.
 
     Returns:
-        An uncompiled model of the same Keras: Sequential where `model` is one, otherwise functional.
+        An uncompiled model of the same Keras version: Sequential if `model` is Sequential, otherwise functional.
     """
     module = keras_of(model)
     inputs = [
-        # A tensor of Keras 3 is not always called as its InputLayer is.
+        # In Keras 3, the name of a tensor can differ from that of its InputLayer.
         module.Input(batch_shape=like.shape, dtype=tensor.dtype, name=tensor._keras_history[0].name)
         for tensor, like in zip(model.inputs, inputs or model.inputs, strict=True)
     ]
@@ -216,7 +237,7 @@ def rebuild(model: Any, copies_of: Callable[[str, Any], list], prefix: str = "",
 
 
 def _freeze(model, copy):
-    """Makes trainable in a copy what is in the model: a model's own flag is in no config, and setting it sets all."""
+    """Copies the `trainable` flags. That of a model is in no config, and setting it sets those of all its layers."""
     if copy.trainable != model.trainable:
         copy.trainable = model.trainable
     copies = {layer.name: layer for layer in copy.layers}

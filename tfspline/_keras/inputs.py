@@ -1,4 +1,4 @@
-"""The inputs that a user gives to look at a model: arrays, lists, dicts or a tf.data.Dataset."""
+"""Probe data that a user gives to analyse a model: arrays, lists, dicts or a tf.data.Dataset."""
 
 from typing import Any, NamedTuple
 
@@ -6,32 +6,33 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
+from tfspline._keras.types import Data, KerasModel
 
-PROBE = 1024  # samples that are taken of a tf.data.Dataset, which may have no end
+PROBE = 1024  # samples that are taken from a tf.data.Dataset, which may be infinite
 
 
 class Probe(NamedTuple):
-    """What a model is looked at with.
+    """Inputs, and perhaps labels, on which a model is analysed.
 
     Attributes:
         inputs: a tensor for each of `model.inputs`, of its dtype.
-        labels: as the model's loss takes them, arrays or tensors of as many samples; None without any.
+        labels: arrays or tensors of as many samples, as the model's loss takes them; None without labels.
     """
 
     inputs: list[tf.Tensor]
     labels: Any
 
 
-def probe(model: Any, data: Any) -> Probe:
-    """The inputs, and labels if there are any, in what a user gives to look at a model.
+def probe(model: KerasModel, data: Data) -> Probe:
+    """Reads inputs, and labels if there are any, from the data that a user gives.
 
     Args:
         model: a model whose inputs are known.
-        data: what `input_values` takes; or a tuple `(x, y ...)` of it, labels and more, as `fit` takes them out of a
-            dataset; or a batched tf.data.Dataset of either, of which the first `PROBE` samples are read.
+        data: inputs as `input_values` takes them, or a tuple `(x, y, ...)` of inputs, labels and more, as in a dataset
+            for `fit`, or a batched tf.data.Dataset of either. Of a dataset the first `PROBE` samples are read.
 
     Raises:
-        ValueError: as `check_inputs`; labels of another number of samples.
+        ValueError: see `check_inputs`; also if there are not as many labels as inputs.
     """
     x, labels = _first_samples(model, data) if isinstance(data, tf.data.Dataset) else _pair(data)
     values = check_inputs(model, x)
@@ -44,13 +45,13 @@ def probe(model: Any, data: Any) -> Probe:
     return Probe(inputs, labels)
 
 
-def probe_inputs(model: Any, data: Any) -> list[tf.Tensor]:
-    """The inputs of `probe`."""
+def probe_inputs(model: KerasModel, data: Data) -> list[tf.Tensor]:
+    """Reads only the inputs, as `probe` does."""
     return probe(model, data).inputs
 
 
 def _pair(data):
-    """Inputs and labels, or None, of data that may be a tuple of them."""
+    """Splits data, which may be a tuple, into inputs and labels (or None)."""
     if not isinstance(data, tuple):
         return data, None
     if not 1 <= len(data) <= 3:
@@ -73,14 +74,14 @@ def _first_samples(model, data):
     return tf.nest.map_structure(lambda *parts: None if parts[0] is None else tf.concat(parts, 0)[:PROBE], *batches)
 
 
-def input_values(model: Any, x: Any) -> list:
-    """What `x`, given as the model itself would take it, holds for each of `model.inputs`, in their order.
+def input_values(model: KerasModel, x: Data) -> list:
+    """The values in `x` for each of `model.inputs`, in their order. `x` is given as the model itself would take it.
 
     Raises:
-        ValueError: `x` lacks an input or has another number of them.
+        ValueError: `x` lacks an input, or has a wrong number of inputs.
     """
     if isinstance(x, dict):
-        # Both Kerases keep the inputs of a dict in the order of its sorted keys.
+        # Both Keras versions order the inputs of a dict by its sorted keys.
         names = sorted(model.input) if isinstance(model.input, dict) else [tensor.name for tensor in model.inputs]
         if not set(names) <= set(x):
             raise ValueError(f"Expected a dict with the inputs {names} of {model.name!r}. Received: {sorted(x)}")
@@ -91,12 +92,12 @@ def input_values(model: Any, x: Any) -> list:
     return values
 
 
-def check_inputs(model: Any, x: Any) -> list:
-    """The arrays or tensors of `x`, one for each of `model.inputs`, if they fit.
+def check_inputs(model: KerasModel, x: Data) -> list:
+    """The arrays or tensors in `x`, one for each of `model.inputs`.
 
     Raises:
-        TypeError: no Keras model.
-        ValueError: wrong shapes, what is no number or not finite, different numbers of samples, or no sample at all.
+        TypeError: `model` is not a Keras model.
+        ValueError: wrong shapes, values that are not finite numbers, different numbers of samples, or no samples.
     """
     values = [_array(value) for value in input_values(_keras.check_model(model), x)]
     for value, tensor in zip(values, model.inputs, strict=True):
@@ -119,19 +120,20 @@ def check_inputs(model: Any, x: Any) -> list:
 def _array(value):
     try:
         return value if isinstance(value, tf.Tensor) else np.asarray(value)
-    except (TypeError, ValueError) as error:  # rows that are not equally long, tensors without numbers
-        raise ValueError(f"Expected an array, or what makes one. Received: {type(value).__name__} ({error})") from error
+    except (TypeError, ValueError) as error:  # rows of different lengths, symbolic tensors
+        raise ValueError(
+            f"Expected an array, or something that converts to one. Received: {type(value).__name__} ({error})"
+        ) from error
 
 
 def _check_numbers(value, tensor):
-    """Raises a ValueError where an input that takes numbers is given others, or some that are not finite: on which side
-    of a cut these lie, nobody can say."""
+    """Raises a ValueError if an input of numbers gets something else, or NaN or infinity, which have no region code."""
     dtype = tf.as_dtype(tensor.dtype)
     if not (dtype.is_floating or dtype.is_integer):
         return
     numbers = np.asarray(value)
     if numbers.dtype.kind not in "biuf" and numbers.dtype.name != "bfloat16":
         raise ValueError(f"Expected numbers for {tensor.name!r}. Received: {numbers.dtype.name}")
-    # NaN passes through both, and no mask of all inputs has to be made.
+    # The minimum and maximum are NaN if any number is, and need no mask of the size of the inputs.
     if numbers.size and not np.isfinite([float(numbers.min()), float(numbers.max())]).all():
         raise ValueError(f"Expected finite numbers for {tensor.name!r}. Received: NaN or infinity among them")

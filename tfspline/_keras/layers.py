@@ -1,45 +1,77 @@
-"""Layers and bare ops of either Keras: what they are, what is in them, and new ones like them."""
+"""Layers and bare ops: their class, arguments, weights and config."""
 
 import inspect
 from typing import Any
 
 import keras
+import tensorflow as tf
 
-from tfspline._keras.modules import kerases, of_class
+from tfspline._keras.modules import keras_modules, of_class
+from tfspline._keras.types import KerasLayer
 
 _COMPUTING = ("call", "convolution_op", "kernel")  # `kernel` is a property in Keras 3
 _LOOKUPS = ("TextVectorization", "StringLookup", "IntegerLookup")
 
 
-def op_name(layer: Any) -> str | None:
-    """The name of a bare op in a graph (`x + y` gives "add", `tf.nn.relu(x)` "relu"); None for a real layer."""
-    if type(layer).__name__ in ("TFOpLambda", "SlicingOpLambda"):  # tf_keras has no public name for these
+def op_name(layer: KerasLayer) -> str | None:
+    """The name of a bare op in a graph ("add" for `x + y`, "relu" for `tf.nn.relu(x)`); None for a layer."""
+    if type(layer).__name__ in ("TFOpLambda", "SlicingOpLambda"):  # not public in tf_keras
         return layer.symbol.split(".")[-1].strip("_").lower()
-    if not isinstance(layer, tuple(module.layers.Layer for module in kerases())):
+    if not isinstance(layer, tuple(module.layers.Layer for module in keras_modules())):
         return type(layer).__name__.lower()  # a keras.Operation that is no Layer: Keras 3's bare ops
     return None
 
 
-def activation_name(layer: Any) -> str:
-    """The name of the activation that a layer has of its own, the class of one that is a layer; "linear" without."""
+def activation_name(layer: KerasLayer) -> str:
+    """The name of a layer's own activation, or its class if it is a layer; "linear" without one."""
     activation = getattr(layer, "activation", None)
     return "linear" if activation is None else getattr(activation, "__name__", type(activation).__name__)
 
 
-def builtin_class_name(layer: Any) -> str | None:
-    """The name of Keras' own class whose behaviour `layer` has; None where it has its own.
+def is_builtin_function(function: Any, name: str) -> bool:
+    """Whether a function is the one that Keras or TensorFlow calls by that name."""
+    homes = [getattr(module, home, None) for module in keras_modules() for home in ("activations", "ops")]
+    return any(getattr(home, name, None) is function for home in (tf.nn, tf.math, *homes))
 
-    A subclass that overrides what is computed may do anything, so it does not count as its base class.
-    """
-    for base in type(layer).__mro__:
+
+def innermost(layer: KerasLayer) -> KerasLayer:
+    """The layer inside TimeDistributed or inside a wrapper of tfmot; any other layer itself."""
+    while of_class(layer, "Wrapper"):
+        layer = layer.layer
+    return layer
+
+
+def first_argument(args: tuple, kwargs: dict) -> Any:
+    """The first argument of a call, whether it was given by position or by name."""
+    return next(iter((*args, *kwargs.values())))
+
+
+def builtin_class_name(layer: KerasLayer) -> str | None:
+    """The name of the built-in Keras class that a layer behaves like; None if it has its own computation."""
+    return builtin_name_of_class(type(layer))
+
+
+def builtin_name_of_class(layer_class: type) -> str | None:
+    """As `builtin_class_name`, for a class. A subclass that overrides the computation does not count as its base."""
+    for base in layer_class.__mro__:
         if base.__module__.partition(".")[0] in ("keras", "tf_keras"):
-            own = any(getattr(type(layer), name, None) is not getattr(base, name, None) for name in _COMPUTING)
+            own = any(getattr(layer_class, name, None) is not getattr(base, name, None) for name in _COMPUTING)
             return None if own else base.__name__
     return None
 
 
-def arguments(layer: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """The arguments of a call of a layer or bare op by their names."""
+def attention_kernel(projection: str) -> str:
+    """The kernel of a projection ("query", "value", "key", "gate" or "output") of MultiHeadAttention, as a path."""
+    return f"_{projection}_dense.kernel"  # Keras 3 has public names for the projections, but tf_keras has not
+
+
+def attention_bias(projection: str) -> str:
+    """The bias of a projection of MultiHeadAttention, as a path."""
+    return f"_{projection}_dense.bias"
+
+
+def arguments(layer: KerasLayer, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The arguments of a call of a layer or bare op, by name."""
     if op_name(layer) is None:
         return inspect.signature(layer.call).bind(*args, **kwargs).arguments
     if isinstance(layer, keras.Operation):  # Keras 3 keeps all but the tensors in the op's config
@@ -47,44 +79,44 @@ def arguments(layer: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     return inspect.signature(layer.function).bind(*args, **kwargs).arguments
 
 
-def weight(layer: Any, path: str) -> Any:
-    """A weight of a layer by its attribute ("kernel"), dotted for one of a layer inside it; None without one."""
+def weight(layer: KerasLayer, path: str) -> Any:
+    """A weight of a layer by its attribute ("kernel", or "cell.kernel" for one of a layer inside); None without it."""
     for name in path.split("."):
         layer = getattr(layer, name, None)
     return layer
 
 
-def weights(layer: Any) -> list:
-    """All weights of a layer or, without any, of a bare op."""
-    # A vocabulary of tf_keras is among the weights, but no array.
+def weights(layer: KerasLayer) -> list:
+    """All weights of a layer; none for a bare op."""
+    # In tf_keras a vocabulary is among the weights, but is not an array.
     return [weight for weight in getattr(layer, "weights", ()) if hasattr(weight, "shape")]
 
 
-def sublayers(layer: Any) -> list:
+def sublayers(layer: KerasLayer) -> list:
     """All layers inside a layer, at any depth."""
-    # Private, but Keras 3 has no public way to them.
+    # Keras 3 has no public way to them.
     return list(layer._flatten_layers(include_self=False))
 
 
-def config_of(layer: Any) -> dict:
-    """The config of a layer, with the vocabulary that it has adapted to, which is in no weight."""
+def config_of(layer: KerasLayer) -> dict:
+    """The config of a layer, including a vocabulary that it has adapted to, which no weight holds."""
     config = layer.get_config()
     if any(of_class(layer, name) for name in _LOOKUPS):
         config["vocabulary"] = layer.get_vocabulary(include_special_tokens=False)
     return config
 
 
-def finalize(layer: Any) -> None:
-    """Lets a Normalization, which reads its weights only here, see those that it has been given."""
+def finalize(layer: KerasLayer) -> None:
+    """Makes a Normalization use weights that were assigned to it, which it reads only here."""
     if of_class(layer, "Normalization"):
         layer.finalize_state()
 
 
-def from_config(layer_class: type, config: dict) -> Any:
-    """A new layer from the config of one that is in memory."""
-    # A layer inside this one would be built at once, for the input shape that its original had.
+def from_config(layer_class: Any, config: dict) -> KerasLayer:
+    """A new layer from the config of a layer in memory."""
+    # With a build_config, a layer inside would be built at once, for the input shape of its original.
     config = {key: _unbuilt(value) if isinstance(value, dict) else value for key, value in config.items()}
-    if issubclass(layer_class, keras.layers.Lambda):  # Keras 3 refuses Python lambdas, but this one is trusted
+    if issubclass(layer_class, keras.layers.Lambda):  # by default Keras 3 rejects lambdas, but this one is in memory
         return layer_class.from_config(config, safe_mode=False)
     return layer_class.from_config(config)
 

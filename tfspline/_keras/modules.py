@@ -1,4 +1,4 @@
-"""The two Keras modules, and which of them something is made of."""
+"""The two Keras modules, and to which of them models and layers belong."""
 
 import os
 import sys
@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfspline._keras.types import KerasLayer
+
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
         "tfspline needs Keras 3 on the TensorFlow backend. Received: KERAS_BACKEND="
@@ -15,14 +17,14 @@ if keras.backend.backend() != "tensorflow":
     )
 
 
-def kerases() -> list[ModuleType]:
-    """The Keras modules that this process has loaded: `keras`, and `tf_keras` if somebody imported it."""
-    # A tf_keras model exists only where tf_keras was imported, so it never has to be imported here.
+def keras_modules() -> list[ModuleType]:
+    """The Keras modules that are loaded: `keras`, and `tf_keras` if it was imported."""
+    # A tf_keras model can only exist if tf_keras was imported, so it need not be imported here.
     return [keras] + [sys.modules[name] for name in ("tf_keras",) if sys.modules.get(name)]
 
 
 def keras_named(name: str) -> ModuleType:
-    """The module `keras` or `tf_keras`, imported if need be."""
+    """The module `keras` or `tf_keras`, imported if necessary."""
     if name not in ("keras", "tf_keras"):
         raise ValueError(f"Expected 'keras' or 'tf_keras'. Received: {name!r}")
     if name == "tf_keras":
@@ -49,23 +51,23 @@ def tfmot() -> ModuleType:
 
 
 def keras_of(obj: Any) -> ModuleType:
-    """The Keras that a model, layer or optimizer belongs to; TypeError where it belongs to none."""
-    for module in kerases():
+    """The Keras module that a model, layer, optimizer or callback belongs to; TypeError if it belongs to none."""
+    for module in keras_modules():
         if isinstance(obj, (module.layers.Layer, module.optimizers.Optimizer, module.callbacks.Callback)):
             return module
     raise TypeError(f"Expected a model or layer of Keras 3 or tf_keras. Received: {type(obj).__name__}")
 
 
-def of_class(layer: Any, *names: str) -> bool:
-    """Whether `layer` is an instance of one of these `keras.layers` classes, in its own Keras."""
+def of_class(layer: KerasLayer, *names: str) -> bool:
+    """Whether `layer` is an instance of one of these classes of `keras.layers`, in either Keras version."""
     return any(
         isinstance(layer, getattr(module.layers, name))
-        for module in kerases()
+        for module in keras_modules()
         for name in names
         if hasattr(module.layers, name)
     )
 
 
-def is_model(layer: Any) -> bool:
+def is_model(layer: KerasLayer) -> bool:
     """Whether `layer` is a model, which may be nested in another one."""
-    return any(isinstance(layer, module.Model) for module in kerases())
+    return any(isinstance(layer, module.Model) for module in keras_modules())

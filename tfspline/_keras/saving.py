@@ -1,4 +1,4 @@
-"""Models in files."""
+"""Loading models from files."""
 
 import os
 import zipfile
@@ -7,19 +7,19 @@ from typing import Any
 
 
 def load_model(keras: ModuleType, path: str | os.PathLike) -> Any:
-    """A model out of a `.keras` file, in Keras' safe mode: one that holds code of its author's is not loaded.
+    """Loads a `.keras` file in Keras' safe mode, which rejects models that contain code.
 
     Raises:
-        ValueError: there is code in it, or it is damaged or something else; the message names the file.
+        ValueError: the file contains code, is damaged, or is not a `.keras` file. The message names it.
     """
     with open(path, "rb") as file:
         zipped = zipfile.is_zipfile(file)
     try:
-        if not zipped:  # tf_keras would take it for HDF5, of which it loads all code, safe mode or not
-            raise ValueError("it is no zip archive")
+        if not zipped:  # tf_keras would read it as HDF5, from which it loads code even in safe mode
+            raise ValueError("it is not a zip archive")
         return keras.models.load_model(path, safe_mode=True)
-    except Exception as error:  # a damaged file fails in a dozen ways
+    except Exception as error:  # damaged files raise errors of many kinds
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"Expected a model saved by Keras, whole and with no code in it. Received: {os.fspath(path)!r} ({reason})"
+            f"Expected an undamaged .keras file without code in it. Received: {os.fspath(path)!r} ({reason})"
         ) from error

@@ -1,14 +1,13 @@
-"""Signs that a training has failed."""
-
-from typing import Any
+"""Finds weights that are not finite, after which training cannot recover."""
 
 import tensorflow as tf
 
 from tfspline._keras.constraints import weights
+from tfspline._keras.types import KerasModel
 
 
-def not_finite(model: Any) -> str | None:
-    """Returns the path of the first layer with a NaN or infinite weight or statistic; None if there is none.
+def not_finite(model: KerasModel) -> str | None:
+    """The path of the first layer with a weight or moving statistic that is NaN or infinite; None without one.
 
     Example:
 

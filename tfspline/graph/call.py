@@ -129,6 +129,12 @@ class Call:
         """Makes the ids in `a` and those at the same place in `b`, an array of the same shape, one unit each."""
         self._findings.ids.tie(a, b)
 
+    def tie_groups(self, ids: np.ndarray, groups: int) -> np.ndarray:
+        """Ties the ids at the same position of every group, so that all stay equally wide; returns those of one."""
+        rows = ids.reshape(groups, -1)
+        self.tie(np.broadcast_to(rows[:1], rows.shape), rows)
+        return rows[0]
+
     def protect(self, ids: np.ndarray, why: str, inexact: bool = False) -> None:
         """Keeps the units of `ids`, for the reason `why`. With `inexact`, `allow_inexact` lifts the protection."""
         if not (inexact and self._findings.allow_inexact):

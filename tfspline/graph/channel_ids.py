@@ -10,7 +10,7 @@ from tfspline.graph.structure import Group, WeightSlice
 class ChannelIds:
     """The channel ids of one model: how many there are, which of them are one unit, and which must stay."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.count = 0
         self._ties: list[np.ndarray] = []
         self._protected: list[tuple[np.ndarray, str]] = []
@@ -51,11 +51,13 @@ def group_units(slices: list[WeightSlice], reasons: np.ndarray) -> list[Group]:
     """
     producers = [part for part in slices if part.role == "produced"]
     signatures = _signatures(producers, reasons)
-    layers_of = {}
+    layers_of: dict[int, dict[str, None]] = {}
     for part in producers:
         for signature in np.unique(signatures[part.units]):
             layers_of.setdefault(signature, {})[part.layer] = None
-    groups, groups_of_layer, grouped = [], {}, np.zeros(len(reasons), bool)
+    groups: list[Group] = []
+    groups_of_layer: dict[str, int] = {}
+    grouped = np.zeros(len(reasons), bool)
     for part in producers:
         units = _distinct(part.units)
         units = units[~grouped[units]]

@@ -1,12 +1,12 @@
-"""What a model costs: multiply-accumulates and floating-point operations, of one prediction and of a training."""
+"""The cost of a model: multiply-accumulates and floating-point operations of a prediction and of training."""
 
 import dataclasses
-from typing import Any
 
+from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import count
 from tfspline.graph import reader as graph
 
-BACKWARD = 2  # the backward pass costs about twice the forward pass: gradients of inputs and of weights
+BACKWARD = 2  # the backward pass costs about two forward passes: gradients of the inputs and of the weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +15,9 @@ class Flops:
 
     Attributes:
         layers: layer path -> (MACs, parameters), for one input.
-        macs: multiply-accumulates in all: those of convolutions and dense layers, as the field counts them.
+        macs: multiply-accumulates of all convolutions and dense layers.
         flops: 2 x MACs.
-        params: numbers in all weights.
+        params: the number of parameters.
     """
 
     layers: dict[str, tuple[int, int]]
@@ -33,21 +33,21 @@ class Flops:
         return "\n".join(lines)
 
 
-def flops(model: Any) -> Flops:
-    """Counts MACs and FLOPs of a model, layer by layer, for one input; FLOPs = 2 x MACs.
+def flops(model: KerasModel) -> Flops:
+    """Counts the MACs and FLOPs of each layer of a model for one input. FLOPs = 2 x MACs.
+
+    The counts of convolutions and dense layers equal those of TensorFlow's profiler. As usual in the literature, the
+    rest is not counted: biases, activations, normalization (which can be folded into the kernel before it), pooling,
+    gates and residual adds. Layers that tfspline does not know count as zero.
 
     Args:
-        model: a built functional or Sequential model of either Keras, with a static input shape.
+        model: a built functional or Sequential model of either Keras version, with a static input shape.
 
     Returns:
         A `Flops`; `print` shows it as a table.
 
     Raises:
-        TypeError, ValueError: the model's graph cannot be read, or a size of its input is not known.
-
-    What a convolution or dense layer does is counted, to the operation as TensorFlow's own profiler counts it. The
-    rest is not, as is usual in the field: biases, activations, normalisations (which can be folded into the kernel
-    before them), pooling, gates and residual adds; nor is anything that a layer unknown to tfspline does.
+        TypeError, ValueError: the model's graph cannot be read, or its input shape is not static.
 
     Example:
 
@@ -64,21 +64,21 @@ def flops(model: Any) -> Flops:
     return Flops(layers, total, 2 * total, sum(params.values()))
 
 
-def check_static(model: Any) -> None:
-    """Raises a ValueError if a size of the model's inputs, which MACs depend on, is not known."""
+def check_static(model: KerasModel) -> None:
+    """Raises a ValueError if a size of the model's inputs is not known, since MACs depend on it."""
     for tensor in model.inputs:
         if None in tensor.shape[1:]:
             raise ValueError(
-                f"Expected a model with a static input shape, which its MACs depend on. Received: {model.name!r} with "
-                f"an input of shape {tuple(tensor.shape)}; build it with a given one."
+                f"Expected a model with a static input shape, on which its MACs depend. Received: {model.name!r} with "
+                f"an input of shape {tuple(tensor.shape)}; build it with fixed sizes."
             )
 
 
-def training_flops(model: Any, samples: int) -> int:
-    """FLOPs of training on `samples` inputs, repeats counted: 3 x forward FLOPs x samples.
+def training_flops(model: KerasModel, samples: int) -> int:
+    """The FLOPs of training on `samples` inputs, each repetition counted: 3 x forward FLOPs x samples.
 
-    The backward pass counts as two forward passes, as is usual in the field. A recipe's cost is the sum over its
-    phases, the dense search included.
+    The backward pass counts as two forward passes, as usual in the literature. The cost of a recipe is the sum over
+    its phases, including the dense search.
 
     Example:
 

@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline.graph import layer_specs as rules
 from tfspline.graph.call import Call, Findings, Flow
 from tfspline.graph.channel_ids import group_units
+from tfspline.graph.layer_specs.registry import spec_of
 from tfspline.graph.structure import Graph, Resize, Shapes
 
 
@@ -106,7 +106,7 @@ class _Walk:
     def _visit(self, node, args, kwargs):
         self._calls[node.path] += 1
         arguments = [flow for flow in tf.nest.flatten((args, kwargs)) if isinstance(flow, Flow)]
-        outputs = tf.nest.flatten(rules.rule_for(node.layer)(Call(self.findings, node, args, kwargs)))
+        outputs = tf.nest.flatten(spec_of(node.layer).rule(Call(self.findings, node, args, kwargs)))
         for flow in arguments:
             flow.readers += 1
         over_channels = (node.path, 0) in self.findings.reads  # a wrong `axis` normalizes over rows instead
@@ -131,7 +131,7 @@ class _Walk:
             groups=group_units(slices, reasons),
             work=found.work,
             resizes=[Resize(path, key, value_of, unit_of) for (path, key), value_of in found.resizes.items()],
-            folded={flow.linear: path for flow, path in self._followers if flow.readers == 1},
+            folded={flow.linear: path for flow, path in self._followers if flow.linear and flow.readers == 1},
             reads={read: (axis, unit_of[ids]) for read, (axis, ids) in found.reads.items()},
             shared=frozenset(path for path, calls in self._calls.items() if calls > 1),
             units=len(reasons),

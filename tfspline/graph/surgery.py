@@ -27,7 +27,7 @@ def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str,
         ValueError: the model's layers or weight shapes are not those of the graph.
     """
     check_same(model, graph)
-    resizes = {}
+    resizes: dict[str, dict] = {}
     for resize in graph.resizes:
         resizes.setdefault(resize.layer, {})[resize.key] = resize.value(kept)
 

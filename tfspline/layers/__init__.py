@@ -21,5 +21,5 @@ from tfspline.layers.keras import SplineUnit
 
 __all__ = ["SplineUnit"]
 
-for _module in _keras.kerases():  # registers the layer with every Keras version that may load a saved model
+for _module in _keras.keras_modules():  # registers the layer with every Keras version that may load a saved model
     importlib.import_module(f"tfspline.layers.{_module.__name__}")

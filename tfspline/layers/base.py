@@ -8,10 +8,10 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline._keras.constraints import hold
 from tfspline._keras.types import Data, KerasLayer, KerasVariable
-from tfspline.graph.layer_specs import batch_normalization, register_channel_rule
-from tfspline.spline.activations import shape_of
+from tfspline.graph.activations import activation_of
+from tfspline.graph.layer_specs.registry import LAYERS, register
+from tfspline.graph.piecewise import PiecewiseAffine
 from tfspline.spline.codes import code_bits, pack_bits
-from tfspline.spline.piecewise import Pieces
 
 ACTIVATIONS = ("relu", "leaky_relu", "relu6")  # monotonic, and zero at zero
 
@@ -72,8 +72,8 @@ class SplineUnitBase:
         Raises:
             ValueError: the layer has no activation, and therefore no code.
         """
-        pieces = shape_of(self)
-        if not isinstance(pieces, Pieces):
+        pieces = activation_of(self)
+        if not isinstance(pieces, PiecewiseAffine):
             raise ValueError(f"SplineUnit {self.name!r} has no region code because it has no `activation`")
         return pack_bits(code_bits(pieces.bits_of_output(self(x, training=False))))
 
@@ -110,7 +110,7 @@ class SplineUnitBase:
 
 
 # The weights are per channel, as in BatchNormalization, and the activation acts on each number alone.
-register_channel_rule(SplineUnitBase, batch_normalization)
+register(SplineUnitBase, LAYERS["BatchNormalization"])
 
 
 def is_activation(layer: KerasLayer) -> bool:

@@ -92,7 +92,7 @@ class _Walk:
             others = [self._pairs[tensor] for tensor in goal.others]
             outputs = kept[self._producers[path].units]
             refit.refit(node.layer, layer, self._layers.get(goal.bn), x, outputs, goal.relu, others)
-        elif self._how == "merge" and path not in graph.shared and refit.is_linear(layer):
+        elif self._how == "merge" and path not in graph.shared and refit.is_refittable(layer):
             _merge(node.layer, layer, x.whole, kept[graph.reads[path, 0][1]], kept[self._producers[path].units])
         elif path in self._stale:
             axis, units = graph.reads[path, 0]

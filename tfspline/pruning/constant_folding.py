@@ -1,141 +1,87 @@
-"""Constants: what in a network does not depend on the input, number by number.
+"""Finds the numbers in a network that do not depend on its input, so that they can be folded into biases.
 
-A kernel column or a BatchNormalization's gamma that is zero makes a unit a constant: its bias or shift, through the
-activation. A walk over the graph finds, for every number in it, whether the input has a say in it and, where it has
-none, its value.
+A unit whose kernel column or whose BatchNormalization gamma is zero is constant: it computes its bias or shift, through
+the activation. A walk over the graph finds for every number whether it depends on the input and, if not, its value.
 """
-
-import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline.graph import layer_specs as rules
+from tfspline._keras.types import KerasModel
+from tfspline.graph.layer_specs.dependence import Signal, SignalCall
+from tfspline.graph.layer_specs.registry import spec_of
 from tfspline.graph.structure import Graph
 
-_SIDES = 80, 96  # the sizes of axes that the model leaves open: what is constant does not depend on them
-
-_SAME_PLACE = (rules.elementwise, rules.rescaling, rules.prelu, rules.layer_scale)
-_MOVES = (
-    *(rules.move_in_space, rules.global_pool, rules.reduce, rules.flatten, rules.reshape, rules.reshape_op),
-    *(rules.permute, rules.transpose, rules.repeat_vector, rules.concatenate),
-)
-_READERS = (rules.dense, rules.conv, rules.conv_transpose, rules.separable)
+_SIDES = 80, 96  # sizes for axes that the model leaves open; what is constant does not depend on them
 
 
-@dataclasses.dataclass
-class _Signal:
-    """What flows along an edge: its value for one random input, and where (bool of that shape) the input has a say."""
+def constants(model: KerasModel, graph: Graph, free: np.ndarray) -> dict[str, np.ndarray]:
+    """Finds the constants that layers read which can fold them into their bias.
 
-    value: tf.Tensor
-    varies: np.ndarray
+    Args:
+        model: the model that `graph` was read from.
+        graph: the structure of the model.
+        free: bool [units], False for units that may be mixed with others before they are read. They count as varying.
 
-
-def constants(model: Any, graph: Graph, free: np.ndarray) -> dict[str, np.ndarray]:
-    """What each layer that a constant can be folded into reads: float64 [3, channels].
-
-    The mean, the smallest and the largest value of each channel, over all positions and calls; NaN for a channel
-    that varies with the input, or that is not `free`: it may be mixed with others on its way.
+    Returns:
+        For each such layer, by path: the mean, the smallest and the largest value of each channel over all positions
+        and calls, float64 [3, channels]; NaN for a channel that varies with the model's input.
     """
-    seen = {}
-
-    def visit(node, args, kwargs):
-        rule = rules.rule_for(node.layer)
-        signals = [signal for signal in tf.nest.flatten((args, kwargs)) if isinstance(signal, _Signal)]
-        values = _keras.call(node.layer, args, kwargs, _Signal, lambda signal: signal.value)
-        if rule in _READERS:
-            axis, units = graph.reads[node.path, 0]
-            signals[0] = _Signal(signals[0].value, signals[0].varies | _along(~free[units], axis, signals[0].varies))
-            if "use_bias" in node.layer.get_config():
-                rows = np.where(signals[0].varies, np.nan, np.asarray(signals[0].value, np.float64))
-                rows = _rows(rows, axis)
-                seen.setdefault(node.path, []).append([rows.mean(axis=0), rows.min(axis=0), rows.max(axis=0)])
-        if rule in _MOVES and "min" not in (_keras.op_name(node.layer) or ""):  # a minimum forgets the ones
-            moved = _keras.call(node.layer, args, kwargs, _Signal, lambda signal: signal.varies.astype(np.float32))
-            varies = [np.asarray(mask) != 0 for mask in moved]
-        else:
-            varies = [_varies(node, rule, graph, signals, value) for value in values]
-        return [_Signal(*pair) for pair in zip(values, varies, strict=True)]
-
+    walk = _Walk(graph, free)
     rng = np.random.default_rng(0)
     for side in _SIDES:
-        inputs = random_inputs(model, rng, side)
-        _keras.run(model, [_Signal(value, np.ones(value.shape, bool)) for value in inputs], visit, nested=True)
-    calls = {path: np.stack(rows, axis=1) for path, rows in seen.items()}
+        inputs = [Signal(value, np.ones(value.shape, bool)) for value in random_inputs(model, rng, side)]
+        _keras.run(model, inputs, walk.visit, nested=True)
+    calls = {path: np.stack(rows, axis=1) for path, rows in walk.read.items()}
     return {
         path: np.stack([mean.mean(axis=0), low.min(axis=0), high.max(axis=0)])
         for path, (mean, low, high) in calls.items()
     }
 
 
-def _varies(node, rule, graph, signals, value):
-    """Where the input has a say in an output; everywhere, for a layer of which too little is known."""
-    layer, masks = node.layer, [signal.varies for signal in signals]
-    if rule in _SAME_PLACE:
-        return masks[0]
-    if rule in (rules.merge, rules.divide):
-        varies = np.logical_or.reduce(np.broadcast_arrays(*masks, np.zeros(value.shape, bool)))
-        if _keras.of_class(layer, "Multiply") or _keras.op_name(layer) == "multiply":
-            for signal in signals:  # zero times anything is zero
-                varies = varies & (signal.varies | (np.asarray(signal.value) != 0))
-        return varies
-    if rule is rules.embedding:
-        table = layer.embeddings.numpy()
-        return np.broadcast_to((table != table[:1]).any(axis=0), value.shape)
-    if rule is rules.batch_normalization and layer.gamma is not None and (node.path, 0) in graph.reads:
-        return masks[0] & _along(layer.gamma.numpy() != 0, graph.reads[node.path, 0][0], masks[0])
-    if rule in (*_READERS, rules.depthwise):
-        axis = graph.reads[node.path, 0][0]
-        channels = _rows(masks[0], axis).any(axis=0) @ response(layer, np.abs).astype(bool)
-        return np.broadcast_to(_along(channels, axis, value), value.shape)
-    return masks[0] if rule is rules.batch_normalization else np.ones(value.shape, bool)
+class _Walk:
+    """Propagates signals through a model and notes what the layers read that can fold constants into their bias.
 
-
-def _along(channels, axis, like):
-    """[channels] along an axis (the batch not counted) of arrays of the rank of `like`."""
-    shape = np.ones(len(like.shape), int)
-    shape[axis + 1] = -1
-    return channels.reshape(shape)
-
-
-def _rows(array, axis):
-    """An array as [positions, channels]; the batch does not count in `axis`."""
-    return np.moveaxis(array, axis + 1, -1).reshape(-1, array.shape[axis + 1])
-
-
-def response(layer: Any, of: Callable = np.asarray) -> np.ndarray:
-    """What a layer adds to its outputs for each input channel that is 1 all over: [inputs, outputs], float64.
-
-    It is the sum of the kernel's taps; where a transposed convolution leaves out taps at some places, its mean. With
-    `of=np.abs` the taps do not cancel, so that it tells which outputs read which inputs.
+    Attributes:
+        read: layer path -> for each call the mean, the smallest and the largest value of each channel.
     """
 
-    def taps(weight):
-        kernel = of(getattr(layer, weight).numpy().astype(np.float64))
-        return kernel.reshape(-1, *kernel.shape[-2:]).sum(axis=0)
+    def __init__(self, graph: Graph, free: np.ndarray):
+        self._graph, self._free = graph, free
+        self.read: dict[str, list[list[np.ndarray]]] = {}
 
-    rule = rules.rule_for(layer)
-    if rule is rules.conv_transpose:
-        return taps("kernel").T / np.prod(layer.strides)
-    if rule in (rules.depthwise, rules.separable):
-        depthwise = taps("depthwise_kernel" if hasattr(layer, "depthwise_kernel") else "kernel")
-        matrix = _block_diagonal(depthwise.reshape(1, -1), len(depthwise))
-        return matrix if rule is rules.depthwise else matrix @ taps("pointwise_kernel")
-    return _block_diagonal(taps("kernel"), getattr(layer, "groups", 1))
+    def visit(self, node, args, kwargs):
+        spec = spec_of(node.layer)
+        inputs = [signal for signal in tf.nest.flatten((args, kwargs)) if isinstance(signal, Signal)]
+        values = _keras.call(node.layer, args, kwargs, Signal, lambda signal: signal.value)
+        axis, units = self._graph.reads.get((node.path, 0), (None, None))
+        call = SignalCall(node.layer, args, kwargs, inputs, None if axis is None else axis + 1, values)
+        if spec.kernel is not None and spec.kernel.mixes:
+            call.inputs[0] = self._note(node.path, call, units)
+        return [Signal(*pair) for pair in zip(values, spec.dependence(call), strict=True)]
+
+    def _note(self, path, call, units):
+        """Notes the values that a layer reads; returns its input with all units that are not free varying."""
+        value, varies = call.inputs[0].value, call.inputs[0].varies
+        varies = varies | call.along_channels(~self._free[units], varies)
+        channels = np.moveaxis(np.where(varies, np.nan, np.asarray(value, np.float64)), call.channel_axis, -1)
+        rows = channels.reshape(-1, channels.shape[-1])
+        self.read.setdefault(path, []).append([rows.mean(axis=0), rows.min(axis=0), rows.max(axis=0)])
+        return Signal(value, varies)
 
 
-def _block_diagonal(blocks, groups):
-    """[inputs / groups, outputs] of a grouped convolution as [inputs, outputs]."""
-    rows, columns = blocks.shape
-    group = np.arange(groups)
-    return np.tile(blocks, (groups, 1)) * (group.repeat(rows)[:, None] == group.repeat(columns // groups))
+def random_inputs(
+    model: KerasModel, rng: np.random.Generator, side: int = _SIDES[0], batch: int = 1
+) -> list[tf.Tensor]:
+    """Random inputs for a model: normal numbers, or tokens if it has an Embedding.
 
-
-def random_inputs(model: Any, rng: np.random.Generator, side: int = _SIDES[0], batch: int = 1) -> list[tf.Tensor]:
-    """Random normal inputs for a model, tokens where it has an Embedding; `side` for axes that it leaves open."""
+    Args:
+        model: a built model.
+        rng: the random number generator.
+        side: the size of axes that the model leaves open.
+        batch: the batch size if the model leaves it open.
+    """
     tokens = [layer.input_dim for layer in _keras.layer_paths(model).values() if _keras.of_class(layer, "Embedding")]
     inputs = []
     for tensor in model.inputs:

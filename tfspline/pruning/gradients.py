@@ -9,11 +9,12 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline._keras.inputs import Probe
 from tfspline._keras.types import Data, KerasLayer, KerasModel, KerasVariable
+from tfspline.graph.argmax import ArgmaxChoice
 from tfspline.graph.cost import check_static
+from tfspline.graph.piecewise import Smooth
 from tfspline.graph.structure import Graph, WeightSlice
-from tfspline.spline.activations import Bend, Smooth, bends, first
+from tfspline.spline.activations import CallActivation, calls_with_activations
 from tfspline.spline.float64 import flat, without_activation
-from tfspline.spline.piecewise import Choice
 
 BATCH = 64  # samples that go through the model at a time
 _OFFSETS = ("bias", "beta", "moving_mean", "mean")  # weights that are added, not multiplied
@@ -167,15 +168,11 @@ def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
     """
     check_static(model)
     copies = {}
-    calls = [
-        _linear_call(node, bend, copies)
-        for node, bend in zip(_keras.nodes(model, nested=True), bends(model), strict=True)
-    ]
+    calls = {call.node.key: _linear_call(call, copies) for call in calls_with_activations(model)}
     inputs = [tf.ones([1, *tensor.shape[1:]], tf.float64) for tensor in model.inputs]
 
     def flow():
-        remaining = iter(calls)
-        outputs = _keras.run(model, inputs, lambda node, args, kwargs: next(remaining)(args, kwargs), nested=True)
+        outputs = _keras.run(model, inputs, lambda node, args, kwargs: calls[node.key](args, kwargs), nested=True)
         return tf.reduce_sum(flat(outputs))
 
     flow()  # makes the float64 copies of the layers
@@ -199,15 +196,15 @@ def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
     return {name: _float32(tf.convert_to_tensor(slope) / total) for name, slope in slopes.items()}
 
 
-def _linear_call(node, bend: Bend, copies: dict):
+def _linear_call(call: CallActivation, copies: dict):
     """A call without its activation; a choice, such as max pooling, is kept."""
-    shape = bend.shape
-    if isinstance(shape, Choice):
-        return lambda args, kwargs: _chosen(shape, shape.candidates(args, kwargs))
-    out_of_sight = isinstance(shape, Smooth) and shape.sign is None
-    if shape is None or bend.fused or out_of_sight:
-        return without_activation(node, copies)
-    return first
+    activation = call.activation
+    if isinstance(activation, ArgmaxChoice):
+        return lambda args, kwargs: _chosen(activation, activation.candidates(args, kwargs))
+    hidden = isinstance(activation, Smooth) and activation.sign is None
+    if activation is None or call.fused or hidden:
+        return without_activation(call.node, copies)
+    return _keras.first_argument
 
 
 def _chosen(choice, z):

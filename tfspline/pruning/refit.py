@@ -14,6 +14,8 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasLayer, KerasModel
+from tfspline.graph.activations import has_relu, is_fused
+from tfspline.graph.layer_specs.registry import spec_of
 from tfspline.graph.structure import Graph
 from tfspline.graph.weights import folded, value_of
 
@@ -51,7 +53,7 @@ def goals(model: KerasModel, graph: Graph) -> dict[str, Goal]:
     return {
         node.path: _goal(node, graph, tensors)
         for node in tensors.nodes
-        if node.path not in graph.shared and is_linear(node.layer)
+        if node.path not in graph.shared and is_refittable(node.layer)
     }
 
 
@@ -77,47 +79,32 @@ class _Tensors:
 
 def _goal(node, graph, tensors) -> Goal:
     if _keras.activation_name(node.layer) != "linear":
-        return Goal(relu=_has_relu(node.layer))
+        return Goal(relu=has_relu(node.layer))
     bn, others, last, following = None, (), node, tensors.only_reader(node)
     if following and following.path == graph.folded.get(node.path) and following.path not in graph.shared:
         bn, last, following = following.path, following, tensors.only_reader(following)
         if getattr(last.layer, "activation", None):  # a SplineUnit
-            return Goal(bn, relu=_has_relu(last.layer))
+            return Goal(bn, relu=has_relu(last.layer))
     if following and is_add(following.layer) and tensors.same_shape(following.inputs):
         others = tuple(tensor for tensor in following.inputs if tensor not in last.outputs)
         following = tensors.only_reader(following)
     return Goal(bn, others, bool(following) and is_relu(following.layer))
 
 
-def is_linear(layer: KerasLayer) -> bool:
+def is_refittable(layer: KerasLayer) -> bool:
     """Whether a layer can be merged and refitted: Dense, or an ungrouped convolution."""
-    name = _keras.builtin_class_name(layer)
-    if name in ("Conv1D", "Conv2D", "Conv3D") and layer.groups == 1 and layer.padding in ("valid", "same"):
-        # The gradient of a convolution whose strides leave gaps can corrupt memory in TensorFlow 2.21 (CPU).
-        gaps = any(size < stride for size, stride in zip(layer.kernel_size, layer.strides, strict=True))
-        return not gaps or _is_pointwise(layer)
-    return name == "Dense"
-
-
-def _is_pointwise(layer):
-    return set(layer.kernel_size) == {1}
+    kernel = spec_of(layer).kernel
+    return kernel is not None and kernel.refittable(layer)
 
 
 def is_add(layer: KerasLayer) -> bool:
     """Whether a layer or bare op adds tensors."""
-    return _keras.of_class(layer, "Add") or _keras.op_name(layer) == "add"
+    return spec_of(layer).adds
 
 
 def is_relu(layer: KerasLayer) -> bool:
-    """Whether a layer or bare op is max(x, 0)."""
-    if _keras.of_class(layer, "ReLU"):
-        return layer.max_value is None and not layer.negative_slope and not layer.threshold
-    return _keras.of_class(layer, "Activation") and _has_relu(layer)
-
-
-def _has_relu(layer):
-    """Whether the activation of a layer is max(x, 0), by name or as a layer."""
-    return _keras.activation_name(layer) == "relu" or is_relu(layer.activation)
+    """Whether a layer is an activation layer that computes max(x, 0). False for bare ops."""
+    return not is_fused(layer) and has_relu(layer)
 
 
 def channel_axis(layer: KerasLayer) -> int:
@@ -267,7 +254,7 @@ def _linear(layer, x, kernel, bias):
     """The output of a layer for channels-last inputs with other weights, without its activation."""
     if len(kernel.shape) == 2:
         return tf.tensordot(x, kernel, 1) + bias
-    if _is_pointwise(layer):
+    if set(layer.kernel_size) == {1}:
         read = x[(slice(None), *(slice(None, None, stride) for stride in layer.strides))]
         return tf.tensordot(read, tf.reshape(kernel, kernel.shape[-2:]), 1) + bias
     return tf.nn.convolution(x, kernel, layer.strides, layer.padding.upper(), dilations=layer.dilation_rate) + bias

@@ -10,11 +10,11 @@ from absl import logging
 from tfspline import _keras
 from tfspline._keras.types import KerasLayer, KerasModel
 from tfspline._utils.checks import several
-from tfspline.graph import layer_specs as rules
 from tfspline.graph import reader as graphs
+from tfspline.graph.layer_specs.registry import kernel_of
 from tfspline.graph.structure import Graph, Group
 from tfspline.graph.surgery import cut, difference
-from tfspline.pruning.constant_folding import constants, random_inputs, response
+from tfspline.pruning.constant_folding import constants, random_inputs
 from tfspline.pruning.masks import Masks
 
 PROBES = 8  # random inputs on which the difference is measured
@@ -130,7 +130,7 @@ class _Reader:
 
     def __init__(self, graph: Graph, path: str, layer: KerasLayer, mean, low, high):
         self.inputs, self.outputs = graph.reads[path, 0][1], graph.channels(path)
-        self.depends = response(layer, np.abs).astype(bool)
+        self.depends = kernel_of(layer).response(layer, np.abs).astype(bool)
         self.varies, self.inexact = np.isnan(mean), ~_folds_exactly(layer, low, high)
 
 
@@ -202,7 +202,8 @@ def _shifts(model, graph, removed, read_constants):
     layers, shifts = _keras.layer_paths(model), {}
     for path, (mean, _, _) in read_constants.items():
         folded = removed[graph.reads[path, 0][1]] & ~np.isnan(mean)
-        shift = (mean[folded] @ response(layers[path])[folded])[~removed[graph.channels(path)]]
+        response = kernel_of(layers[path]).response(layers[path], np.asarray)
+        shift = (mean[folded] @ response[folded])[~removed[graph.channels(path)]]
         if shift.any():
             shifts[path] = shift
     return shifts
@@ -231,15 +232,7 @@ def _cut_and_shift(model, graph, removed, shifts):
 def _folds_exactly(layer: KerasLayer, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Whether folding constants within these bounds, [channels], into the bias keeps the layer's function."""
     zero = (low == 0) & (high == 0)
-    if not _ignores_padding(layer):
+    if kernel_of(layer).sees_padding(layer):
         return zero
     rounding = 1e-5 if tf.as_dtype(layer.compute_dtype).size >= 4 else 1e-2
     return high - low <= rounding * np.maximum(np.abs(low), np.abs(high))
-
-
-def _ignores_padding(layer):
-    rule = rules.rule_for(layer)
-    if rule is rules.dense:
-        return True
-    point = set(layer.kernel_size) == {1}
-    return point and set(layer.strides) == {1} if rule is rules.conv_transpose else point or layer.padding == "valid"

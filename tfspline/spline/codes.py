@@ -3,9 +3,8 @@
 The bits are packed, eight to a byte.
 """
 
-import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +14,7 @@ from tfspline._keras.inputs import check_inputs
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import count, instance
 from tfspline._utils.files import read_npz, write_npz
-from tfspline.spline.activations import bits_of_calls
+from tfspline.spline.activations import coded_calls
 
 
 class Codes:
@@ -190,11 +189,9 @@ class RegionEncoder:
 
     def __init__(self, model: KerasModel, approximate: bool = False, max_pooling: bool = False):
         self.model = _keras.check_model(model)
-        calls = list(bits_of_calls(model, approximate, max_pooling))
-        self._bits = [bits for _, bits in calls]
-        coded = [bend for bend, bits in calls if bits]
-        self._bends = dict(zip(unique(bend.path for bend in coded), coded, strict=True))  # by the names in the codes
-        if not coded:
+        self._calls = coded_calls(model, approximate, max_pooling)
+        self._names = {one.call.node.key: name for name, one in self._calls.items()}
+        if not self._calls:
             raise ValueError(
                 "Expected a model with at least one piecewise-affine unit (ReLU, LeakyReLU, PReLU, ReLU6 ...). "
                 f"Received: {model.name!r}, which has none"
@@ -214,10 +211,10 @@ class RegionEncoder:
             ]
             packed, bits = self._encode(batch)
             if not arrays:
-                arrays = {name: np.empty((samples, packed[name].shape[1]), np.uint8) for name in self._bends}
+                arrays = {name: np.empty((samples, packed[name].shape[1]), np.uint8) for name in self._calls}
             for name, array in arrays.items():
                 array[start : start + batch_size] = packed[name]
-        return Codes(arrays, {name: int(bits[name]) for name in self._bends})
+        return Codes(arrays, {name: int(bits[name]) for name in self._calls})
 
     def dead(self, codes: Codes) -> list[str]:
         """Return the names of the dead layers: those in which no input of `codes` switches on any unit.
@@ -225,21 +222,19 @@ class RegionEncoder:
         A dead layer outputs a constant and passes no gradient to the layers before it. Layers whose units are not
         constant when they are off, such as LeakyReLU, are never dead.
         """
-        return [name for name, bend in self._bends.items() if bend.silent and not codes[name].any()]
+        return [name for name, one in self._calls.items() if one.call.constant_when_off and not codes[name].any()]
 
     def _encode_batch(self, inputs):
-        remaining = iter(self._bits)  # in the order in which the graph's calls are visited
-        bits = []
+        bits = {}
 
         def visit(node, args, kwargs):
             outputs = node.layer(*args, **kwargs)
-            bits_of = next(remaining)
-            if bits_of:
-                bits.append(code_bits(bits_of(args, kwargs, tf.nest.flatten(outputs)[0])))
+            if node.key in self._names:
+                name = self._names[node.key]
+                bits[name] = code_bits(self._calls[name].bits(args, kwargs, tf.nest.flatten(outputs)[0]))
             return outputs
 
         _keras.run(self.model, inputs, visit, nested=True)
-        bits = dict(zip(self._bends, bits, strict=True))
         return tf.nest.map_structure(pack_bits, bits), {name: tf.shape(array)[1] for name, array in bits.items()}
 
 
@@ -262,12 +257,3 @@ def pack_bits(bits: tf.Tensor) -> tf.Tensor:
     # the top byte. No two products share a position, so nothing carries. Five times faster than a weighted sum.
     gathered = tf.bitwise.right_shift(eights * tf.constant(0x0102040810204080, tf.uint64), tf.constant(56, tf.uint64))
     return tf.cast(gathered, tf.uint8)
-
-
-def unique(names: Iterable[str]) -> list[str]:
-    """Return the names in order, with "#2", "#3" ... appended to those that have occurred before."""
-    unique: dict[str, None] = {}
-    for name in names:
-        numbered = itertools.chain([name], (f"{name}#{count}" for count in itertools.count(2)))
-        unique[next(candidate for candidate in numbered if candidate not in unique)] = None
-    return list(unique)

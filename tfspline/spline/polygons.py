@@ -10,8 +10,9 @@ from tfspline import _keras
 from tfspline._keras.inputs import check_inputs
 from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import count, several
-from tfspline.spline.codes import Codes, unique
-from tfspline.spline.float64 import Network, Shape, flat
+from tfspline.spline.activations import unique
+from tfspline.spline.codes import Codes
+from tfspline.spline.float64 import Network, Pieces, flat
 
 _MIN_WIDTH = 1e-10  # share of the box: rounding makes narrower slivers where lines meet, so these are not split off
 
@@ -87,7 +88,7 @@ def partition_polygons(
     (4, [[0, 0], [0, 1], [1, 0], [1, 1]])
     """
     network = Network(model, logits)
-    names = unique(step.name for step in network.steps if step.shape)
+    names = unique(step.name for step in network.steps.values() if step.activation)
     if not names:
         raise ValueError(f"Expected a model with at least one piecewise-affine unit. Received: {model.name!r}")
     low, high = bounds_of(box).T
@@ -135,16 +136,15 @@ def _propagate(network: Network, partition: "_Partition", corners: np.ndarray) -
     Returns:
         float64 `[tiles, 3, outputs]`: for each tile, the values of its affine map at the corners.
     """
-    steps = iter(network.steps)
 
     def visit(node, args, kwargs):
-        step = next(steps)
+        step = network.steps[node.key]
         args, kwargs = tf.nest.map_structure(
             lambda value: partition.current(value) if isinstance(value, _Sheet) else value, (args, kwargs)
         )
         results = step.affine(args, kwargs)
-        if step.shape is not None:
-            results = [partition.split(step.shape, results)]
+        if step.activation is not None:
+            results = [partition.split(step.activation, results)]
         return [partition.sheet(value) for value in tf.nest.flatten(results)]
 
     sheets = _keras.run(network.model, [partition.sheet(tf.constant(corners))], visit, nested=True)
@@ -189,11 +189,11 @@ class _Partition:
             value = _inherited(value, parents)
         return value
 
-    def split(self, shape: Shape, z: tf.Tensor) -> tf.Tensor:
+    def split(self, activation: Pieces, z: tf.Tensor) -> tf.Tensor:
         """Split the tiles where the code of an activation changes.
 
         Args:
-            shape: the piecewise-affine activation.
+            activation: the piecewise-affine activation.
             z: its pre-activation on the tiles, as in `_Sheet.value`.
 
         Returns:
@@ -201,7 +201,7 @@ class _Partition:
         """
         layer = len(self._bits)
         try:
-            borders = shape.borders(z)
+            borders = activation.borders(z)
         except ValueError as error:
             raise ValueError(
                 f"Layer {self._names[layer]!r} makes {error}; only two candidates are supported"
@@ -221,8 +221,8 @@ class _Partition:
         self._parents.append(parents)
         z = _inherited(z, parents)
         z_centre = self.tiles.at_centres(z)
-        self._bits.append(np.concatenate([np.reshape(bit, (len(parents), -1)) for bit in shape.bits(z_centre)], 1))
-        return shape.apply(z, tf.repeat(shape.code(z_centre), 3, axis=0))
+        self._bits.append(np.concatenate([np.reshape(bit, (len(parents), -1)) for bit in activation.bits(z_centre)], 1))
+        return activation.apply(z, tf.repeat(activation.code(z_centre), 3, axis=0))
 
     def codes(self) -> Codes:
         """Return the codes of all layers, one row per tile."""

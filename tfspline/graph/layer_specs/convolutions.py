@@ -1,0 +1,170 @@
+"""Dense layers and convolutions."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from tfspline._keras.types import KerasLayer
+from tfspline.graph.call import Call
+from tfspline.graph.layer_specs.activations import activated
+from tfspline.graph.layer_specs.dependence import SignalCall
+from tfspline.graph.layer_specs.spec import Kernel, LayerSpec, each_dimension, size_of, unknown
+
+
+def _dense(call: Call) -> np.ndarray:
+    """Mixes the channels of the last axis."""
+    call.consume("kernel", 0, call.channels())
+    outputs = call.produce("kernel", 1)
+    call.per_channel("bias", 0, outputs)
+    call.resize("units", lambda kept: int(kept[outputs].sum()))
+    call.macs("kernel", size_of(call.shape()[:-1]))
+    return activated(call, call.place(outputs))
+
+
+def _conv(call: Call) -> np.ndarray:
+    """Conv1D/2D/3D, grouped or not: kernel [*window, inputs / groups, outputs]."""
+    inputs, groups = call.channels(axis=call.channel_axis()), call.layer.groups
+    outputs = call.produce("kernel", -1)
+    call.macs("kernel", size_of(call.spatial(call.output_shapes[0])))
+    call.per_channel("bias", 0, outputs)
+    call.resize("filters", lambda kept: int(kept[outputs].sum()))
+    if groups == 1:
+        call.consume("kernel", -2, inputs)
+    elif groups == inputs.size:  # each group is one channel, which is removed with all that is computed from it
+        call.tie(np.repeat(inputs, outputs.size // groups), outputs)
+        call.resize("groups", lambda kept: int(kept[inputs].sum()))
+    else:  # all groups must stay equally wide, so the same position of every group is removed together
+        columns = call.tie_groups(inputs, groups)
+        call.tie_groups(outputs, groups)
+        call.consume("kernel", -2, columns)
+    return activated(call, call.place(outputs))
+
+
+def _conv_transpose(call: Call) -> np.ndarray:
+    """Conv1D/2D/3DTranspose: kernel [*window, outputs, inputs]."""
+    call.consume("kernel", -1, call.channels(axis=call.channel_axis()))
+    outputs = call.produce("kernel", -2)
+    call.per_channel("bias", 0, outputs)
+    call.resize("filters", lambda kept: int(kept[outputs].sum()))
+    call.macs("kernel", size_of(call.spatial(call.shape())))
+    return activated(call, call.place(outputs))
+
+
+def _depthwise(call: Call) -> np.ndarray:
+    """DepthwiseConv1D/2D: computes `depth_multiplier` channels from each channel and mixes none."""
+    weight = _depthwise_weight(call.layer)
+    inputs = call.channels(axis=call.channel_axis())
+    call.per_channel(weight, -2, inputs)
+    outputs = np.repeat(inputs, call.layer.depth_multiplier)
+    call.per_channel("bias", 0, outputs)
+    call.macs(weight, size_of(call.spatial(call.output_shapes[0])))
+    return activated(call, call.place(outputs))
+
+
+def _separable(call: Call) -> np.ndarray:
+    """SeparableConv1D/2D: a depthwise convolution and a pointwise one that mixes channels."""
+    inputs = call.channels(axis=call.channel_axis())
+    call.per_channel("depthwise_kernel", -2, inputs)
+    call.consume("pointwise_kernel", -2, np.repeat(inputs, call.layer.depth_multiplier))
+    outputs = call.produce("pointwise_kernel", -1)
+    call.per_channel("bias", 0, outputs)
+    call.resize("filters", lambda kept: int(kept[outputs].sum()))
+    for weight in ("depthwise_kernel", "pointwise_kernel"):
+        call.macs(weight, size_of(call.spatial(call.output_shapes[0])))
+    return activated(call, call.place(outputs))
+
+
+def _einsum_dense(call: Call) -> list[np.ndarray]:
+    """Multiplies by a weight in any way: only its MACs are known."""
+    inputs, weight = call.layer.equation.partition("->")[0].split(",")
+    read = [size for letter, size in zip(weight.strip(), call.layer.kernel.shape, strict=True) if letter in inputs]
+    call.macs("kernel", size_of(call.shape()) // size_of(read))
+    return unknown(call)
+
+
+def _depthwise_weight(layer):
+    return "depthwise_kernel" if hasattr(layer, "depthwise_kernel") else "kernel"
+
+
+def _summed(layer: KerasLayer, weight: str, transform: Callable) -> np.ndarray:
+    """A kernel, transformed entry by entry and summed over its window: float64, its last two axes."""
+    kernel = transform(getattr(layer, weight).numpy().astype(np.float64))
+    return kernel.reshape(-1, *kernel.shape[-2:]).sum(axis=0)
+
+
+def _conv_response(layer: KerasLayer, transform: Callable) -> np.ndarray:
+    return _block_diagonal(_summed(layer, "kernel", transform), getattr(layer, "groups", 1))
+
+
+def _transpose_response(layer: KerasLayer, transform: Callable) -> np.ndarray:
+    return _summed(layer, "kernel", transform).T / np.prod(layer.strides)
+
+
+def _depthwise_response(layer: KerasLayer, transform: Callable) -> np.ndarray:
+    kernel = _summed(layer, _depthwise_weight(layer), transform)
+    return _block_diagonal(kernel.reshape(1, -1), len(kernel))
+
+
+def _separable_response(layer: KerasLayer, transform: Callable) -> np.ndarray:
+    return _depthwise_response(layer, transform) @ _summed(layer, "pointwise_kernel", transform)
+
+
+def _block_diagonal(blocks, groups):
+    """The kernel [inputs / groups, outputs] of a grouped convolution as a matrix [inputs, outputs]."""
+    rows, columns = blocks.shape
+    group = np.arange(groups)
+    return np.tile(blocks, (groups, 1)) * (group.repeat(rows)[:, None] == group.repeat(columns // groups))
+
+
+def _through_kernel(response: Callable, call: SignalCall) -> list[np.ndarray]:
+    """A channel depends on the input if the kernel reads one that does, at any position."""
+    varies = np.moveaxis(call.inputs[0].varies, call.channel_axis, -1)
+    channels = varies.reshape(-1, varies.shape[-1]).any(axis=0) @ response(call.layer, np.abs).astype(bool)
+    return [np.broadcast_to(call.along_channels(channels, output), output.shape) for output in call.outputs]
+
+
+def _is_point(layer):
+    return set(layer.kernel_size) == {1}
+
+
+def _conv_refittable(layer: KerasLayer) -> bool:
+    """Ungrouped, and without gaps between windows: for these, TensorFlow 2.21 can corrupt memory (gradient, CPU)."""
+    if layer.groups > 1 or layer.padding not in ("valid", "same"):
+        return False
+    gaps = any(size < stride for size, stride in zip(layer.kernel_size, layer.strides, strict=True))
+    return not gaps or _is_point(layer)
+
+
+def _conv_sees_padding(layer: KerasLayer) -> bool:
+    return not _is_point(layer) and layer.padding != "valid"
+
+
+def _transpose_sees_padding(layer: KerasLayer) -> bool:
+    """Also a gap between the inputs counts as padding."""
+    return not _is_point(layer) or set(layer.strides) != {1}
+
+
+def _spec(rule: Callable, kernel: Kernel) -> LayerSpec:
+    return LayerSpec(rule, affine=True, kernel=kernel, dependence=functools.partial(_through_kernel, kernel.response))
+
+
+_DENSE = Kernel(_conv_response, sees_padding=lambda layer: False, is_hyperplane=True, refittable=lambda layer: True)
+_CONV = Kernel(_conv_response, sees_padding=_conv_sees_padding, is_hyperplane=True, refittable=_conv_refittable)
+
+LAYERS: dict[str, LayerSpec] = {
+    "Dense": _spec(_dense, _DENSE),
+    **dict.fromkeys(each_dimension("Conv"), _spec(_conv, _CONV)),
+    **dict.fromkeys(
+        (f"{name}Transpose" for name in each_dimension("Conv")),
+        _spec(_conv_transpose, Kernel(_transpose_response, sees_padding=_transpose_sees_padding)),
+    ),
+    **dict.fromkeys(
+        each_dimension("SeparableConv", dimensions=(1, 2)),
+        _spec(_separable, Kernel(_separable_response, sees_padding=_conv_sees_padding)),
+    ),
+    **dict.fromkeys(
+        each_dimension("DepthwiseConv", dimensions=(1, 2)), _spec(_depthwise, Kernel(_depthwise_response, mixes=False))
+    ),
+    "EinsumDense": LayerSpec(_einsum_dense, affine=True),
+}

@@ -1,0 +1,98 @@
+"""How layers pass on the dependence on the model's input, which constant folding propagates.
+
+Each function takes a `SignalCall` and returns, for each output, where it depends on the input: bool of its shape.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfspline import _keras
+from tfspline._keras.types import KerasLayer
+
+
+@dataclasses.dataclass(eq=False)
+class Signal:
+    """A tensor in constant folding.
+
+    Attributes:
+        value: its value for one random input.
+        varies: bool of the value's shape, where it depends on the input.
+    """
+
+    value: tf.Tensor
+    varies: np.ndarray
+
+
+@dataclasses.dataclass
+class SignalCall:
+    """A call of a layer in constant folding.
+
+    Attributes:
+        layer: the layer or bare op.
+        args: its arguments, with a `Signal` for each tensor.
+        kwargs: likewise.
+        inputs: the signals among them.
+        channel_axis: the axis of the channels that the layer reads from its first input, the batch included; None if
+            its rule reads no channels.
+        outputs: the values of the outputs.
+    """
+
+    layer: KerasLayer
+    args: tuple
+    kwargs: dict
+    inputs: list[Signal]
+    channel_axis: Any
+    outputs: list[tf.Tensor]
+
+    def along_channels(self, channels: np.ndarray, like: Any) -> np.ndarray:
+        """Numbers [channels] laid along the channel axis, to be broadcast against arrays of the rank of `like`."""
+        shape = np.ones(len(like.shape), int)
+        shape[self.channel_axis] = -1
+        return channels.reshape(shape)
+
+
+def everywhere(call: SignalCall) -> list[np.ndarray]:
+    """Every number depends on the input: for layers about which too little is known."""
+    return [np.ones(output.shape, bool) for output in call.outputs]
+
+
+def same_position(call: SignalCall) -> list[np.ndarray]:
+    """A number depends on the input if the number at the same position of the first argument does."""
+    return [call.inputs[0].varies]
+
+
+def any_input(call: SignalCall) -> list[np.ndarray]:
+    """A number depends on the input if one at the same position of any argument does."""
+    masks = [signal.varies for signal in call.inputs]
+    return [np.logical_or.reduce(np.broadcast_arrays(*masks, np.zeros(call.outputs[0].shape, bool)))]
+
+
+def product(call: SignalCall) -> list[np.ndarray]:
+    """As `any_input`, but zero times anything is zero."""
+    (varies,) = any_input(call)
+    for signal in call.inputs:
+        varies = varies & (signal.varies | (np.asarray(signal.value) != 0))
+    return [varies]
+
+
+def moved(call: SignalCall) -> list[np.ndarray]:
+    """The layer moves, adds up or takes the maximum of numbers: it is run on the masks themselves."""
+    masks = _keras.call(call.layer, call.args, call.kwargs, Signal, lambda signal: signal.varies.astype(np.float32))
+    return [np.asarray(mask) != 0 for mask in masks]
+
+
+def scaled_by_gamma(call: SignalCall) -> list[np.ndarray]:
+    """BatchNormalization: as `same_position`, but channels whose gamma is zero are constant."""
+    varies = call.inputs[0].varies
+    if call.layer.gamma is None or call.channel_axis is None:
+        return [varies]
+    return [varies & call.along_channels(call.layer.gamma.numpy() != 0, varies)]
+
+
+def table_rows(call: SignalCall) -> list[np.ndarray]:
+    """Embedding: a channel depends on the input unless it is the same in all rows of the table."""
+    table = call.layer.embeddings.numpy()
+    return [np.broadcast_to((table != table[:1]).any(axis=0), call.outputs[0].shape)]

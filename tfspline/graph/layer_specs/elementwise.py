@@ -1,0 +1,102 @@
+"""Layers and bare ops that act on each number alone, and elementwise merges of several tensors."""
+
+import dataclasses
+
+import numpy as np
+
+from tfspline import _keras
+from tfspline.graph.argmax import ArgmaxChoice, merged
+from tfspline.graph.call import Call
+from tfspline.graph.layer_specs.dependence import any_input, product, same_position
+from tfspline.graph.layer_specs.spec import LayerSpec, each_dimension, unknown
+
+
+def pass_through(call: Call) -> np.ndarray:
+    """The channels of the output are those of the input."""
+    return call.inputs[0]
+
+
+def rescaling(call: Call) -> np.ndarray | list[np.ndarray]:
+    """Elementwise if all channels are scaled alike. A scale for each channel is in the config and cannot be sliced."""
+    alike = np.ndim(call.layer.scale) == np.ndim(call.layer.offset) == 0
+    return call.inputs[0] if alike else unknown(call)
+
+
+def layer_scale(call: Call) -> np.ndarray:
+    """The LayerScale of ConvNeXt: one factor for each channel."""
+    call.per_channel("gamma", 0, call.channels())
+    return call.inputs[0]
+
+
+def merge(call: Call) -> np.ndarray | list[np.ndarray]:
+    """Add, Multiply, Maximum ...: channels that meet at a position are one unit; axes of length 1 are broadcast.
+
+    Also the rule of bare ops that act on each number alone, whether their other arguments are tensors or scalars.
+    """
+    if not call.constants_are_scalars():
+        return unknown(call)
+    if len(call.inputs) == 1:
+        return call.inputs[0]
+    if len({ids.ndim for ids in call.inputs}) > 1:
+        return unknown(call)
+    target = np.broadcast_shapes(*(ids.shape for ids in call.inputs))
+    met = []
+    for i, ids in enumerate(call.inputs):
+        if any(real == 1 < varying for real, varying in zip(call.shape(i), target, strict=True)):
+            call.protect(ids, f"{call.described()} broadcasts it over several channels")
+        else:
+            met.append(np.broadcast_to(ids, target))
+    for other in met[1:]:
+        call.tie(met[0], other)
+    return met[0] if met else call.opaque()
+
+
+def divide(call: Call) -> np.ndarray | list[np.ndarray]:
+    """Division by a scalar is elementwise; if units are divisors, removing them by zeros would divide by zero."""
+    numerators = call.input("x1"), call.input("x")  # the names in Keras 3 and in TensorFlow
+    return merge(call) if len(call.inputs) == 1 and numerators != (None, None) else unknown(call)
+
+
+def _scales(node: _keras.Node) -> bool:
+    """Whether a product or quotient has only one varying operand, and in a quotient this is the numerator."""
+    varying = object()
+    arguments = _keras.arguments(node.layer, *node.fill(dict.fromkeys(node.inputs, varying)))
+    operands = [key for key, value in arguments.items() if value is varying]
+    return operands in (["x"], ["x1"]) or (_keras.op_name(node.layer) == "multiply" and len(operands) == 1)
+
+
+_PASS_THROUGH = LayerSpec(pass_through, affine=True, elementwise=True, dependence=same_position)
+_MERGE = LayerSpec(merge, elementwise=True, dependence=any_input)
+_AFFINE_MERGE = LayerSpec(merge, affine=True, elementwise=True, dependence=any_input)
+_SUM = LayerSpec(merge, affine=True, elementwise=True, adds=True, dependence=any_input)
+_PRODUCT = LayerSpec(merge, elementwise=True, dependence=product)
+_MAXIMUM = dataclasses.replace(_MERGE, activation=lambda layer: ArgmaxChoice(merged, 1, pooled=False))
+_MINIMUM = dataclasses.replace(_MERGE, activation=lambda layer: ArgmaxChoice(merged, -1, pooled=False))
+_QUOTIENT = LayerSpec(divide, affine=_scales, elementwise=True, dependence=any_input)
+
+LAYERS: dict[str, LayerSpec] = {
+    **dict.fromkeys(["Identity", "Dropout", "AlphaDropout", "GaussianDropout", "GaussianNoise"], _PASS_THROUGH),
+    **dict.fromkeys(["ActivityRegularization", *each_dimension("SpatialDropout")], _PASS_THROUGH),
+    "StochasticDepth": _PASS_THROUGH,  # this one and the next two are defined by keras.applications
+    "CustomScaleLayer": _AFFINE_MERGE,
+    "LayerScale": LayerSpec(layer_scale, affine=True, elementwise=True, dependence=same_position),
+    "Rescaling": LayerSpec(rescaling, affine=True, elementwise=True, dependence=same_position),
+    "Normalization": LayerSpec(affine=True),
+    "Add": _SUM,
+    **dict.fromkeys(["Subtract", "Average"], _AFFINE_MERGE),
+    "Multiply": _PRODUCT,
+    "Maximum": _MAXIMUM,
+    "Minimum": _MINIMUM,
+}
+
+OPS: dict[str, LayerSpec] = {
+    "add": _SUM,
+    **dict.fromkeys(["subtract", "negative", "identity", "stopgradient"], _AFFINE_MERGE),
+    "cast": LayerSpec(merge, affine=True, elementwise=True, dependence=any_input, float64=lambda op, x: x),
+    **dict.fromkeys(["square", "exp"], _MERGE),
+    "multiply": LayerSpec(merge, affine=_scales, elementwise=True, dependence=product),
+    **dict.fromkeys(["divide", "truedivide", "truediv", "realdiv"], _QUOTIENT),
+    "maximum": _MAXIMUM,
+    "minimum": _MINIMUM,
+    **dict.fromkeys(["addn", "neg"], LayerSpec(affine=True)),
+}

@@ -1,0 +1,55 @@
+"""Normalization layers."""
+
+import numpy as np
+
+from tfspline.graph.call import Call
+from tfspline.graph.layer_specs.activations import activated
+from tfspline.graph.layer_specs.dependence import scaled_by_gamma
+from tfspline.graph.layer_specs.spec import LayerSpec
+
+
+def _batch_normalization(call: Call) -> np.ndarray:
+    """One scale, offset and statistics for each channel; a SplineUnit also has an activation."""
+    axis = call.layer.axis
+    axis = call.axis(axis if isinstance(axis, int) else axis[0])
+    if call.inputs[0].shape[axis] == 1 != call.shape()[axis]:  # not the axis of the channels
+        return activated(call, call.inputs[0])
+    ids = call.channels(axis=axis)
+    for weight in ("gamma", "beta"):
+        call.per_channel(weight, 0, ids)
+    for weight in ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev"):
+        call.per_channel(weight, 0, ids, statistic=True)
+    return activated(call, call.inputs[0])
+
+
+def _over_channels(call: Call) -> np.ndarray:
+    """LayerNormalization and similar: protects channels, since removing one changes how the others are normalized."""
+    for i, axis in enumerate(np.atleast_1d(call.layer.axis)):
+        if call.inputs[0].shape[call.axis(axis)] > 1:
+            ids = call.channels(axis=call.axis(axis))
+            for weight in ("gamma", "beta", "scale"):
+                if hasattr(getattr(call.layer, weight, None), "shape"):  # in tf_keras, scale=True is a flag
+                    call.per_channel(weight, i, ids)
+            call.protect(ids, f"{call.described()} normalises over channels", inexact=True)
+    return call.inputs[0]
+
+
+def _group_normalization(call: Call) -> np.ndarray:
+    """Normalizes over the channels of each group, which must stay equally wide; exact if each group is one channel."""
+    groups = call.layer.groups
+    ids = call.channels(axis=call.axis(call.layer.axis))
+    for weight in ("gamma", "beta"):
+        call.per_channel(weight, 0, ids)
+    if groups == ids.size:
+        call.resize("groups", lambda kept: int(kept[ids].sum()))
+    else:
+        call.tie_groups(ids, groups)
+        call.protect(ids, f"{call.described()} normalises over channels", inexact=True)
+    return call.inputs[0]
+
+
+LAYERS: dict[str, LayerSpec] = {
+    "BatchNormalization": LayerSpec(_batch_normalization, affine=True, dependence=scaled_by_gamma),
+    **dict.fromkeys(["LayerNormalization", "UnitNormalization", "RMSNormalization"], LayerSpec(_over_channels)),
+    "GroupNormalization": LayerSpec(_group_normalization),
+}

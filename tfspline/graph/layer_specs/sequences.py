@@ -1,0 +1,85 @@
+"""Layers for sequences: attention, recurrent layers and embeddings."""
+
+import numpy as np
+
+from tfspline import _keras
+from tfspline.graph.call import Call
+from tfspline.graph.layer_specs.dependence import table_rows
+from tfspline.graph.layer_specs.spec import LayerSpec, size_of, unknown
+
+
+def _embedding(call: Call) -> np.ndarray:
+    """Produces channels from integers."""
+    outputs = call.produce("embeddings", 1)
+    call.resize("output_dim", lambda kept: int(kept[outputs].sum()))
+    return outputs.reshape((1,) * (len(call.output_shapes[0]) - 1) + (-1,))
+
+
+def _attention(call: Call) -> np.ndarray | list[np.ndarray]:
+    """MultiHeadAttention: its projections read channels and produce new ones; the heads in between are not pruned."""
+    config = call.layer.get_config()
+    query, value, key = (call.input(name) for name in ("query", "value", "key"))
+    if query is None or value is None:
+        return unknown(call)
+    inputs = {"query": query, "gate": query, "value": value, "key": value if key is None else key}
+    if len(call.output_shapes) > 1 or len(call.output_shapes[0]) != len(call.shape(query)):
+        return unknown(call)
+    for mask in (call.input(f"{name}_mask") for name in ("attention", *inputs)):
+        if mask is not None:
+            call.protect(call.inputs[mask], f"{call.described()} uses it as a mask")
+    for name, i in inputs.items():
+        weight = _keras.attention_kernel(name)
+        if _keras.weight(call.layer, weight) is not None:
+            ids = call.channels(i)
+            call.consume(weight, 0, ids)
+            call.macs(weight, size_of(call.shape(i)[:-1]))
+            if f"{name}_shape" in config:
+                call.resize(f"{name}_shape", _with_last_axis(config[f"{name}_shape"], ids))
+    outputs = _attention_outputs(call, query)
+    attended = size_of(call.shape(inputs["key"])[call.axis(axis)] for axis in config["attention_axes"])
+    width = config["num_heads"] * (config["key_dim"] + config["value_dim"])
+    call.macs(None, size_of(call.shape(query)[:-1]) * attended * width)
+    return outputs
+
+
+def _attention_outputs(call, query):
+    kernel = _keras.attention_kernel("output")
+    outputs = call.produce(kernel, -1)
+    call.per_channel(_keras.attention_bias("output"), -1, outputs)
+    call.resize("output_shape", _with_last_axis((None,), outputs))
+    call.macs(kernel, size_of(call.shape(query)[:-1]))
+    return call.place(outputs)
+
+
+def _with_last_axis(shape, ids):
+    return lambda kept: (*shape[:-1], int(kept[ids].sum()))
+
+
+def _recurrent(call: Call, cell: str = "cell") -> list[np.ndarray]:
+    """LSTM, GRU, SimpleRNN: reads channels at each step. Its own units feed all of its gates and are not pruned."""
+    for ids in call.inputs[1:]:  # initial states
+        call.protect(ids, f"{call.described()} starts from it")
+    call.consume(f"{cell}.kernel", 0, call.channels())
+    for weight in ("kernel", "recurrent_kernel"):
+        call.macs(f"{cell}.{weight}", size_of(call.shape()[:-1]))
+    return call.opaque()
+
+
+def _bidirectional(call: Call) -> list[np.ndarray]:
+    """Two recurrent layers that read the same input."""
+    for layer in (call.layer.forward_layer, call.layer.backward_layer):
+        if _keras.builtin_class_name(layer) not in _RECURRENT:
+            return unknown(call)
+    for name in ("forward_layer", "backward_layer"):
+        outputs = _recurrent(call, f"{name}.cell")
+    return outputs
+
+
+_RECURRENT = ("LSTM", "GRU", "SimpleRNN")
+
+LAYERS: dict[str, LayerSpec] = {
+    "Embedding": LayerSpec(_embedding, dependence=table_rows),
+    "MultiHeadAttention": LayerSpec(_attention),
+    **dict.fromkeys(_RECURRENT, LayerSpec(_recurrent)),
+    "Bidirectional": LayerSpec(_bidirectional),
+}

@@ -1,0 +1,111 @@
+"""Layers and bare ops that only move numbers: reshape, transpose, concatenate."""
+
+import numpy as np
+
+from tfspline.graph.call import Call
+from tfspline.graph.layer_specs.dependence import moved
+from tfspline.graph.layer_specs.elementwise import merge
+from tfspline.graph.layer_specs.spec import LayerSpec, size_of, unknown
+
+
+def _flatten(call: Call) -> np.ndarray | list[np.ndarray]:
+    """Each channel moves to as many positions as its feature map has."""
+    ids = call.full()
+    if ids is None:
+        return unknown(call)
+    # Keras flattens in channels_last order, whatever the order of the input.
+    return np.moveaxis(np.atleast_1d(ids), call.channel_axis(), -1).reshape(-1)
+
+
+def _reshape(call: Call, key: str = "target_shape", batch: tuple = ()) -> np.ndarray | list[np.ndarray]:
+    """Moves ids as it moves numbers. If this spreads channels over several axes, the last of them is cut as a whole.
+
+    `key` is the config entry that holds the shape, which starts with `batch`.
+    """
+    ids, shape = call.full(), call.output_shapes[0]
+    if ids is None or None in shape or ids.size != size_of(shape):
+        return unknown(call)
+    ids = ids.reshape(shape)
+    varying = [axis for axis in range(ids.ndim) if (ids != ids.take([0], axis=axis)).any()]
+    if not varying:
+        return ids[(slice(1),) * ids.ndim]
+    columns = np.moveaxis(ids, varying[-1], -1).reshape(-1, shape[varying[-1]])
+    call.tie(np.broadcast_to(columns[:1], columns.shape), columns)
+    row = columns[0]
+
+    def target_shape(kept):
+        return *batch, *(int(kept[row].sum()) if axis == varying[-1] else size for axis, size in enumerate(shape))
+
+    call.resize(key, target_shape)
+    return call.place(row, varying[-1])
+
+
+def _reshape_op(call: Call) -> np.ndarray | list[np.ndarray]:
+    """The bare op of Keras 3. TensorFlow's takes its shape as an argument of the call, which cannot be changed."""
+    shape = call.argument("newshape")
+    return unknown(call) if shape is None or shape[0] != -1 else _reshape(call, "newshape", (-1,))
+
+
+def _permute(call: Call) -> np.ndarray:
+    return np.transpose(call.inputs[0], [dim - 1 for dim in call.layer.dims])
+
+
+def _transpose(call: Call) -> np.ndarray | list[np.ndarray]:
+    """The bare op, which can move the batch as well."""
+    order = call.argument("axes") or call.argument("perm")
+    if order is None or order[0] != 0:
+        return unknown(call)
+    return np.transpose(call.inputs[0], [call.axis(axis) for axis in order[1:]])
+
+
+def _repeat_vector(call: Call) -> np.ndarray:
+    """[channels] -> [n, channels]."""
+    return call.inputs[0].reshape(1, -1)
+
+
+def _concatenate(call: Call) -> np.ndarray | list[np.ndarray]:
+    """Puts ids side by side. Along an axis on which they do not vary, ids at the same position are tied."""
+    axis = getattr(call.layer, "axis", call.argument("axis")) % (len(call.shape()) + 1)
+    if axis == 0:  # one batch after the other
+        return merge(call)
+    axis = call.axis(axis)
+    sizes = [call.shape(i)[axis] for i in range(len(call.inputs))]
+    rest = np.broadcast_shapes(*(np.delete(ids.shape, axis) for ids in call.inputs))
+    if any(ids.shape[axis] > 1 for ids in call.inputs) or all(size == 1 for size in sizes):
+        return np.concatenate(
+            [
+                np.broadcast_to(ids, (*rest[:axis], size, *rest[axis:]))
+                for ids, size in zip(call.inputs, sizes, strict=True)
+            ],
+            axis=axis,
+        )
+    met = [np.broadcast_to(ids, (*rest[:axis], 1, *rest[axis:])) for ids in call.inputs]
+    for other in met[1:]:
+        call.tie(met[0], other)
+    return met[0]
+
+
+def _moves(rule) -> LayerSpec:
+    return LayerSpec(rule, affine=True, dependence=moved)
+
+
+LAYERS: dict[str, LayerSpec] = {
+    "Flatten": _moves(_flatten),
+    "Reshape": _moves(_reshape),
+    "Permute": _moves(_permute),
+    "RepeatVector": _moves(_repeat_vector),
+    "Concatenate": _moves(_concatenate),
+}
+
+# The channels of these ops cannot be followed, but they are affine.
+_AFFINE_OPS = [
+    *("permutedims", "stack", "squeeze", "expanddims", "pad", "tile", "getitem", "repeat", "flip", "broadcastto"),
+    *("moveaxis", "swapaxes"),
+]
+
+OPS: dict[str, LayerSpec] = {
+    **dict.fromkeys(["concatenate", "concat"], _moves(_concatenate)),
+    "reshape": _moves(_reshape_op),
+    "transpose": _moves(_transpose),
+    **dict.fromkeys(_AFFINE_OPS, LayerSpec(affine=True)),
+}

@@ -1,0 +1,83 @@
+"""`LayerSpec`: everything that tfspline knows about a layer class or a bare op."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from tfspline import _keras
+from tfspline._keras.types import KerasLayer
+from tfspline.graph.call import Call
+from tfspline.graph.layer_specs.dependence import everywhere
+from tfspline.graph.piecewise import Activation
+
+ChannelRule = Callable[[Call], "np.ndarray | list[np.ndarray]"]
+
+
+def unknown(call: Call) -> list[np.ndarray]:
+    """The channel rule of layers about which nothing is known: protects all their inputs and outputs."""
+    for ids in call.inputs:
+        call.protect(ids, f"{call.described()} is not a layer that tfspline knows")
+    return call.opaque()
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """How a layer with a kernel computes its output channels from its input channels.
+
+    Attributes:
+        response: (layer, transform) -> float64 [inputs, outputs], how much each output changes if an input channel
+            grows by 1 at all positions: the sum over the positions of the kernel, of which each entry is transformed
+            first. A transposed convolution does not apply all positions everywhere, so its sum is a mean.
+        mixes: whether each output reads several inputs, so that constant inputs can be folded into the bias.
+        sees_padding: layer -> whether outputs at the border read padding instead of inputs.
+        is_hyperplane: whether a column of `layer.kernel` [..., inputs, outputs] is the normal of a unit's hyperplane.
+        refittable: layer -> whether compensation can merge and refit the kernel.
+    """
+
+    response: Callable[[KerasLayer, Callable], np.ndarray]
+    mixes: bool = True
+    sees_padding: Callable[[KerasLayer], bool] = lambda layer: True
+    is_hyperplane: bool = False
+    refittable: Callable[[KerasLayer], bool] = lambda layer: False
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSpec:
+    """Everything that tfspline knows about a layer class or a bare op.
+
+    The defaults describe a layer about which nothing is known. Only `rule` is needed to prune through a layer.
+
+    Attributes:
+        rule: the channel rule: declares which weights belong to which channels, and the MACs; returns the channel ids
+            of the output. See `tfspline.graph.call.Call`.
+        affine: whether the layer is an affine function of its inputs, apart from its own activation; for a bare op
+            that depends on its arguments a predicate of the `Node`.
+        activation: layer, or for a bare op `Node`, -> the `Activation` that it is. None for layers that are not
+            activations; their `activation` attribute is looked at in any case.
+        elementwise: whether each number of the output depends only on the numbers at the same position of the inputs.
+        adds: whether the output is the sum of the inputs.
+        kernel: how the kernel combines channels; None for layers without one.
+        dependence: how the output depends on the model's input if some numbers that the layer reads do not
+            (`dependence.py`).
+        float64: (layer, input) -> output in float64, if the layer itself does not run or is not needed in float64.
+    """
+
+    rule: ChannelRule = unknown
+    affine: bool | Callable[[_keras.Node], bool] = False
+    activation: Callable[[KerasLayer | _keras.Node], Activation | None] | None = None
+    elementwise: bool = False
+    adds: bool = False
+    kernel: Kernel | None = None
+    dependence: Callable = everywhere
+    float64: Callable | None = None
+
+
+def each_dimension(*names: str, dimensions: tuple[int, ...] = (1, 2, 3)) -> list[str]:
+    """The names of layer classes in each number of dimensions: "Conv" -> ["Conv1D", "Conv2D", "Conv3D"]."""
+    return [f"{name}{n}D" for name in names for n in dimensions]
+
+
+def size_of(shape) -> int:
+    """How many numbers a tensor of that shape has; an axis of unknown size counts as one."""
+    return int(np.prod([size or 1 for size in shape], dtype=np.int64))
