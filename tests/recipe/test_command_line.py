@@ -17,6 +17,7 @@ from helpers.command import start
 from helpers.runs import SMALL
 
 import tfspline
+from tfspline.datasets import image_files
 from tfspline.recipe import Recipe, command_line
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -139,6 +140,13 @@ def test_paths_with_spaces_and_unicode(monkeypatch, tmp_path, keras, rng):
     classify = tf.saved_model.load(run_dir / "serving" / "1").signatures["classify"]
     best = next(value for value in classify(tf.zeros([1, 8, 8, 3])).values() if value.dtype == tf.string)
     assert {name.decode() for name in best.numpy()[0]} == {"ä cat", "猫 [2]"}
+
+    # Images that do not fit into memory are decoded during training, when a damaged one is found.
+    monkeypatch.setattr(image_files, "MEMORY_LIMIT", 0)
+    damaged = images / "train" / "ä cat" / "é 0 [3]?.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    with pytest.raises(SystemExit, match=re.escape(str(damaged))):
+        start(flags, f"--run_dir={folder / 'other'}", "--verbose=0")
 
     model = keras.models.load_model(run_dir / "slim.keras")
     masks = tfspline.Masks.of(model, {"dense1": np.arange(16) < 8})

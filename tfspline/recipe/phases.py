@@ -46,7 +46,7 @@ class Phases:
                 folder.take_search(source)
         training.wait()
         if not training.chief:
-            folder.start()
+            folder.start()  # reads what the chief has written
         bird = self.search()
         self.sparsify()
         self.prune()

@@ -12,15 +12,11 @@ from tfspline.callbacks.spline_pruning import SplinePruning
 from tfspline.datasets.augment import AUGMENTATIONS
 from tfspline.pruning.allocation import SCOPES
 from tfspline.pruning.compensation import COMPENSATIONS
-from tfspline.recipe.checks import BUDGETS, check
+from tfspline.recipe.checks import check
 from tfspline.recipe.flags import flag, from_text, to_text
 
 _PRUNING_STEPS = 20  # a gradual schedule switches units off about this many times
-# Fields that only matter after the search; all other fields define the search.
-_AFTER_SEARCH = {
-    *("schedule", "pruning_epochs", "criterion", "scope", *BUDGETS, "min_units", "compensate", "retrain_from"),
-    *("baseline", "weight_pruning", "evaluate"),
-}
+_AFTER_SEARCH = ("Pruning", "Results")  # groups of fields that do not change the search
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,21 +42,11 @@ class Recipe:
     )
     width: float = flag("Network", 1.0, "Factor on the number of channels of every hidden layer.")
     dataset: str = flag("Data", "digits", "digits, fashion_mnist, cifar10, cifar100, toy2d or image_folder.")
-    data_dir: str | None = flag(
-        "Data", None, "Folder with the files of the dataset. For image_folder, it contains train/ and test/."
-    )
+    data_dir: str | None = flag("Data", None, "Folder of the dataset; that of image_folder contains train/ and test/.")
     image_size: tuple[int, int] | None = flag("Data", None, "HEIGHT,WIDTH to which images are resized.")
     validation_split: float = flag("Data", 0.0, "Share of the training images that is held out for validation.")
-    train_images: int | None = flag(
-        "Data", None, "Number of training images, after the validation images were held out. Default: all."
-    )
-    evaluate: str = flag(
-        "Data",
-        "test",
-        "Images on which the final accuracies are measured. Use validation to compare choices of settings.",
-        choices=("test", "validation"),
-    )
-    augment: str = flag("Data", "none", "Random shifts, crops and flips of training images.", choices=(*AUGMENTATIONS,))
+    train_images: int | None = flag("Data", None, "Number of training images without the held-out ones. Default: all.")
+    augment: str = flag("Data", "none", "Random shifts, crops and flips of training images.", (*AUGMENTATIONS,))
     keras: str = flag("Execution", "keras", "Train with Keras 3 (keras) or with tf_keras.", ("keras", "tf_keras"))
     strategy: str = flag(
         "Execution",
@@ -68,64 +54,41 @@ class Recipe:
         "mirrored trains on all GPUs, or on all logical CPUs if there is no GPU; each device takes a share of"
         " --batch_size. multi_worker trains on the devices of all workers listed in the environment variable TF_CONFIG"
         " and needs --keras=tf_keras.",
-        choices=("none", "mirrored", "multi_worker"),
+        ("none", "mirrored", "multi_worker"),
     )
     seed: int = flag("Execution", 0, "Seed of initial weights, data order and augmentation.")
-    deterministic: bool = flag(
-        "Execution",
-        False,
-        "Make runs on this machine repeatable bit for bit, whether or not they are interrupted. Slower on a GPU.",
-    )
+    deterministic: bool = flag("Execution", False, "Make runs on this machine repeatable bit for bit. Slower on a GPU.")
     epochs: int = flag("Training", 30, "Number of epochs, including the search.")
     batch_size: int = flag("Training", 128, "Number of images per training step, over all devices.")
     steps_per_epoch: int | None = flag(
-        "Training", None, "Number of steps per epoch. Default: as many as the images fill."
+        "Training", None, "Number of steps per epoch. Default: one pass over the images."
     )
     learning_rate: float = flag("Training", 0.1, "Learning rate of SGD in the first epoch.")
     momentum: float = flag("Training", 0.9, "Momentum of SGD.")
-    weight_decay: float = flag(
-        "Training", 1e-4, "L2 weight decay of the kernels, added to the gradient before the momentum as in papers."
-    )
-    lr_schedule: str = flag(
-        "Training", "cosine", "cosine decays to 0; step uses --lr_drops.", choices=("cosine", "step")
-    )
-    lr_drops: tuple[int, ...] = flag(
-        "Training", (), "Epochs after which the learning rate drops, such as 80,120; for --lr_schedule=step."
-    )
+    weight_decay: float = flag("Training", 1e-4, "L2 weight decay of kernels, added to the gradient before momentum.")
+    lr_schedule: str = flag("Training", "cosine", "cosine decays to 0; step uses --lr_drops.", ("cosine", "step"))
+    lr_drops: tuple[int, ...] = flag("Training", (), "Epochs after which the learning rate drops, such as 80,120.")
     lr_drop_factor: float = flag("Training", 0.1, "Factor on the learning rate at each of --lr_drops.")
-    gamma_l1: float = flag(
-        "Search",
-        0.0,
-        "Weight of an L1 penalty on the gammas of BatchNormalization during the search, as in network slimming.",
-    )
+    gamma_l1: float = flag("Search", 0.0, "Weight of an L1 penalty on the gammas of BatchNormalization in the search.")
     search_epochs: int | None = flag(
         "Search",
         None,
-        "Prune after this many epochs if no early bird was found earlier. 0 prunes the network at initialisation, where"
+        "Prune after this many epochs if no early bird was found earlier. 0 prunes the network at initialization, where"
         " all gammas are equal, so that bn_scale cannot rank units. Default: a fifth of --epochs, but at least"
         " --eb_lookback + 1.",
     )
     eb_metric: str = flag(
-        "Search",
-        "partition",
-        "What the early bird compares between epochs: region codes or pruning masks.",
-        choices=("partition", "mask"),
+        "Search", "partition", "What the early bird compares: region codes or pruning masks.", ("partition", "mask")
     )
-    eb_threshold: float | None = flag(
-        "Search", None, "The early bird is found when all distances are below this. Default: depends on --eb_metric."
-    )
-    eb_lookback: int | None = flag(
-        "Search", None, "Number of earlier epochs to compare with. Default: depends on --eb_metric."
-    )
-    eb_every: int | None = flag(
-        "Search", None, "Test for the early bird every this many steps instead of once per epoch."
-    )
+    eb_threshold: float | None = flag("Search", None, "Largest distance of an early bird. Default: by --eb_metric.")
+    eb_lookback: int | None = flag("Search", None, "Number of epochs to compare with. Default: by --eb_metric.")
+    eb_every: int | None = flag("Search", None, "Test for the early bird every this many steps, not once per epoch.")
     schedule: str = flag(
         "Pruning",
         "one_shot",
         "one_shot removes all units at the early bird. Gradual schedules switch units off a few at a time: polynomial"
         " from the first step, early_bird from the early bird.",
-        choices=("one_shot", "polynomial", "early_bird"),
+        ("one_shot", "polynomial", "early_bird"),
     )
     pruning_epochs: int | None = flag(
         "Pruning", None, "Number of epochs in which a gradual schedule reaches --ratio. Default: a fifth of --epochs."
@@ -136,29 +99,27 @@ class Recipe:
         "How units are ranked: spline, spline_data, spline_affine, bn_scale, l1, l2, fpgm, taylor, snip, synflow or"
         " random.",
     )
-    scope: str = flag("Pruning", "layer", "Rank units within each layer, or across all layers.", choices=SCOPES)
+    scope: str = flag("Pruning", "layer", "Rank units within each layer, or across all layers.", SCOPES)
     ratio: float | None = flag("Pruning", None, "Budget: share of the units that is removed.")
     max_flops: float | None = flag("Pruning", None, "Budget: share of the forward FLOPs that may stay.")
     training_flops_reduction: float | None = flag(
         "Pruning", None, "Budget: factor by which search and retraining together need fewer FLOPs than dense training."
     )
-    min_units: int = flag("Pruning", 1, "Number of units that every layer keeps at least.")
+    min_units: int = flag("Pruning", 1, "Smallest number of units that a layer keeps.")
     compensate: str = flag(
-        "Pruning",
-        "none",
-        "Adapt the remaining weights on training images to compensate for the removed units, before the retraining.",
-        choices=COMPENSATIONS,
+        "Pruning", "none", "Adapt the remaining weights on training images before the retraining.", COMPENSATIONS
     )
     retrain_from: str = flag(
         "Pruning",
         "trained",
         "Weights with which the retraining starts: the trained ones, the initial ones of the kept units (a lottery"
         " ticket), or new random ones. With initial and random, the slim network is trained for all --epochs.",
-        choices=("trained", "initial", "random"),
+        ("trained", "initial", "random"),
     )
-    baseline: bool = flag("Comparison", False, "Also train the dense network to the end.")
+    evaluate: str = flag("Results", "test", "Images on which final accuracies are measured.", ("test", "validation"))
+    baseline: bool = flag("Results", False, "Also train the dense network to the end.")
     weight_pruning: bool = flag(
-        "Comparison",
+        "Results",
         False,
         "Also train a network to the end of which the smallest single weights were removed instead of units, with as"
         " many parameters as the slim network.",
@@ -304,7 +265,11 @@ class Recipe:
         only a one-shot search can end within an epoch.
         """
         bird = self.early_bird()
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _AFTER_SEARCH}
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.metadata["group"] not in _AFTER_SEARCH
+        }
         fields |= {"search_epochs": self.search_limit, "eb_threshold": bird.threshold, "eb_lookback": bird.lookback}
         if self.eb_metric == "mask":
             fields["ratio"] = bird.ratio

@@ -28,11 +28,11 @@ class RunDir:
     Args:
         path: the folder; it may exist if it is empty or contains a run with the same flags.
         flags: the flags that define the run, name -> text on a command line.
+        writes: False for workers other than the chief. They read what the chief writes, and write nothing.
 
     Raises:
         NotADirectoryError: `path` is a file.
-        FileExistsError: `path` contains files that do not belong to a run.
-        FileNotFoundError: `path` contains a run without its `flags.cfg`.
+        FileExistsError: `path` contains files, but no `flags.cfg`.
         ValueError: `path` contains a run with other flags.
 
     Example:
@@ -42,9 +42,8 @@ class RunDir:
         []
     """
 
-    def __init__(self, path: str, flags: Mapping[str, str]):
-        self.path = path
-        self.flags = dict(flags)
+    def __init__(self, path: str, flags: Mapping[str, str], writes: bool = True):
+        self.path, self.flags, self._writes = path, dict(flags), writes
         self._checkpoints = Checkpoints(self.file("checkpoints"))
         self._lock = filelock.FileLock(self.file(_LOCK), timeout=0)
         self._check()
@@ -81,12 +80,13 @@ class RunDir:
         Raises:
             BlockingIOError: another process is using the folder.
         """
+        if not self._writes:
+            return
         try:
             self._lock.acquire()
         except filelock.Timeout:
             raise BlockingIOError(errno.EAGAIN, "Another process is using this run_dir", self.path) from None
-        self._check()
-        self.__dict__.pop("history", None)  # another process may have continued the run in the meantime
+        self._reread()
         for folder in filter(os.path.isdir, (self.path, self.file("checkpoints"))):
             for name in filter(files.is_leftover, os.listdir(folder)):
                 os.remove(os.path.join(folder, name))
@@ -96,7 +96,17 @@ class RunDir:
         self._lock.release(force=True)
 
     def start(self) -> None:
-        """Create the folder, lock it, and write the flags into it as a flagfile."""
+        """Create the folder, lock it, and write the flags into it as a flagfile.
+
+        Raises:
+            FileNotFoundError: this worker does not write, and does not see the folder of the chief.
+            ValueError: the chief has other flags.
+        """
+        if not self._writes:
+            if not os.path.exists(self.file("flags.cfg")):
+                raise FileNotFoundError(f"run_dir={self.path!r} must be a folder that all workers share.")
+            self._reread()
+            return
         os.makedirs(self.path, exist_ok=True)
         self.lock()
         self.write("flags.cfg", "".join(f"--{name}={value}\n" for name, value in self.flags.items()))
@@ -105,12 +115,14 @@ class RunDir:
 
     def write(self, name: str, text: str) -> None:
         """Write a text file of the run atomically."""
-        files.write_text(self.file(name), text)
+        if self._writes:
+            files.write_text(self.file(name), text)
 
     def put(self, name: str, write: Callable[[str], Any]) -> None:
         """Let `write(path)` write a file of the run, which appears atomically."""
-        with files.placing(self.file(name)) as temporary:
-            write(temporary)
+        if self._writes:
+            with files.placing(self.file(name)) as temporary:
+                write(temporary)
 
     def last_epoch(self, phase: str) -> int | None:
         """The number of the last recorded epoch of a phase; None if there is none."""
@@ -147,12 +159,14 @@ class RunDir:
         place = row["phase"], row["epoch"]
         rows = [other for other in self.history if (other["phase"], other["epoch"]) != place]
         rows.append({name: _finite(value) for name, value in row.items()})
-        self._put_checkpoint(rows, made)
+        if self._writes:
+            self._checkpoints.put(rows, made)
+        else:  # saving a model collects values from all workers, so every worker must do it
+            with tempfile.TemporaryDirectory() as folder:
+                for extension, write in made.items():
+                    write(os.path.join(folder, f"checkpoint{extension}"))
         self.history = rows
         self.write("history.jsonl", to_lines(rows))
-
-    def _put_checkpoint(self, rows, made):
-        self._checkpoints.put(rows, made)
 
     def take_search(self, other: "RunDir") -> None:
         """Copy the search of another run: the region codes of its epochs and its last checkpoint."""
@@ -169,7 +183,8 @@ class RunDir:
 
     def tidy(self) -> None:
         """Delete the checkpoints of a finished run except that of the search, which other runs may reuse."""
-        self._checkpoints.keep([self._last("search")])
+        if self._writes:
+            self._checkpoints.keep([self._last("search")])
 
     @property
     def is_finished(self) -> bool:
@@ -184,6 +199,11 @@ class RunDir:
             except ValueError as error:
                 raise ValueError(f"{file.name!r} is damaged ({error}). Remove it to repeat the retraining.") from error
 
+    def _reread(self):
+        """Forget what another process may have changed."""
+        self._check()
+        self.__dict__.pop("history", None)
+
     def _last(self, phase):
         return {"phase": phase, "steps": self.last_step(phase)}
 
@@ -195,12 +215,10 @@ class RunDir:
             return
         names = os.listdir(self.path) if os.path.isdir(self.path) else []
         others = [name for name in names if name != _LOCK and not files.is_leftover(name)]
-        if "checkpoints" in others:
-            raise FileNotFoundError(f"run_dir={self.path!r} contains a run, but its flags.cfg is missing.")
         if others:
             raise FileExistsError(
                 f"Expected run_dir to be a new folder or that of an earlier run. Received: {self.path!r}, which "
-                "contains other files"
+                "contains other files and no flags.cfg"
             )
 
     def _check_flags(self):
@@ -212,42 +230,6 @@ class RunDir:
                 f"Expected the flags of the run in {self.path!r}: {expected}. Received: {received}. Use the same flags "
                 "to continue that run, or another run_dir."
             )
-
-
-class ReadOnlyRunDir(RunDir):
-    """The folder of a run for a worker that is not the chief: it reads what the chief writes."""
-
-    def start(self) -> None:
-        """Read what the chief has written.
-
-        Raises:
-            FileNotFoundError: the chief's folder does not exist on this machine.
-            ValueError: the chief has other flags.
-        """
-        if not os.path.exists(self.file("flags.cfg")):
-            raise FileNotFoundError(
-                f"Expected a run_dir that all workers share. Received: {self.path!r}, which contains no run on this one"
-            )
-        self._check()
-        self.__dict__.pop("history", None)
-
-    def write(self, name: str, text: str) -> None:
-        """Do nothing: the chief writes."""
-
-    def put(self, name: str, write: Callable[[str], Any]) -> None:
-        """Do nothing: the chief writes."""
-
-    def lock(self) -> None:
-        """Do nothing: the chief holds the lock."""
-
-    def tidy(self) -> None:
-        """Do nothing: the chief deletes files."""
-
-    def _put_checkpoint(self, rows, made):
-        # Saving a model collects values from all workers, so every worker must do it; this result is discarded.
-        with tempfile.TemporaryDirectory() as folder:
-            for extension, write in made.items():
-                write(os.path.join(folder, f"checkpoint{extension}"))
 
 
 def _as_flags(flags, names):

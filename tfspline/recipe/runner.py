@@ -10,7 +10,7 @@ from tfspline.datasets import Dataset
 from tfspline.datasets.image_files import naming_files
 from tfspline.recipe.phases import Phases
 from tfspline.recipe.recipe import Recipe
-from tfspline.recipe.run_dir import ReadOnlyRunDir, RunDir
+from tfspline.recipe.run_dir import RunDir
 from tfspline.recipe.stopping import Stopper
 from tfspline.recipe.training import Training, strategy_of
 
@@ -57,7 +57,7 @@ def run(
         True
     """
     strategy = strategy_of(recipe)
-    folder = (RunDir if is_chief(strategy) else ReadOnlyRunDir)(os.fspath(run_dir), recipe.as_flags())
+    folder = RunDir(os.fspath(run_dir), recipe.as_flags(), is_chief(strategy))
     finished = folder.is_finished
     wait(strategy)  # until all workers have seen the folder in the same state
     if not finished:
