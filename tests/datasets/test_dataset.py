@@ -14,7 +14,7 @@ from tfspline.datasets import augment
 
 @pytest.fixture
 def small(rng):
-    """23 training images of 8x8x3, each recognisable by its first pixel, which is its label."""
+    """23 training images of 8x8x3; the first pixel of each image is its label."""
     images = rng.integers(0, 256, (23, 8, 8, 3)).astype(np.uint8)
     labels = np.arange(23, dtype=np.int32)
     images[:, 0, 0, 0] = labels

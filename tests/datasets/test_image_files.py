@@ -55,7 +55,7 @@ def test_random_windows_of_files_equal_those_of_decoded_images(tmp_path, rng, ki
     read = files([path], 24, 24, 3).gather(tf.zeros(20, tf.int32), seeds).numpy()
     for seen, seed in zip(read, seeds, strict=True):
         expected = augment.resize(augment.window(image, augment.random_window([60, 80, 3], seed)), (24, 24))
-        # Where a JPEG is cut, its decoder does not see the colours beyond.
+        # The decoder of a JPEG window does not use the colours outside the window.
         np.testing.assert_allclose(seen.astype(int), expected, atol=0 if kind == "png" else 6)
 
 
@@ -69,7 +69,7 @@ def test_random_windows_have_the_areas_and_ratios_of_inception():
 
 
 def test_random_resized_crop_keeps_the_order_of_pixels():
-    """A window of a ramp is a ramp with a part of its range, and no two are alike."""
+    """Windows of a vertical ramp are ramps over a part of its range, and differ from each other."""
     ramp = np.broadcast_to(np.arange(0, 256, 4, np.uint8)[:, np.newaxis, np.newaxis], (64, 64, 1))
     crops = augment.random_resized_crop(tf.constant(np.stack([ramp] * 50)), SEED, 50, slice(None)).numpy().astype(int)
     assert (
@@ -77,7 +77,7 @@ def test_random_resized_crop_keeps_the_order_of_pixels():
     )
     starts, ends = crops[:, 0, 0, 0], crops[:, -1, 0, 0]
     assert len({*zip(starts, ends, strict=True)}) > 45
-    # A window with 8 % of the area is at least as high as the square root of 0.08 * 3/4.
+    # A window with 8 % of the area has at least a relative height of sqrt(0.08 * 3/4).
     assert np.sqrt(0.08 * 3 / 4) * 252 - 8 < (ends - starts).min() < 120 and (ends - starts).max() > 200
 
 

@@ -67,7 +67,7 @@ def test_sample_mixes_the_classes_of_a_folder(image_dir):
 
 @pytest.fixture
 def folder(tmp_path, rng):
-    """Nine cats, JPEG, and nine dogs, PNG, for training, and three of each for testing, all of different sizes."""
+    """Nine cats (JPEG) and nine dogs (PNG) for training, three of each for testing, in different sizes."""
     for part, n in (("train", 9), ("test", 3)):
         for class_name, kind in (("cat", "jpg"), ("dog", "png")):
             for index in range(n):
@@ -119,7 +119,7 @@ def test_mean_and_std_are_those_of_the_first_files(streamed, monkeypatch):
     np.testing.assert_allclose(dataset.std, pixels.std(axis=0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["crop_flip", "random_resized_crop"])  # of decoded images, and of the files
+@pytest.mark.parametrize("name", ["crop_flip", "random_resized_crop"])  # after decoding, and while decoding
 def test_batches_of_files_do_not_depend_on_the_first_epoch_or_the_shares(streamed, name):
     dataset = streamed()
     steps = dataset.steps_per_epoch(6)
@@ -156,7 +156,7 @@ def test_channels_of_files_are_converted_as_in_memory(tmp_path, rng, monkeypatch
     assert stream.input_shape == memory.input_shape == (8, 8, levels[first])
     names = [path.rsplit("/", 1)[1] for path in stream.train.images.paths]
     order = np.argsort([["0.png", "grey.png", "rgb.png", "rgba.png", "16.png"].index(name) for name in names])
-    # All but the first are of one colour, so that the window makes no difference.
+    # All but the first have a single colour, so the window does not matter.
     np.testing.assert_array_equal(stream.train.images[order[1:]], memory.train.images[1:])
 
 
@@ -204,7 +204,7 @@ def test_unusual_image_formats_are_decoded(tmp_path, monkeypatch, limit):
     for path, image in zip(paths, images[:], strict=True):
         name = path.rsplit("/", 1)[1]
         if name == "turned.jpg":
-            np.testing.assert_allclose(image[[3, 12], 8], halves[[3, 12], 8], atol=8)  # not turned
+            np.testing.assert_allclose(image[[3, 12], 8], halves[[3, 12], 8], atol=8)  # the EXIF orientation is ignored
         else:
             expected = 255 if name == "white.png" else grey if "grey" in name or "16" in name else red
             np.testing.assert_allclose(image[3:13, 3:13].astype(int) - expected, 0, atol=5, err_msg=path)

@@ -177,7 +177,8 @@ def batch(data=None, labels=(0,)):
     return pickle.dumps({b"data": data, b"fine_labels": labels}, protocol=3)
 
 
-# Pickles of an array that is as large as the address space, of other code than find_class sees, of a huge frame.
+# The first pickle is an array as large as the address space; others have code that find_class does not see, or a huge
+# frame.
 HUGE = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(L72057594037927936L\ntS'b'\ntR."
 
 

@@ -1,4 +1,4 @@
-"""What `tfspline.export` writes, and bad arguments; test_serving_loaders tests who can load it."""
+"""What `tfspline.export` writes. test_serving_loaders.py loads exports without Keras."""
 
 import json
 import os
@@ -166,7 +166,7 @@ def test_metadata_and_plan_are_written_to_assets_extra(keras, tmp_path):
     folder = export(plan.apply(model), tmp_path, plan=plan, metadata={"accuracy": {"dense": 0.93, "slim": 0.92}})
     extra = pathlib.Path(folder, "assets.extra")
     known = json.loads((extra / "tfspline.json").read_text())
-    # 4 x 8 + 8 x 2 MACs, with 10 biases, of 8 + 2 units; 4 x 4 + 4 x 2 with 6 of 4 + 2.
+    # Dense: 8 + 2 units, 4 x 8 + 8 x 2 MACs, 10 biases. Slim: 4 + 2 units, 4 x 4 + 4 x 2 MACs, 6 biases.
     assert known == {
         "format": "tfspline.export.1",
         "model": model.name,

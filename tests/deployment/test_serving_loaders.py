@@ -37,7 +37,7 @@ def convnet(keras):
 
 @pytest.fixture
 def slim(keras, rng):
-    """A pruned network, with statistics as training leaves them."""
+    """A pruned network with random weights and statistics."""
     return scramble(tfspline.prune(convnet(keras), 0.5), rng)
 
 

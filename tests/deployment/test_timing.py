@@ -15,7 +15,7 @@ from tfspline.graph import reader as graph
 
 
 def wide(keras):
-    """Two equal convolutions in a row, of many units."""
+    """Three convolutions of 40 units, the last two equal."""
     layers = keras.layers
     x = inputs = keras.Input((6, 6, 3))
     for name in ("stem", "a", "b"):
@@ -105,7 +105,7 @@ def test_table_interpolates_linearly_and_never_decreases(keras):
     seconds = Stopwatch(model, read, device(power=2)).table([only(8), only(4), only(2)])
     assert seconds(only(8)) == 32**2 + 16**2
     assert seconds(only(6)) == (32**2 + 16**2) / 2 + (16**2 + 8**2) / 2
-    assert seconds(only(1)) == 8**2 + 4**2  # not measured: the fewest measured ones
+    assert seconds(only(1)) == 8**2 + 4**2  # fewer than measured: takes the time of the fewest
     seconds = Stopwatch(model, read, device(power=-1)).table([only(8), only(4)])  # small layers take longer
     assert seconds(only(8)) == 1 / 16 + 1 / 8 and seconds(only(4)) == 1 / 32 + 1 / 16
 
@@ -146,7 +146,7 @@ def test_clock_averages_many_short_calls(monkeypatch):
     sample = clock(predict)
     before = now
     assert sample() == pytest.approx(0.0015)
-    assert now - before == pytest.approx(4 * 0.0015)  # the least that is 5 ms
+    assert now - before == pytest.approx(4 * 0.0015)  # the smallest number of calls that takes 5 ms
 
 
 @pytest.mark.parametrize("runtime", ["tensorflow", "litert"])

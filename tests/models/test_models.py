@@ -1,4 +1,4 @@
-"""The networks: figures of the published ones, names, width, and pruning."""
+"""The networks: published parameters and MACs, layers, width, and pruning."""
 
 import keras as keras3
 import numpy as np
@@ -26,8 +26,8 @@ def of(model, keras, class_name):
     return [layer for layer in model.layers if isinstance(layer, getattr(keras.layers, class_name))]
 
 
-# He et al. (2015), table 6, give 0.27 M and 0.85 M parameters for shortcuts that have none. These are the figures of
-# osmr/imgclsmob, whose networks have projections too; its "FLOPs/2" count batch norm and activations besides MACs.
+# He et al. (2015), table 6, give 0.27 M and 0.85 M parameters with parameter-free shortcuts. These figures are from
+# osmr/imgclsmob, whose networks have projections, too. Its "FLOPs/2" also count batch normalization and activations.
 @pytest.mark.parametrize("network, params, mega_flops", [("resnet20", 272_474, 41.29), ("resnet56", 855_770, 127.06)])
 def test_cifar_resnet_has_published_parameters_and_macs(name, network, params, mega_flops):
     model = build(network, (32, 32, 3), 10, keras=name)
@@ -35,8 +35,8 @@ def test_cifar_resnet_has_published_parameters_and_macs(name, network, params, m
     assert 0.98 * mega_flops < tfspline.flops(model).macs / 1e6 < mega_flops
 
 
-# The weights' metadata in torchvision: num_params, and _ops, which are MACs, of ResNet18_Weights, ResNet50_Weights and
-# MobileNet_V2_Weights.
+# From the metadata of ResNet18_Weights, ResNet50_Weights and MobileNet_V2_Weights in torchvision: num_params, and _ops,
+# which counts MACs.
 @pytest.mark.parametrize(
     "network, params, giga_macs, adds",
     [("resnet18", 11_689_512, 1.814, 8), ("resnet50", 25_557_032, 4.089, 16), ("mobilenetv2", 3_504_872, 0.301, 10)],
@@ -48,9 +48,8 @@ def test_imagenet_network_has_published_parameters_and_macs(network, params, gig
     assert len(of(model, keras3, "Add")) == adds
 
 
-# Liu et al., "Learning Efficient Convolutional Networks through Network Slimming" (2017), table 1: "VGGNet", of 19
-# layers, and "ResNet-164", pre-activated. Their FLOPs are 2 x MACs, and count a little besides convolutions and dense
-# layers.
+# Liu et al., "Learning Efficient Convolutional Networks through Network Slimming" (2017), table 1: "VGGNet" with 19
+# layers, and the pre-activated "ResNet-164". Their FLOPs are 2 x MACs and also include a few other operations.
 @pytest.mark.parametrize("network, mega_params, flops", [("vgg19", 20.04, 7.97e8), ("preresnet164", 1.70, 4.99e8)])
 def test_network_of_network_slimming_has_published_parameters_and_flops(network, mega_params, flops):
     model = build(network, (32, 32, 3), 10)
@@ -85,7 +84,7 @@ def test_preresnet101_has_hand_computed_parameters_and_macs():
         scales += 2 * (11 * 2 * c + 10 * 4 * c + first)
     assert trainable(model) == weights + scales + 2 * 256 + 257 * 10
     assert tfspline.flops(model).macs == macs + 256 * 10
-    assert len(of(model, keras3, "Conv2D")) == 1 + 3 * 33 + 3  # and the head makes 101, projections not counted
+    assert len(of(model, keras3, "Conv2D")) == 1 + 3 * 33 + 3  # 101 layers with the head and without the projections
     assert len(of(model, keras3, "Add")) == 33
 
 
