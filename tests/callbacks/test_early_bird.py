@@ -26,7 +26,7 @@ def data(rng):
 
 
 def small_model(keras, learning_rate=1e-4, jit_compile=False, **compile_arguments):
-    """A model that settles at once with its small learning rate; with dropout, so that seeds matter."""
+    """A model whose partition settles at once because of the small learning rate. Dropout makes seeds matter."""
     inputs = keras.Input((4,))
     hidden = keras.layers.BatchNormalization()(keras.layers.Dense(8, "relu", name="relu")(inputs))
     hidden = keras.layers.Dropout(0.3)(hidden)
@@ -44,7 +44,7 @@ def fit(model, data, *callbacks, epochs=6, **kwargs):
 def test_finds_the_early_bird_of_a_small_model(keras, data):
     bird = EarlyBird()
     history = fit(small_model(keras), data, bird, epochs=20)
-    assert bird.epoch == 4  # nothing moves, so as soon as there are three epochs to look back at
+    assert bird.epoch == 4  # the first epoch with three earlier ones, as the partition hardly moves
     assert len(history.epoch) == 4
     np.testing.assert_array_equal(history.history["partition_distance"], bird.distances)
     assert math.isnan(bird.distances[0])

@@ -1,4 +1,4 @@
-"""Switches units of a model in training off, and on again: which ones, and with which values they come back."""
+"""Switches units off while a model trains, and on again with the values that they had."""
 
 import dataclasses
 from typing import Any
