@@ -68,8 +68,8 @@ def early_bird(keras, model, x, given):
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(), jit_compile=False)
     y = np.zeros(len(x), "int32")
     batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(given.batch_size).repeat()
-    model.fit(batches, steps_per_epoch=1, verbose=0)
-    steps = seconds(model.fit, batches, steps_per_epoch=given.steps, verbose=0)
+    model.fit(batches, steps_per_epoch=1, shuffle=False, verbose=0)
+    steps = seconds(model.fit, batches, steps_per_epoch=given.steps, shuffle=False, verbose=0)
     epoch = steps / given.steps * EPOCH / given.batch_size
     encode, probe = RegionEncoder(model), x[:PROBE]
     codes = encode(probe)

@@ -26,8 +26,17 @@ from absl import app, flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 TESTS = {  # module -> test modules, where they are not simply tests/<package>/test_<module>.py
+    "graph/activations": ["spline/test_activations", "spline/test_affine"],
+    "graph/argmax": ["spline/test_activations", "spline/test_affine"],
     "graph/call": ["graph/test_layer_specs", "graph/test_reader"],
     "graph/channel_ids": ["graph/test_reader", "graph/test_layer_specs"],
+    **dict.fromkeys(
+        [f"graph/layer_specs/{name}" for name in ("convolutions", "elementwise", "pooling", "sequences", "shapes")]
+        + [f"graph/layer_specs/{name}" for name in ("dependence", "normalization", "registry", "spec")],
+        ["graph/test_layer_specs", "graph/test_registry", "graph/test_cost", "pruning/test_compensation"],
+    ),
+    "graph/layer_specs/activations": ["spline/test_activations", "graph/test_layer_specs"],
+    "graph/piecewise": ["spline/test_activations", "spline/test_affine", "spline/test_polygons"],
     "graph/structure": ["graph/test_reader", "graph/test_surgery", "graph/test_cost"],
     "graph/weights": ["graph/test_surgery", "pruning/test_criteria"],
     "pruning/allocation": ["pruning/test_planning"],
@@ -42,7 +51,6 @@ TESTS = {  # module -> test modules, where they are not simply tests/<package>/t
     "spline/activations": ["spline/test_activations", "spline/test_codes", "spline/test_affine"],
     "spline/boundaries": ["spline/test_comparison"],
     "spline/float64": ["spline/test_affine", "spline/test_polygons"],
-    "spline/piecewise": ["spline/test_activations", "spline/test_affine", "spline/test_polygons"],
 }
 SWAPS = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
@@ -168,7 +176,8 @@ def drawn(given) -> list[Mutant]:
     """Draw mutants of each package at random."""
     mutants = []
     for package in given.packages:
-        modules = sorted(f"{package}/{path.stem}" for path in (ROOT / "tfspline" / package).glob("[!_]*.py"))
+        paths = (path.relative_to(ROOT / "tfspline") for path in (ROOT / "tfspline" / package).rglob("[!_]*.py"))
+        modules = sorted(path.with_suffix("").as_posix() for path in paths)
         chosen = [module for module in modules if given.modules is None or module in given.modules]
         candidates = [mutant for module in chosen for mutant in mutants_of(module)]
         mutants += random.Random(given.seed).sample(candidates, min(given.mutants, len(candidates)))
