@@ -9,12 +9,12 @@ from tfspline.pruning.masks import entries
 
 
 def half(model, rng, share=0.5):
-    """Masks in which a random share of the units that may go is off."""
+    """Masks in which a random share of the prunable units is off."""
     return tfspline.plan(model, share, criterion="random", seed=int(rng.integers(99))).masks
 
 
 def off_values(model, masks):
-    """What stands in all the entries of the units that are off."""
+    """The weights' entries that belong to units that are off."""
     layers = tfspline._keras.layer_paths(model)
     return np.concatenate(
         [

@@ -1,4 +1,4 @@
-"""What is left of a cut model takes over what went: merging, refitting, recalibration."""
+"""Compensation for removed units: merging, refitting, recalibration."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from tfspline.pruning import refit
 
 
 def twins(keras, rng, kind):
-    """A network in which units 4..7 of the layer `a` are 0..3 over again, twice as large."""
+    """A network in which units 4..7 of the layer `a` are copies of 0..3, scaled by 2."""
     layers = keras.layers
     x = inputs = keras.Input((6,) if kind == "dense" else (5, 5, 2))
     x = layers.Dense(8, name="a")(x) if kind == "dense" else layers.Conv2D(8, 3, padding="same", name="a")(x)
@@ -36,7 +36,7 @@ def twins(keras, rng, kind):
 
 @pytest.mark.parametrize("kind", ["dense", "conv", "bn"])
 @pytest.mark.parametrize(("compensate", "on_data"), [("merge", False), ("merge", True), ("refit", True)])
-def test_what_a_twin_can_take_over_is_not_lost(keras, rng, kind, compensate, on_data):
+def test_compensation_recovers_removed_copies(keras, rng, kind, compensate, on_data):
     model = twins(keras, rng, kind)
     plan = tfspline.plan(model, {"a": 0.5})
     plan.removed[:] = False
@@ -44,14 +44,14 @@ def test_what_a_twin_can_take_over_is_not_lost(keras, rng, kind, compensate, on_
     x = inputs_for(model, rng, 200)
     small = plan.apply(model, data=x if on_data else None, compensate=compensate, recalibrate=False)
     assert difference(model(x), plan.apply(model)(x)) > 0.1
-    assert difference(model(x), small(x)) <= (2e-2 if on_data else 1e-5)  # the ridge holds a little back
+    assert difference(model(x), small(x)) <= (2e-2 if on_data else 1e-5)  # the ridge keeps the fit from being exact
     assert small.count_params() == plan.cost()["params"][1]
-    if (kind, compensate) == ("bn", "refit"):  # the fit accounts for the statistics behind it
+    if (kind, compensate) == ("bn", "refit"):  # the fit takes the following statistics into account
         variance = plan.apply(model, data=x).get_layer("bn").moving_variance
         np.testing.assert_array_equal(variance, plan.apply(model).get_layer("bn").moving_variance)
 
 
-def test_refitting_is_least_squares(keras, rng, monkeypatch):
+def test_refit_equals_least_squares(keras, rng, monkeypatch):
     monkeypatch.setattr(refit, "RIDGE", 1e-9)
     layers = keras.layers
     model = keras.Sequential([keras.Input((5,)), layers.Dense(6, "tanh", name="a"), layers.Dense(2, name="b")])
@@ -65,7 +65,7 @@ def test_refitting_is_least_squares(keras, rng, monkeypatch):
     np.testing.assert_allclose(np.r_[kernel, bias[None]], expected, atol=1e-3)
 
 
-def test_inputs_come_in_parts(keras, rng, monkeypatch):
+def test_refit_in_chunks_equals_refit_at_once(keras, rng, monkeypatch):
     model = twins(keras, rng, "conv")
     plan = tfspline.plan(model, {"a": 0.75}, criterion="l1")
     x = inputs_for(model, rng, 60) + np.linspace(-1, 1, 60, dtype="float32")[:, None, None, None]
@@ -76,7 +76,7 @@ def test_inputs_come_in_parts(keras, rng, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_convolution_without_bias_is_fitted_over_all_taps(keras, rng, monkeypatch, size):
+def test_convolution_without_bias_is_refitted_over_all_taps(keras, rng, monkeypatch, size):
     monkeypatch.setattr(refit, "RIDGE", 1e-9)
     layers = keras.layers
     model = keras.Sequential(
@@ -98,7 +98,7 @@ def test_a_convolution_without_bias_is_fitted_over_all_taps(keras, rng, monkeypa
     np.testing.assert_allclose(kernel.reshape(-1, 3), expected, atol=1e-3)
 
 
-def test_a_batch_norm_that_others_pass_as_well_is_left_alone(keras, rng):
+def test_shared_batch_norm_is_not_changed(keras, rng):
     layers = keras.layers
     inputs = keras.Input((4,))
     x, norm = layers.Dense(6, "relu", name="a")(inputs), layers.BatchNormalization(name="shared")
@@ -114,7 +114,7 @@ def test_a_batch_norm_that_others_pass_as_well_is_left_alone(keras, rng):
         assert np.square(better - whole).mean() < 0.5 * np.square(plain - whole).mean()
 
 
-def test_batch_norm_takes_the_constant_of_a_layer_without_bias(keras, rng):
+def test_constant_of_a_layer_without_bias_moves_to_batch_norm(keras, rng):
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -136,23 +136,23 @@ def test_batch_norm_takes_the_constant_of_a_layer_without_bias(keras, rng):
     assert difference(model(x), plan.apply(model, data=x)(x)) <= 1e-4
 
 
-def test_a_unit_on_the_other_side_is_no_heir(keras, rng):
+def test_units_on_opposite_sides_are_not_merged(keras, rng):
     layers = keras.layers
     model = keras.Sequential([keras.Input((2,)), layers.Dense(3, "relu", name="a"), layers.Dense(1)])
     model.layers[0].set_weights([np.float32([[1, -2, 0], [0, 0, 1]]), np.zeros(3, "float32")])
     plan = tfspline.plan(model, 0.4)
     plan.removed[:] = False
-    plan.remove("a", [1])  # its cut is that of unit 0, seen from the other side
+    plan.remove("a", [1])  # same hyperplane as unit 0, with the other side on
     merged, plain = plan.apply(model, compensate="merge"), plan.apply(model)
     np.testing.assert_array_equal(merged.layers[1].kernel, plain.layers[1].kernel)
 
 
-def test_strides_with_gaps(keras, rng):
+def test_convolution_with_gaps_between_strides_is_not_refitted(keras, rng):
     layers = keras.layers
     x = inputs = keras.Input((16, 16, 4))
     x = layers.Conv2D(8, 3, padding="same", activation="relu", name="a")(x)
     x = layers.Conv2D(6, 1, strides=2, padding="same", name="pointwise")(x)
-    x = layers.Conv2D(4, (1, 2), strides=(2, 2), name="gaps")(x)  # is left as it is cut
+    x = layers.Conv2D(4, (1, 2), strides=(2, 2), name="gaps")(x)  # not refitted
     model = scramble(keras.Model(inputs, x), rng)
     x = inputs_for(model, rng, 100)
     plan = tfspline.plan(model, {"a": 0.25})
@@ -162,14 +162,14 @@ def test_strides_with_gaps(keras, rng):
 
 
 @pytest.mark.parametrize("compensate", ["merge", "refit"])
-def test_fewer_rows_than_features_and_more_agree(keras, rng, monkeypatch, compensate):
+def test_fewer_and_more_rows_than_features_agree(keras, rng, monkeypatch, compensate):
     monkeypatch.setattr(refit, "RIDGE", 1e-2)
     layers = keras.layers
     model = scramble(
         keras.Sequential([keras.Input((40,)), layers.Dense(60, "tanh", name="a"), layers.Dense(2, name="b")]), rng
     )
     plan = tfspline.plan(model, {"a": 0.5})
-    for samples in (29, 31):  # of the 30 units that are left
+    for samples in (29, 31):  # around the 30 kept units
         x = inputs_for(model, rng, samples)
         kept = np.flatnonzero(~plan.removed[plan.graph.channels("a")])
         hidden = np.asarray(model.layers[0](x), float)[:, kept]
@@ -184,15 +184,15 @@ def test_fewer_rows_than_features_and_more_agree(keras, rng, monkeypatch, compen
             np.testing.assert_allclose(small.get_layer("b").kernel, kernel + change, atol=1e-4)
         rest = error - np.asarray(small(x), float) + hidden @ kernel + bias
         assert np.square(rest).sum() < 0.2 * np.square(error).sum()
-        assert np.abs(rest.mean(0)).max() < 1e-4  # the bias takes the means
+        assert np.abs(rest.mean(0)).max() < 1e-4  # the bias absorbs the mean error
 
 
-def test_dead_and_always_on_units_go_for_free(keras, rng):
+def test_dead_and_always_on_units_are_removed_without_loss(keras, rng):
     layers = keras.layers
     model = keras.Sequential([keras.Input((3,)), layers.Dense(12, "relu", name="a"), layers.Dense(2)])
     scramble(model, rng)
     kernel, bias = model.get_layer("a").get_weights()
-    bias[:2], bias[2:9] = -100, 100  # two are never on; seven always are: affine, of three inputs
+    bias[:2], bias[2:9] = -100, 100  # two units are never on; seven always, so they are affine in three inputs
     model.get_layer("a").set_weights([kernel, bias])
     x = inputs_for(model, rng, 300)
     plan = tfspline.plan(model, 6 / 12, criterion="spline_affine", data=x)
@@ -202,7 +202,7 @@ def test_dead_and_always_on_units_go_for_free(keras, rng):
         assert difference(model(x), plan.apply(model, data=x, compensate=compensate)(x)) <= 2e-3
 
 
-def test_the_off_side_of_a_relu_costs_nothing(keras, rng, monkeypatch):
+def test_refit_ignores_the_off_side_of_a_relu(keras, rng, monkeypatch):
     layers = keras.layers
     model = keras.Sequential([keras.Input((6,)), layers.Dense(16, "relu"), layers.Dense(8, "relu"), layers.Dense(1)])
     scramble(model, rng)
@@ -217,10 +217,10 @@ def test_the_off_side_of_a_relu_costs_nothing(keras, rng, monkeypatch):
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_a_layer_makes_up_for_the_other_branch(keras, rng):
+def test_refit_compensates_for_the_other_branch_of_an_add(keras, rng):
     layers = keras.layers
     inputs = keras.Input((4,))
-    lossy = layers.Dense(3, name="lossy")(layers.Dense(4, name="cut")(inputs))  # cannot be mended by itself
+    lossy = layers.Dense(3, name="lossy")(layers.Dense(4, name="cut")(inputs))  # cannot be refitted exactly by itself
     model = scramble(keras.Model(inputs, layers.Add()([lossy, layers.Dense(3, name="other")(inputs)])), rng)
     x = inputs_for(model, rng, 100)
     small = tfspline.plan(model, {"cut": 0.5}, protect=["lossy"]).apply(model, data=x)
@@ -256,7 +256,7 @@ def test_recalibration_by_hand(keras, rng):
 
 @pytest.mark.parametrize("compensate", ["none", "merge", "refit"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
-def test_compensation_brings_the_outputs_nearer(keras, rng, family, compensate):
+def test_compensation_reduces_the_error_of_every_family(keras, rng, family, compensate):
     model = scramble(family(keras), rng)
     x = inputs_for(model, rng, 64)
     plan = tfspline.plan(model, 0.4, criterion="spline_affine", data=x)
@@ -270,12 +270,12 @@ def test_compensation_brings_the_outputs_nearer(keras, rng, family, compensate):
     if compensate == "refit":
         assert error(small) < error(plan.apply(model))
 
-    # Nothing is cut: nothing is to be made up for.
+    # Without removed units there is nothing to compensate.
     plan.removed[:] = False
     assert difference(model(x), plan.apply(model, data=x, compensate=compensate)(x)) <= 1e-3
 
 
-def test_low_precision_is_compensated_too(keras, rng):
+def test_low_precision_models_are_compensated(keras, rng):
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -290,7 +290,7 @@ def test_low_precision_is_compensated_too(keras, rng):
     assert difference(model(x), small(x)) < difference(model(x), tfspline.prune(model, 0.5, criterion="l1")(x))
 
 
-def test_data_is_an_array_or_a_dataset(keras, rng):
+def test_data_may_be_an_array_or_a_dataset(keras, rng):
     model = scramble(FAMILIES[0](keras), rng)
     x = inputs_for(model, rng, 64)
     plan = tfspline.plan(model, 0.5, criterion="spline_affine", data=x)
@@ -303,29 +303,29 @@ def test_data_is_an_array_or_a_dataset(keras, rng):
     assert np.array_equal(tfspline.plan(model, 0.5, criterion="spline_affine", data=endless).removed, plan.removed)
 
 
-def test_prune_compensates_where_it_is_given_data(keras, rng):
+def test_prune_compensates_if_given_data(keras, rng):
     model = twins(keras, rng, "dense")
     x = inputs_for(model, rng, 200)
     for options in itertools.product(["spline_data", "spline_affine"], ["auto", "merge"]):
         criterion, compensate = options
         small = tfspline.prune(model, 0.5, criterion=criterion, data=x, compensate=compensate)
         assert small.get_layer("a").units == 4
-        assert difference(model(x), small(x)) <= 2e-2  # both criteria take one of each pair of twins
+        assert difference(model(x), small(x)) <= 2e-2  # both criteria remove one of each pair of copies
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"compensate": "best"}, "Expected `compensate` among .*'refit'.*Received: 'best'"),
+        ({"compensate": "best"}, "`compensate`.*'refit'.*'best'"),
         ({"compensate": "refit"}, "`data`.* is needed to refit or recalibrate"),
         ({"recalibrate": True}, "`data`.* is needed to refit or recalibrate"),
-        ({"data": np.zeros((3, 5))}, r"Expected inputs of shape \(samples, 6\)"),
+        ({"data": np.zeros((3, 5))}, r"\(samples, 6\)"),
         (
             {"data": tf.data.Dataset.from_tensors(np.zeros((3, 6))).take(0)},
-            "Expected a dataset with at least one batch",
+            "dataset.* at least one batch",
         ),
     ],
 )
-def test_refusals(keras, options, message):
+def test_invalid_arguments_raise(keras, options, message):
     with pytest.raises(ValueError, match=message):
         tfspline.prune(FAMILIES[0](keras), 0.5, **options)

@@ -8,13 +8,14 @@ import tfspline
 from tfspline.graph.reader import read
 from tfspline.pruning import criteria, elimination
 from tfspline.pruning.readers import Reader
-from tfspline.pruning.units import Units, units_of
+from tfspline.pruning.units import Measurements, Units, units_of
 
 
 def units(weight, offset=None, scale=None):
     weight = np.asarray(weight, np.float32)
     offset = np.zeros(len(weight), np.float32) if offset is None else np.asarray(offset, np.float32)
-    return Units("layer", weight, np.ones((len(weight), 1), np.float32), offset, scale, np.random.default_rng(0))
+    slope, without_data = np.ones((len(weight), 1), np.float32), Measurements(None, None, [], None)
+    return Units("layer", weight, slope, offset, scale, np.random.default_rng(0), without_data, None)
 
 
 def test_hyperplane_distance_by_hand():
@@ -26,14 +27,14 @@ def test_hyperplane_distance_by_hand():
     np.testing.assert_allclose(distance, expected, atol=1e-6)
 
 
-def test_the_closest_pair_loses_its_smaller_unit():
+def test_greedy_elimination_by_hand():
     distance = np.float32([[0, 1, 5, 6], [1, 0, 2, 7], [5, 2, 0, 3], [6, 7, 3, 0]])
-    # 0-1 at 1: 0 is smaller and goes; 1-2 at 2: 2 is smaller and goes; 1-3 at 7: 1 goes; 3 is the last one
+    # 0-1 at 1: 0 is smaller and eliminated; 1-2 at 2: 2 is smaller; 1-3 at 7: 1 is smaller; 3 is the last one
     scores = elimination.greedy_elimination(distance, np.float32([1, 5, 4, 6]))
     np.testing.assert_array_equal(scores, [1, 7, 2, np.inf])
 
 
-def test_greedy_elimination_is_what_the_naive_way_does(rng):
+def test_greedy_elimination_equals_naive_implementation(rng):
     for n in (1, 2, 5, 40):
         points, norm = rng.normal(size=(n, 3)), rng.random(n)
         distance = np.linalg.norm(points[:, None] - points, axis=2)
@@ -46,9 +47,11 @@ def test_greedy_elimination_is_what_the_naive_way_does(rng):
         np.testing.assert_allclose(elimination.greedy_elimination(distance, norm), scores, rtol=1e-6)
 
 
-def test_spline_drops_the_copy_and_the_unit_that_cuts_nothing():
+def test_spline_scores_copies_and_zero_units_lowest():
     scores = criteria.spline(units([[1, 0], [0.5, 0], [0, 1], [0, 0]], [0, 0, 0, 1]))
-    assert scores[3] == 0 and scores[1] == pytest.approx(0, abs=1e-6)  # no cut; the same cut as 0, and smaller
+    assert scores[3] == 0 and scores[1] == pytest.approx(
+        0, abs=1e-6
+    )  # zero weights; the hyperplane of 0 with a smaller norm
     assert min(scores[0], scores[2]) == pytest.approx(1)
 
 
@@ -92,7 +95,7 @@ def test_batch_norm_is_folded_into_the_unit(keras, monkeypatch):
     assert plan.removed[plan.graph.channels("a")].tolist() == [True, False]
 
 
-def test_a_unit_of_several_layers_is_the_sum_of_what_they_make(keras, monkeypatch):
+def test_unit_of_several_layers_is_the_sum_of_their_outputs(keras, monkeypatch):
     layers = keras.layers
     inputs = keras.Input((2,))
     a, b = layers.Dense(3, name="a")(inputs), layers.Dense(3, name="b")(inputs)
@@ -107,10 +110,10 @@ def test_a_unit_of_several_layers_is_the_sum_of_what_they_make(keras, monkeypatc
     np.testing.assert_array_equal(seen[0].offset, [10, 2, 4])
 
 
-def test_refusals():
-    with pytest.raises(ValueError, match="Expected `criterion` among .*'spline'.* Received: 'best'"):
+def test_unknown_criterion_and_non_callable_raise():
+    with pytest.raises(ValueError, match="`criterion`.*'spline'.*'best'"):
         criteria.named("best")
-    with pytest.raises(TypeError, match="Expected a name and a callable"):
+    with pytest.raises(TypeError, match="name.*callable.*'mine'"):
         tfspline.register_criterion("mine", 3)
 
 
@@ -127,20 +130,20 @@ def test_spline_data_by_hand():
     codes = np.float32([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [1, 1, 1, 1]])
     some = units([[2.0], [1.0], [3.0], [9.0]])
     some.readers = [seen(np.eye(4), coactivity=codes @ codes.T / 4)]
-    # 0-1 at min(1, 1 - 1) = 0: the smaller, 1, goes; 0-2 at 1/2: 0 goes; 2 is the last one; 3 cuts nothing
+    # 0-1 at min(1, 1 - 1) = 0: the smaller, 1, is eliminated; 0-2 at 1/2: 0; 2 is the last one; 3 never switches
     np.testing.assert_array_equal(criteria.spline_data(some), [0.5, 0, np.inf, 0])
 
 
 def test_spline_affine_of_independent_units_by_hand():
     some = units([[1.0], [1.0]])
     some.readers = [seen(np.diag([1, 4]), [[2], [3]])]
-    # what a layer loses with a unit is |V|^2 times its variance: 4 x 1 and 9 x 4 of 40
+    # removing a unit costs |V|^2 times its variance: 4 x 1 and 9 x 4 of 40
     np.testing.assert_allclose(criteria.spline_affine(some), [4 / 40, 36 / 40], rtol=1e-3)
 
 
-def test_spline_affine_adds_up_to_what_merging_leaves(rng):
+def test_spline_affine_scores_add_up_to_the_error_after_merging(rng):
     n = 12
-    for count in (1, 2):  # of layers that read the units
+    for count in (1, 2):  # number of layers that read the units
         some = units(np.ones((n, 1)))
         some.readers = []
         for _ in range(count):
@@ -151,22 +154,22 @@ def test_spline_affine_adds_up_to_what_merging_leaves(rng):
         spent = 0.0
         for k in range(1, n):
             if scores[order[k - 1]] == scores[order[k]]:
-                continue  # in which order these two went cannot be told
+                continue  # equal scores do not tell which was eliminated first
             gone, left = order[:k], order[k:]
-            error = 0.0  # of the best prediction of the removed from the rest, as a share of the whole variance
+            error = 0.0  # of predicting the removed units from the rest, as a share of the whole variance
             for reader in some.readers:
                 g, v = reader.covariance.astype(float), reader.outgoing[gone].astype(float)
                 schur = g[np.ix_(gone, gone)] - g[np.ix_(gone, left)] @ np.linalg.solve(
                     g[np.ix_(left, left)], g[np.ix_(left, gone)]
                 )
                 error += np.trace(v.T @ schur @ v) / np.trace(reader.outgoing.T @ g @ reader.outgoing)
-            # A cost below an earlier one is scored as that one: costs add up to no more than the scores.
+            # A score is the largest cost so far, so the costs add up to at most the scores.
             assert error <= scores[gone].sum() * 1.01
             assert error > spent
             spent = error
 
 
-def test_spline_affine_takes_copies_first_also_many_at_a_time(rng):
+def test_spline_affine_eliminates_copies_first_in_large_groups(rng):
     n = 1100  # more than 512: two at a time
     values = rng.normal(size=(2000, n)).astype("float32")
     values[:, 600:] = values[:, :500] + 1e-3 * values[:, 600:]
@@ -184,7 +187,7 @@ def test_fpgm_by_hand():
 
 
 @pytest.mark.parametrize("criterion", ["spline_data", "spline_affine"])
-def test_criteria_on_data_want_data(criterion):
+def test_data_driven_criteria_without_data_raise(criterion):
     with pytest.raises(ValueError, match=f"'{criterion}' needs `data`"):
         getattr(criteria, criterion)(units([[1.0]]))
 
@@ -204,10 +207,10 @@ def test_readers_by_hand(keras, monkeypatch):
     values = np.float32([[1, 0], [0, 2], [2, 0], [0, 1]])
     np.testing.assert_allclose(reader.covariance, np.cov(values.T, bias=True), atol=1e-6)
     np.testing.assert_allclose(reader.coactivity, [[0.5, 0], [0, 0.5]])
-    np.testing.assert_array_equal(reader.outgoing, [[1, 3], [2, 4]])  # a unit is read at both places
+    np.testing.assert_array_equal(reader.outgoing, [[1, 3], [2, 4]])  # a unit is read at both positions
 
 
-def test_what_reads_units_counts_as_batch_norm_scales_it(keras, monkeypatch):
+def test_outgoing_weights_include_the_following_batch_norm(keras, monkeypatch):
     layers = keras.layers
     model = keras.Sequential(
         [

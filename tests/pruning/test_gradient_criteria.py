@@ -1,4 +1,4 @@
-"""Criteria of gradients: numbers by hand, finite differences, what they leave as it is, and refusals."""
+"""Gradient criteria: scores by hand, finite differences, no side effects, and errors."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def groups_of(model):
 
 
 def scores_of(model, criterion, data=None):
-    """The scores of all units that may go, by the name of their group."""
+    """The scores of all prunable units, by the name of their group."""
     read, groups = groups_of(model)
     seen = None if data is None else probe(model, data)
     every = units_of(model, read, groups, np.random.default_rng(0), seen)
@@ -59,8 +59,8 @@ def test_l2_by_hand(keras):
 
 def test_taylor_by_hand(keras, monkeypatch):
     model, data = linear(keras)
-    # Units at x = 1 are (1.5, 1), at 2 (2.5, 3), read by 3 and 1: by a factor on the units the loss rises by (4.5, 1)
-    # and (7.5, 3). Both samples make one batch, of mean (6, 2).
+    # Units at x = 1 are (1.5, 1), at 2 (2.5, 3), read by 3 and 1: so the derivatives of the loss by a factor
+    # on the units are (4.5, 1) and (7.5, 3). Both samples form one batch with mean (6, 2).
     assert_close(scores_of(model, "taylor", data), {"a": [36, 4]}, rtol=1e-6)
     monkeypatch.setattr(gradients, "BATCH", 1)
     assert_close(scores_of(model, "taylor", data), {"a": [(4.5**2 + 7.5**2) / 2, (1 + 9) / 2]}, rtol=1e-6)
@@ -68,17 +68,17 @@ def test_taylor_by_hand(keras, monkeypatch):
 
 def test_snip_by_hand(keras, monkeypatch):
     model, data = linear(keras)
-    # The loss falls by the kernel as the mean over x = 1, 2 of (3, 1) x = (4.5, 1.5); the kernel is (1, 2).
+    # The gradient by the kernel is the mean over x = 1, 2 of (3, 1) x = (4.5, 1.5); the kernel is (1, 2).
     for batch in (64, 1):
         monkeypatch.setattr(gradients, "BATCH", batch)
         assert_close(scores_of(model, "snip", data), {"a": [4.5, 3]}, rtol=1e-6)
 
 
-def test_snip_adds_what_the_weights_of_a_unit_do_up_without_their_signs(keras):
+def test_snip_sums_absolute_values_of_weights(keras):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="a"), keras.layers.Dense(1)])
     model.set_weights([np.float32([[2], [-1]]), np.float32([0]), np.float32([[1]]), np.float32([0])])
     model.compile("sgd", "mse")
-    # f = 2 * 1 - 1 * 2 = 0, f - y = 1: |2 * 1 * 2| + |2 * 2 * -1|; of a unit with both together nothing is left
+    # f = 2 * 1 - 1 * 2 = 0, f - y = 1: |2 * 1 * 2| + |2 * 2 * -1|; for the whole unit the two terms cancel
     data = np.float32([[1, 2]]), np.float32([[-1]])
     assert_close(scores_of(model, "snip", data), {"a": [8]}, rtol=1e-6)
     assert_close(scores_of(model, "taylor", data), {"a": [0]}, atol=1e-6)
@@ -103,7 +103,7 @@ def test_synflow_by_hand(keras):
     assert_close(scores_of(model, "synflow"), {"a": [6 / 9, 3 / 9]}, rtol=1e-6)
 
 
-def test_every_layer_of_a_chain_shares_the_whole_flow_out(keras, rng):
+def test_synflow_scores_of_each_layer_of_a_chain_sum_to_one(keras, rng):
     layers = keras.layers
     convolutions = [layers.Conv2D(5, 3, padding="same"), layers.BatchNormalization(), layers.ReLU()]
     dense = [layers.MaxPooling2D(), layers.Flatten(), layers.Dense(7, "relu"), layers.Dense(3)]
@@ -114,7 +114,7 @@ def test_every_layer_of_a_chain_shares_the_whole_flow_out(keras, rng):
         assert part.min() > 0 and part.sum() == pytest.approx(1, rel=1e-5)
 
 
-def test_synflow_of_a_network_too_deep_for_float32(keras):
+def test_synflow_of_a_network_that_overflows_float32(keras):
     layers = keras.layers
     model = keras.Sequential([keras.Input((8,)), *(layers.Dense(8, "relu") for _ in range(30))])
     model.set_weights([np.full(weight.shape, 10, np.float32) for weight in model.weights])  # R = 8 * 80 ** 30
@@ -122,16 +122,16 @@ def test_synflow_of_a_network_too_deep_for_float32(keras):
         np.testing.assert_allclose(part, np.full(8, 1 / 8), rtol=1e-5)
 
 
-def test_rounds_of_synflow_are_prunings_one_after_the_other(keras, rng):
+def test_synflow_rounds_prune_the_intended_share(keras, rng):
     model = scramble(chain(keras), rng)
     for _ in range(4):
         model = tfspline.prune(model, 1 - 0.5 ** (1 / 4), criterion="synflow", scope="global")
-    assert 10 <= sum(model.get_layer(name).units for name in "ab") <= 12  # of 20; no round takes more than its share
+    assert 10 <= sum(model.get_layer(name).units for name in "ab") <= 12  # of 20; each round rounds down
 
 
 @pytest.mark.parametrize("family", [chain, residual])
-def test_taylor_is_the_square_of_a_finite_difference(keras, rng, family):
-    # In float32 a step small enough to stay off the kinks drowns in rounding.
+def test_taylor_equals_squared_finite_difference(keras, rng, family):
+    # In float32, rounding errors exceed differences over a step small enough to avoid kinks.
     keras.mixed_precision.set_global_policy("float64")
     try:
         model = scramble(family(keras), rng)
@@ -142,7 +142,7 @@ def test_taylor_is_the_square_of_a_finite_difference(keras, rng, family):
     read, groups = groups_of(model)
 
     def loss_at(factor, group, unit):
-        """The loss with all that makes a unit, in however many layers, multiplied by a factor."""
+        """The loss if the weights that produce a unit, in all layers, are multiplied by a factor."""
         before = model.get_weights()
         for name in group.layers:
             (channel,) = np.flatnonzero(read.producers[name].units == group.units[unit])
@@ -163,7 +163,7 @@ def test_taylor_is_the_square_of_a_finite_difference(keras, rng, family):
             assert np.sqrt(scores[group.name][unit]) == pytest.approx(abs(slope), rel=1e-3, abs=1e-6)
 
 
-def test_taylor_and_snip_see_batch_norm_in_inference_and_in_training(keras, rng):
+def test_taylor_uses_moving_and_snip_uses_batch_statistics(keras, rng):
     model = scramble(residual(keras), rng)
     data = labelled(model, rng)
     before = {criterion: scores_of(model, criterion, data) for criterion in ("taylor", "snip")}
@@ -174,12 +174,12 @@ def test_taylor_and_snip_see_batch_norm_in_inference_and_in_training(keras, rng)
     assert not np.allclose(scores_of(model, "taylor", data)["stem"], before["taylor"]["stem"], rtol=0.05)
 
 
-# Gradients of grouped convolutions are compiled by XLA, which takes as long as all others together.
+# XLA compiles the gradients of grouped convolutions, which takes as long as all other families together.
 @pytest.mark.parametrize(
     "family",
     [pytest.param(one, marks=[pytest.mark.slow] * (one is grouped), id=one.__name__) for one in FAMILIES],
 )
-def test_every_family_is_scored_and_left_as_it_is(keras, rng, family):
+def test_scoring_works_on_every_family_and_changes_no_weight(keras, rng, family):
     model = scramble(family(keras), rng)
     data, before = labelled(model, rng, 4), model.get_weights()
     for criterion in CRITERIA:
@@ -189,7 +189,7 @@ def test_every_family_is_scored_and_left_as_it_is(keras, rng, family):
     assert all(np.array_equal(old, new) for old, new in zip(before, model.get_weights(), strict=True))
 
 
-def test_wrapped_and_frozen_models_are_scored_as_they_are_without(keras, tfmot, rng):
+def test_wrapped_and_frozen_models_get_the_same_scores(keras, tfmot, rng):
     model = scramble(residual(keras), rng)
     data = labelled(model, rng)
     expected = {criterion: scores_of(model, criterion, data) for criterion in CRITERIA}
@@ -219,7 +219,7 @@ def test_mixed_precision(keras, rng):
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "spline_data", "l1"])
-def test_labels_come_as_a_tuple_or_a_dataset_of_them(keras, rng, criterion):
+def test_labels_may_come_from_a_tuple_or_a_dataset(keras, rng, criterion):
     model = scramble(chain(keras), rng)
     x, y = labelled(model, rng)
     expected = scores_of(model, criterion, (x, y))
@@ -228,7 +228,7 @@ def test_labels_come_as_a_tuple_or_a_dataset_of_them(keras, rng, criterion):
         assert_close(scores_of(model, criterion, x), expected)
 
 
-def test_compensation_leaves_labels_aside(keras, rng):
+def test_compensation_ignores_labels(keras, rng):
     model = scramble(chain(keras), rng)
     x, y = labelled(model, rng, 40)
     one, other = (tfspline.prune(model, 0.5, criterion="l1", data=data) for data in (x, (x, y)))
@@ -249,7 +249,7 @@ def test_several_outputs(keras, rng):
     assert_close(scores_of(model, "snip", data), {"a": [2, 6]}, rtol=1e-6)
 
 
-def test_what_fit_counts_does_not_count_what_is_scored(keras, rng):
+def test_scoring_does_not_change_metrics(keras, rng):
     model = scramble(chain(keras), rng)
     x, y = labelled(model, rng)
     model.fit(x, y, verbose=0)
@@ -258,7 +258,7 @@ def test_what_fit_counts_does_not_count_what_is_scored(keras, rng):
     assert [float(metric.result()) for metric in model.metrics] == before != []
 
 
-def test_units_go_by_taylor_inside_fit(keras, rng):
+def test_spline_pruning_with_taylor_inside_fit(keras, rng):
     model = scramble(chain(keras), rng)
     x, y = labelled(model, rng)
     pruning = tfspline.SplinePruning(lambda step: (step == 2, 0.5), "taylor", data=(x, y))
@@ -272,17 +272,17 @@ def test_units_go_by_taylor_inside_fit(keras, rng):
         (lambda x, y: None, r"'taylor' needs `data=\(x, y\)`.* no labels"),
         (lambda x, y: x, "'taylor' needs .* no labels"),
         (lambda x, y: (x,), "'taylor' needs .* no labels"),
-        (lambda x, y: (x, y[1:]), r"Expected labels of 20 samples, as many as inputs. Received: \[\(19,\)\]"),
-        (lambda x, y: (x, y.tolist()), "Expected labels of 20 samples, as many as inputs. Received"),
+        (lambda x, y: (x, y[1:]), r"labels.*20.*\(19,\)"),
+        (lambda x, y: (x, y.tolist()), "labels.*20"),
         (lambda x, y: (x, y, y, y), r"or a tuple \(inputs, labels\). Received: a tuple of 4"),
         (
             lambda x, y: (x, y[:, None] + [[0, 1]]),
-            r"Expected labels in `data` that fit the loss.*\(20, 3\).* Received: \(20, 2\)",
+            r"labels in `data`.*\(20, 3\).* Received: \(20, 2\)",
         ),
-        (lambda x, y: (x, y + 3), r"Expected labels in `data` that fit the loss.* Received: \(20,\)"),
+        (lambda x, y: (x, y + 3), r"labels in `data`.* Received: \(20,\)"),
     ],
 )
-def test_refusals_of_labels(keras, rng, data, message):
+def test_invalid_labels_raise(keras, rng, data, message):
     model = scramble(chain(keras), rng)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     x, y = inputs_for(model, rng, 20), rng.integers(0, 3, 20)
@@ -291,16 +291,16 @@ def test_refusals_of_labels(keras, rng, data, message):
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "snip"])
-def test_a_model_without_a_loss_is_refused(keras, rng, criterion):
+def test_model_without_loss_raises(keras, rng, criterion):
     model = chain(keras)
-    with pytest.raises(ValueError, match="Expected a model that is compiled with a loss.* Received: .*which has none"):
+    with pytest.raises(ValueError, match="compiled with a loss"):
         tfspline.plan(model, 0.5, criterion=criterion, data=(inputs_for(model, rng), np.zeros((3, 3))))
 
 
-def test_refusals_of_synflow(keras):
+def test_synflow_raises_without_static_shape_or_flow(keras):
     layers = keras.layers
     anything = keras.Sequential([keras.Input((None, None, 1)), layers.Conv2D(4, 1), layers.Conv2D(2, 1)])
-    with pytest.raises(ValueError, match="Expected a model with a static input shape"):
+    with pytest.raises(ValueError, match="static input shape"):
         tfspline.plan(anything, 0.5, criterion="synflow")
     zero = keras.Sequential([keras.Input((2,)), layers.Dense(3, kernel_initializer="zeros"), layers.Dense(2)])
     with pytest.raises(ValueError, match="synaptic flow of .* is 0.0; criterion 'synflow'"):

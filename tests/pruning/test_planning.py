@@ -1,4 +1,4 @@
-"""Ratios, budgets, vetoes, and what a plan prints and saves."""
+"""Ratios, budgets, editing, printing and saving of plans."""
 
 import json
 import logging
@@ -14,8 +14,8 @@ from tfspline._utils.files import write_json
 
 
 def rewrite(path, document):
-    """Writes what no `save` would have, as a file that is whole."""
-    entries = {name: value for name, value in document.items() if name not in ("format", "checksum")}
+    """Writes a well-formed file with entries that `save` would not write."""
+    entries = {name: value for name, value in document.items() if name != "format"}
     write_json(path, document["format"], **entries)
 
 
@@ -23,13 +23,13 @@ def kept(plan):
     return {row["layer"]: row["units_after"] for row in plan.rows()}
 
 
-def test_a_ratio_by_layer_is_met_in_every_layer(keras, rng):
+def test_layer_scope_meets_the_ratio_in_every_layer(keras, rng):
     model = scramble(residual(keras), rng)
     assert list(kept(tfspline.plan(model, 0.5)).values()) == [4, 3, 6, 6, 3]
     assert list(kept(tfspline.plan(model, 0.3)).values()) == [6, 5, 9, 9, 3]  # at most 30 % of each
 
 
-def test_a_global_ratio_is_met_over_all_units(keras, rng):
+def test_global_scope_meets_the_ratio_over_all_units(keras, rng):
     model = scramble(residual(keras), rng)
     plan = tfspline.plan(model, 0.5, scope="global", criterion="l1")
     assert plan.removed.sum() == (8 + 6 + 12 + 12) // 2
@@ -37,7 +37,7 @@ def test_a_global_ratio_is_met_over_all_units(keras, rng):
     assert plan.ratio == pytest.approx(19 / 41)
 
 
-def test_min_units_stay(keras, rng):
+def test_min_units_are_kept(keras, rng):
     model = scramble(residual(keras), rng)
     for scope in ("layer", "global"):
         assert min(kept(tfspline.plan(model, 0.95, scope=scope, min_units=3)).values()) == 3
@@ -46,31 +46,31 @@ def test_min_units_stay(keras, rng):
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize(("budget", "counted"), [("max_flops", "macs"), ("max_params", "params")])
-def test_a_budget_is_met_from_below(keras, rng, budget, counted, scope):
+def test_cost_is_at_most_the_budget_and_close_to_it(keras, rng, budget, counted, scope):
     model = scramble(models.build("resnet20", (16, 16, 3), 10, keras=keras.__name__), rng)
     for share in (0.7, 1 / 3.5, 0.1):
         before, after = tfspline.plan(model, **{budget: share}, scope=scope).cost()[counted]
         assert 0.98 * share < after / before <= share
 
 
-def test_a_budget_is_that_of_the_slim_model(keras, rng):
+def test_budget_counts_the_flops_of_the_slim_model(keras, rng):
     model = scramble(residual(keras), rng)
     plan = tfspline.plan(model, max_flops=0.4)
     assert tfspline.flops(plan.apply(model)).macs == plan.cost()["macs"][1] <= 0.4 * tfspline.flops(model).macs
 
 
-def test_ratios_by_layer(keras, rng):
+def test_ratio_may_be_a_mapping_of_layers(keras, rng):
     model = scramble(residual(keras), rng)
     assert list(kept(tfspline.plan(model, {"inner": 0.5, "stem": 0.25})).values()) == [6, 3, 12, 12, 3]
 
 
-def test_widths_are_rounded_up(keras, rng):
+def test_round_to_rounds_widths_up(keras, rng):
     model = scramble(residual(keras), rng)
     assert list(kept(tfspline.plan(model, 0.5, round_to=4)).values()) == [4, 4, 8, 8, 3]
     assert list(kept(tfspline.plan(model, 0.5, round_to=8)).values()) == [8, 6, 8, 8, 3]
 
 
-def test_veto_and_addition(keras, rng):
+def test_keep_and_remove_edit_a_plan(keras, rng):
     model = scramble(chain(keras), rng)
     plan = tfspline.plan(model, 0.5)
     gone = np.flatnonzero(plan.removed[plan.graph.channels("a")])
@@ -79,18 +79,18 @@ def test_veto_and_addition(keras, rng):
     assert kept(plan)["a"] == 6 + 2 - 1
     x = inputs_for(model, rng)
     assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= 1e-5
-    with pytest.raises(ValueError, match=r"Expected channels of 'a' in 0..11. Received: \[12\]"):
+    with pytest.raises(ValueError, match=r"channels of 'a' in 0..11.*\[12\]"):
         plan.keep("a", [12])
-    with pytest.raises(KeyError, match="Expected a layer that makes channels.*Received: 're_lu'"):
+    with pytest.raises(KeyError, match="'re_lu'"):
         plan.keep("re_lu", [0])
     with pytest.raises(ValueError, match="feeds an output of the model"):
         plan.remove(model.layers[-1].name, [0])
     with pytest.raises(ValueError, match="at least one unit of 'a' to stay"):
         plan.remove("a", range(12))
-    assert kept(plan)["a"] == 7  # a refusal changes nothing
+    assert kept(plan)["a"] == 7  # a failed edit changes nothing
 
 
-def test_a_plan_prints_what_goes_and_why_something_stays(keras, rng):
+def test_plan_prints_widths_ties_and_reasons(keras, rng):
     model = scramble(residual(keras), rng)
     lines = str(tfspline.plan(model, 0.5, protect=["inner"])).splitlines()
     (stem,) = (line for line in lines if line.startswith("stem"))
@@ -102,7 +102,7 @@ def test_a_plan_prints_what_goes_and_why_something_stays(keras, rng):
     assert any(line.startswith("all macs") and "fewer" in line for line in lines)
 
 
-def test_a_saved_plan_is_the_same_plan(keras, rng, tmp_path):
+def test_save_and_load_round_trip(keras, rng, tmp_path):
     model = scramble(residual(keras), rng)
     plan = tfspline.plan(model, 0.5, scope="global")
     path = str(tmp_path / "plan.json")
@@ -110,7 +110,7 @@ def test_a_saved_plan_is_the_same_plan(keras, rng, tmp_path):
     loaded = tfspline.Plan.load(path, model)
     assert np.array_equal(loaded.removed, plan.removed) and loaded.options == plan.options
     assert str(loaded) == str(plan)
-    with pytest.raises(ValueError, match="Expected a plan .* with the channels"):
+    with pytest.raises(ValueError, match="plan .*channels"):
         tfspline.Plan.load(path, chain(keras))
 
 
@@ -118,19 +118,19 @@ BAD_PLACES = [[12], [-1], [1, 1], [3, 1], [0.0], ["0"], [True, False], [[0]], [N
 
 
 @pytest.mark.parametrize("places", BAD_PLACES, ids=str)
-def test_places_out_of_a_file_that_are_none_are_refused(tmp_path, places):
+def test_file_with_invalid_channels_raises(tmp_path, places):
     model, path = chain(keras3), tmp_path / "file.json"
     for kind, entry in ((tfspline.plan(model, 0.5), "removed"), (tfspline.Masks.of(model, {}), "off")):
         kind.save(path)
         document = json.loads(path.read_text())
         document[entry]["a"] = places
         rewrite(path, document)
-        with pytest.raises(ValueError, match=f"saved by tfspline in '{path}'. Received: .*channels of 'a' in 0..11"):
+        with pytest.raises(ValueError, match=f"{path}.*channels of 'a' in 0..11"):
             type(kind).load(path, model)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no plan", "protected", "all", "options", "inexact", "layer", "huge"])
-def test_a_damaged_plan_is_refused(keras, tmp_path, damage):
+def test_damaged_plan_raises(keras, tmp_path, damage):
     model, path = chain(keras), tmp_path / "plan.json"
     tfspline.plan(model, 0.5).save(str(path))
     document = json.loads(path.read_text())
@@ -150,12 +150,12 @@ def test_a_damaged_plan_is_refused(keras, tmp_path, damage):
         part, name, value = changes[damage]
         document[part] = value if name is None else document[part] | {name: value}
         rewrite(path, document)
-    with pytest.raises(ValueError, match=f"Expected a plan saved by tfspline in '{path}'. Received"):
+    with pytest.raises(ValueError, match=f"plan .*{path}"):
         tfspline.Plan.load(str(path), model)
 
 
 @pytest.mark.parametrize("options", [{"ratio": 0.1}, {"ratio": 0.5, "min_units": 99}, {"ratio": 0.5, "round_to": 64}])
-def test_a_plan_of_nothing_says_so(caplog, options):
+def test_plan_that_removes_nothing_warns(caplog, options):
     model = keras3.Sequential(
         [keras3.Input((4,)), keras3.layers.Dense(8, "relu"), keras3.layers.Dense(2)], name="small"
     )
@@ -167,7 +167,7 @@ def test_a_plan_of_nothing_says_so(caplog, options):
         assert not caplog.text
 
 
-def test_equal_seeds_draw_equal_plans(keras):
+def test_equal_seeds_give_equal_plans(keras):
     model = residual(keras)
     first, second, third = (tfspline.plan(model, 0.5, criterion="random", seed=seed).removed for seed in (1, 1, 2))
     assert np.array_equal(first, second) and not np.array_equal(first, third)
@@ -176,22 +176,22 @@ def test_equal_seeds_draw_equal_plans(keras):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ratio": 0.0}, r"Expected `ratio` in \(0, 1\). Received: 0.0"),
-        ({"ratio": 1.0}, r"Expected `ratio` in \(0, 1\). Received: 1.0"),
-        ({"max_flops": 1.5}, r"Expected `max_flops` in \(0, 1\). Received: 1.5"),
-        ({"max_params": -1}, r"Expected `max_params` in \(0, 1\). Received: -1"),
-        ({"ratio": {"a": 2}}, r"Expected `ratio` in \(0, 1\). Received: 2"),
+        ({"ratio": 0.0}, "`ratio`.*0.0"),
+        ({"ratio": 1.0}, "`ratio`.*1.0"),
+        ({"max_flops": 1.5}, "`max_flops`.*1.5"),
+        ({"max_params": -1}, "`max_params`.*-1"),
+        ({"ratio": {"a": 2}}, "`ratio`.*2"),
         ({"ratio": {"c": 0.5}}, r"`ratio` among the prunable layers \['a', 'b'\]. Received: 'c'"),
-        ({}, "Expected exactly one of `ratio`, `max_flops`, `max_params`, `max_latency`. Received: none"),
-        ({"ratio": 0.5, "max_flops": 0.5}, "Expected exactly one of `ratio`, `max_flops`"),
-        ({"ratio": 0.5, "round_to": 0}, "Expected `round_to` to be an integer of at least 1. Received: 0"),
-        ({"ratio": 0.5, "criterion": "best"}, "Expected `criterion` among"),
-        ({"ratio": 0.5, "scope": "world"}, "Expected `scope` among .* Received: 'world'"),
-        ({"ratio": 0.5, "min_units": 0}, "Expected `min_units` to be an integer of at least 1. Received: 0"),
+        ({}, "exactly one of `ratio`, `max_flops`, `max_params`, `max_latency`"),
+        ({"ratio": 0.5, "max_flops": 0.5}, "exactly one of .*`max_flops`"),
+        ({"ratio": 0.5, "round_to": 0}, "`round_to`.*0"),
+        ({"ratio": 0.5, "criterion": "best"}, "`criterion`.*'best'"),
+        ({"ratio": 0.5, "scope": "world"}, "`scope`.*'world'"),
+        ({"ratio": 0.5, "min_units": 0}, "`min_units`.*0"),
         ({"ratio": 0.5, "protect": ("a", "b")}, "No unit of .* can be removed: .*asked for in `protect`"),
         ({"max_flops": 1e-4}, "max_flops=0.0001 cannot be met: .* needs 0.0.* of the FLOPs"),
     ],
 )
-def test_refusals(keras, options, message):
+def test_invalid_arguments_raise(keras, options, message):
     with pytest.raises(ValueError, match=message):
         tfspline.plan(chain(keras), **options)

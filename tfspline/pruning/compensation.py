@@ -102,16 +102,9 @@ class _Walk:
 def _merge(whole, layer, x, reads, makes):
     """Merges removed inputs of a layer into kept ones by least squares.
 
-    With G the covariance of the inputs in the uncut model, R = (G_kk + ridge)^-1 G_kr predicts the removed inputs from
-    the kept ones, and the kernel takes V_k += R V_r, tap by tap. The bias takes the means. Without a bias, G is the
-    matrix of second moments and the prediction has no offset.
-
-    Args:
-        whole: the layer in the uncut model.
-        layer: the layer in the cut model.
-        x: its inputs in the uncut model.
-        reads: bool [inputs], which of them are kept.
-        makes: bool [outputs], which outputs are kept.
+    With G the covariance of the inputs `x` in the uncut model, R = (G_kk + ridge)^-1 G_kr predicts the removed inputs
+    from the kept ones, and the kernel takes V_k += R V_r, tap by tap. The bias takes the means. Without a bias, G is
+    the matrix of second moments and the prediction has no offset. `reads` and `makes` tell the kept inputs and outputs.
     """
     if reads.all():
         return
@@ -150,15 +143,7 @@ def merge_pairs(model: KerasModel, graph: Graph, kept: np.ndarray) -> KerasModel
     If the hyperplanes of units k and k' nearly coincide, with the same side on, then relu(w_k x + b_k) is about
     |w_k| / |w_k'| relu(w_k' x + b_k'): the weights that read k, scaled so, are added to those that read k'. Units
     without a kept unit on the same side are left as they are, and so are groups whose units pass per-channel weights
-    (of a depthwise convolution, PReLU) before they are read.
-
-    Args:
-        model: the uncut model. It is not changed.
-        graph: its `Graph`.
-        kept: bool [graph.units], False for a unit that will be removed.
-
-    Returns:
-        An uncut copy of the model with the merged weights.
+    (of a depthwise convolution, PReLU) before they are read. Returns an uncut copy of the model with merged weights.
     """
     merged = cut(model, graph, np.ones(graph.units, bool))
     layers = _keras.layer_paths(merged)
@@ -171,9 +156,10 @@ def merge_pairs(model: KerasModel, graph: Graph, kept: np.ndarray) -> KerasModel
             places = places_of(part.units, group.units)
             if places.size:
                 weight = layers[part.layer].weights[part.index]
-                value = np.moveaxis(value_of(weight), part.axis, -1).copy()
-                np.add.at(value, (..., places[nearest]), value[..., places[removed]] * shares[:, None])
-                weight.assign(np.moveaxis(value, -1, part.axis))
+                value = np.moveaxis(value_of(weight), part.axis, 0).copy()
+                share = shares.reshape(-1, *[1] * value.ndim)
+                np.add.at(value, places[nearest], value[places[removed]] * share)
+                weight.assign(np.moveaxis(value, 0, part.axis))
     return merged
 
 

@@ -13,16 +13,8 @@ _SHARE = 64  # one in this many remaining units is eliminated per step of `elimi
 
 
 def hyperplane_distances(weight: np.ndarray, offset: np.ndarray, rho: float = RHO) -> np.ndarray:
-    """Distances d(k, k') of the hyperplanes of all pairs of units, as defined in the criterion `spline`.
-
-    Args:
-        weight: float32 [n, fan_in].
-        offset: float32 [n].
-        rho: weight of the difference of the offsets.
-
-    Returns:
-        float32 [n, n].
-    """
+    """Distances d(k, k') of the hyperplanes of all pairs of units, as defined in the criterion `spline`: float32
+    [n, n], for weights [n, fan_in] and offsets [n]."""
     norm = tf.maximum(tf.norm(weight, axis=1), np.finfo(np.float32).tiny)
     normal, offset = weight / norm[:, None], offset / norm
     cosine = tf.matmul(normal, normal, transpose_b=True)
@@ -34,14 +26,8 @@ def hyperplane_distances(weight: np.ndarray, offset: np.ndarray, rho: float = RH
 def greedy_elimination(distance: np.ndarray, norm: np.ndarray) -> np.ndarray:
     """Eliminates, again and again, the unit with the smaller norm of the closest remaining pair.
 
-    Each unit remembers its nearest neighbour, so this takes O(n^2) on average.
-
-    Args:
-        distance: [n, n], symmetric.
-        norm: [n].
-
-    Returns:
-        float32 [n], the distance at which a unit was eliminated; infinity for the last one.
+    Each unit remembers its nearest neighbour, so this takes O(n^2) on average. Returns the distance at which each unit
+    was eliminated, float32 [n]; infinity for the last one.
     """
     distance = distance.copy()
     np.fill_diagonal(distance, np.inf)
@@ -64,13 +50,7 @@ def eliminate_by_cost(readers: list[Reader]) -> np.ndarray:
 
     The cost of a unit is what its elimination changes in the outputs of the readers after the best merging, as a share
     of their variance; see the criterion `spline_affine`. Of 128 remaining units and more, one in 64 is eliminated per
-    step.
-
-    Args:
-        readers: the layers that read the units.
-
-    Returns:
-        float32 [n], the largest cost up to and including the elimination of a unit.
+    step. Returns the largest cost up to and including the elimination of each unit, float32 [n].
     """
     maps = [_ReaderMap.of(reader) for reader in readers]
     remaining, highest = np.arange(len(readers[0].covariance)), 0.0

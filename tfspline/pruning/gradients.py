@@ -36,14 +36,10 @@ class LossGradients:
 
 
 def of_loss(model: KerasModel, graph: Graph, probe: Probe, training: bool) -> LossGradients:
-    """Differentiates the loss that a model is compiled with.
+    """Differentiates the loss that a model is compiled with, on inputs and labels. The weights are not changed.
 
-    Args:
-        model: a compiled model. Its weights are not changed.
-        graph: its `Graph`.
-        probe: inputs and labels.
-        training: whether BatchNormalization uses the statistics of each batch. Other layers, such as Dropout, run in
-            inference mode either way.
+    With `training`, BatchNormalization uses the statistics of each batch. Other layers, such as Dropout, run in
+    inference mode either way.
 
     Raises:
         ValueError: the model has no loss, or is a tf_keras model on several replicas; the labels do not fit the loss;
@@ -52,7 +48,7 @@ def of_loss(model: KerasModel, graph: Graph, probe: Probe, training: bool) -> Lo
     _keras.check_loss(model)
     tape = _LossTape(model, graph, training)
     kernels = {name: np.zeros(kernel.shape, np.float32) for name, kernel in tape.kernels.items()}
-    gates = {name: [] for name in kernels}
+    gates: dict[str, list[np.ndarray]] = {name: [] for name in kernels}
     samples = len(probe.inputs[0])
     with _restored([weight for layer in tape.norms for weight in layer.weights]):
         for rows in np.array_split(np.arange(samples), -(-samples // BATCH)):
@@ -154,20 +150,14 @@ def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
     """Differentiates the synaptic flow of a network (SynFlow, Tanaka et al. 2020).
 
     R is the sum of the outputs for an input of ones, computed in float64 with absolute weights and without offsets and
-    activations. The result is the derivative of log R with respect to |w|, for the weights w that produce channels.
-
-    Args:
-        model: a model with a static input shape. It is not changed.
-        graph: its `Graph`.
-
-    Returns:
-        For each layer that produces channels, by its path, float32 of the weight's shape.
+    activations. Returns, for each layer that produces channels, by its path, the derivative of log R with respect to
+    |w|, w the weight that produces them, float32 of its shape.
 
     Raises:
         ValueError: the input shape is not static, or R is zero or too large for float64.
     """
     check_static(model)
-    copies = {}
+    copies: dict[int, KerasLayer] = {}
     calls = {call.node.key: _linear_call(call, copies) for call in calls_with_activations(model)}
     inputs = [tf.ones([1, *tensor.shape[1:]], tf.float64) for tensor in model.inputs]
 

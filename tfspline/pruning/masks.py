@@ -35,17 +35,10 @@ def switch_off(model: KerasModel, graph: Graph, off: np.ndarray) -> KerasModel:
 
 
 def entries(graph: Graph, off: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
-    """The entries of weights that are on.
-
-    Args:
-        graph: the `Graph` of a model.
-        off: bool [graph.units], True for a unit that is off.
-
-    Returns:
-        For each weight that belongs to prunable units, by (layer path, index in `layer.weights`): bool of its shape,
-        False for the entries of units that are off.
-    """
-    masks, free = {}, graph.free
+    """For each weight that belongs to prunable units, by (layer path, index in `layer.weights`): bool of its shape,
+    False for the entries of the units `off` (bool [graph.units])."""
+    masks: dict[tuple[str, int], np.ndarray] = {}
+    free = graph.free
     for part in graph.slices:
         if part.role != "statistic" and free[part.units].any():
             on = masks.setdefault((part.layer, part.index), np.ones(graph.shapes[part.layer][part.index], bool))
@@ -211,7 +204,7 @@ class Masks(Mapping):
             return NotImplemented
         return list(self) == list(other) and all(np.array_equal(self[layer], other[layer]) for layer in self)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # masks are mutable
 
     def __repr__(self):
         return f"<Masks of {len(self)} layers: {self.off.sum()} of {self.graph.free.sum()} prunable units off>"
@@ -283,12 +276,7 @@ class Masks(Mapping):
 
 
 def listed(graph: Graph, channels: dict[str, int], off: dict[str, list[int]]) -> Masks:
-    """Makes masks from the lists in a file.
-
-    Args:
-        graph: the `Graph` of the model.
-        channels: layer path -> its number of channels.
-        off: layer path -> the channels that are off, in ascending order.
+    """Makes masks from the lists in a file: each layer's number of channels, and which are off, in ascending order.
 
     Raises:
         ValueError: the lists are malformed, contradict each other or do not fit the graph.

@@ -116,21 +116,10 @@ def choose(
     off: np.ndarray | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> np.ndarray:
-    """Chooses units to remove by a criterion and a budget.
+    """Chooses the units to remove, bool [graph.units], by a criterion and a budget.
 
-    Args:
-        model: a built model.
-        graph: its `Graph`.
-        budget: how many units to remove.
-        criterion: the name of a criterion.
-        rng: a generator for criteria that draw random numbers.
-        seen: inputs for data-driven criteria.
-        off: bool [graph.units], units that are already off. They are removed before all others, and the others are
-            scored as if these were not there.
-        stopwatch: measures the model; needed for a latency budget only.
-
-    Returns:
-        bool [graph.units], True for a unit to remove.
+    Units that are already `off` (bool [graph.units]) are removed before all others, which are scored as if these were
+    not there. Only a latency budget needs a `stopwatch`.
 
     Raises:
         ValueError: no unit can be removed; the criterion does not fit the model; or the budget cannot be met.

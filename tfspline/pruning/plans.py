@@ -50,12 +50,12 @@ class Plan:
         """The same choice as `Masks`: the removed units are off."""
         return masks.Masks(self.graph, self.removed.copy())
 
-    def keep(self, layer: str, channels: Sequence[int]) -> "Plan":
+    def keep(self, layer: str, channels: Sequence[int] | np.ndarray) -> "Plan":
         """Keeps channels of a layer, and all channels that are tied to them; returns the plan."""
         self.removed[self._units(layer, channels)] = False
         return self
 
-    def remove(self, layer: str, channels: Sequence[int]) -> "Plan":
+    def remove(self, layer: str, channels: Sequence[int] | np.ndarray) -> "Plan":
         """Removes channels of a layer as well, and all channels that are tied to them; returns the plan.
 
         Raises:

@@ -41,17 +41,8 @@ class Reader:
 def readers_of(
     model: KerasModel, graph: Graph, groups: list[Group], inputs: list[tf.Tensor]
 ) -> dict[str, list[Reader]]:
-    """Runs the model on probe inputs and records how layers read the units of each group.
-
-    Args:
-        model: a built model.
-        graph: its `Graph`.
-        groups: some of its groups.
-        inputs: one tensor for each of `model.inputs`.
-
-    Returns:
-        For each group, by name, one `Reader` for each call of a layer that reads its units.
-    """
+    """Runs the model on probe inputs, one tensor for each of `model.inputs`; returns, for each group by name, one
+    `Reader` for each call of a layer that reads its units."""
     recorder = _Recorder(model, graph, groups)
     _keras.run(model, inputs, recorder.visit, nested=True)
     return recorder.readers

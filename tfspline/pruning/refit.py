@@ -141,7 +141,7 @@ def refit(
     kernel, bias = tf.constant(value_of(layer.kernel)), _bias(layer)
     shifted = layer.use_bias or bn is not None
     few = np.prod(goal.shape[:-1]) < np.prod(kernel.shape[:-1])
-    fit = FewRows(_unfolded(layer, inputs), shifted) if few else _ManyRows(layer, inputs, shifted)
+    fit: FewRows | _ManyRows = FewRows(_unfolded(layer, inputs), shifted) if few else _ManyRows(layer, inputs, shifted)
     for turn in range(TURNS if relu else 1):
         with tf.GradientTape() as tape:
             tape.watch(kernel)
@@ -149,7 +149,10 @@ def refit(
         target = tf.where(goal > 0, goal, tf.minimum(output * slope + rest, 0)) if relu and turn else goal
         error = (target - rest) / slope - output
         # The gradient of <output, error> by the kernel is X^T error, with X the unfolded inputs.
-        change, offset = fit.solve(_matrix(error)) if few else fit.solve(error, tape.gradient(output, kernel, error))
+        if isinstance(fit, FewRows):
+            change, offset = fit.solve(_matrix(error))
+        else:
+            change, offset = fit.solve(error, tape.gradient(output, kernel, error))
         kernel += tf.reshape(change, kernel.shape)
         bias += offset
     layer.kernel.assign(kernel.numpy())
@@ -168,12 +171,8 @@ def _goal_values(whole, layer, x, makes, slope, shift, others):
 
 
 class FewRows:
-    """Ridge regression with fewer rows than features, where X X^T is the smaller matrix.
-
-    Args:
-        x: float32 [rows, features].
-        shifted: whether to fit an offset.
-    """
+    """Ridge regression on x, float32 [rows, features], with fewer rows than features, so that X X^T is smaller than
+    X^T X. `shifted` says whether to fit an offset."""
 
     def __init__(self, x: tf.Tensor, shifted: bool):
         self._shifted = shifted
@@ -183,14 +182,8 @@ class FewRows:
         self._factor = _factor(gram, x.shape[1])
 
     def solve(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Minimises |X W + b - y|^2 + ridge |W|^2, with b = 0 unless `shifted`.
-
-        Args:
-            y: float64 [rows, outputs].
-
-        Returns:
-            W, float32 [features, outputs], and b, float32 [outputs].
-        """
+        """The W, float32 [features, outputs], and b, float32 [outputs], that minimise |X W + b - y|^2 + ridge |W|^2 for
+        y, float64 [rows, outputs]; b = 0 unless `shifted`."""
         mean = tf.reduce_mean(y, 0) if self._shifted else tf.zeros_like(y[0])
         dual = tf.cast(tf.linalg.cholesky_solve(self._factor, y - mean), tf.float32)
         change = tf.matmul(self._x, dual, transpose_a=True)
@@ -255,8 +248,8 @@ def _linear(layer, x, kernel, bias):
     if len(kernel.shape) == 2:
         return tf.tensordot(x, kernel, 1) + bias
     if set(layer.kernel_size) == {1}:
-        read = x[(slice(None), *(slice(None, None, stride) for stride in layer.strides))]
-        return tf.tensordot(read, tf.reshape(kernel, kernel.shape[-2:]), 1) + bias
+        strides = (slice(None), *(slice(None, None, stride) for stride in layer.strides))
+        return tf.tensordot(x[strides], tf.reshape(kernel, kernel.shape[-2:]), 1) + bias
     return tf.nn.convolution(x, kernel, layer.strides, layer.padding.upper(), dilations=layer.dilation_rate) + bias
 
 

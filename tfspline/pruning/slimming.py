@@ -118,15 +118,9 @@ def _slim(model, allow_inexact, protect) -> tuple[KerasModel, Masks]:
 
 
 class _Reader:
-    """How one layer reads units that may be constant.
-
-    Attributes:
-        inputs: int [inputs], the units that it reads.
-        outputs: int [outputs], the units that it makes.
-        depends: bool [inputs, outputs], whether an output depends on an input.
-        varies: bool [inputs], whether a unit varies with the model's input.
-        inexact: bool [inputs], whether folding the unit's constant would change the layer's function.
-    """
+    """How one layer reads units that may be constant: the units `inputs` that it reads and `outputs` that it produces,
+    which outputs depend on which inputs (bool matrix), which inputs vary with the model's input, and for which folding
+    their constant is inexact."""
 
     def __init__(self, graph: Graph, path: str, layer: KerasLayer, mean, low, high):
         self.inputs, self.outputs = graph.reads[path, 0][1], graph.channels(path)

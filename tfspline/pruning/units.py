@@ -44,8 +44,8 @@ class Units:
         offset: float32 [n], b = beta + (bias - mu) gamma / sigma, the bias without BatchNormalization.
         scale: float32 [n], mean |gamma| of the BatchNormalizations that the unit passes; None without any.
         rng: a generator made from the plan's seed.
-        measured: data from running the whole model; None if there is no model, as in tests.
-        placement: where the producing weights hold the units; None if there is no model.
+        measured: data from running the whole model.
+        placement: where the producing weights hold the units.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Units:
     offset: np.ndarray
     scale: np.ndarray | None
     rng: np.random.Generator
-    measured: "Measurements | None" = None
-    placement: Placement | None = None
+    measured: "Measurements"
+    placement: Placement
 
     @property
     def weight(self) -> np.ndarray:
@@ -65,8 +65,8 @@ class Units:
     @functools.cached_property
     def readers(self) -> list[Reader] | None:
         """The layers that read the units; None if the plan has no `data`. The first use runs the model."""
-        has_data = self.measured and self.measured.probe
-        return self.measured.readers[self.name] if has_data else None
+        readers = self.measured.readers
+        return None if readers is None else readers[self.name]
 
     def gradients(self, training: bool) -> Gradients | None:
         """The gradients of the compiled loss; None if the plan has no `data` with labels.
@@ -75,11 +75,11 @@ class Units:
             training: whether BatchNormalization uses the statistics of each batch, as in training, or its moving
                 statistics, as in inference.
         """
-        if not self.measured or not self.measured.probe or self.measured.probe.labels is None:
-            return None
         loss = self.measured.loss_gradients(training)
-        gate = sum(loss.gates[layer][:, at].sum(axis=2) for layer, at in self.placement.places.items())
-        return Gradients(self.placement.matrix(loss.kernels), gate)
+        if loss is None:
+            return None
+        gates = [loss.gates[layer][:, at].sum(axis=2) for layer, at in self.placement.places.items()]
+        return Gradients(self.placement.matrix(loss.kernels), np.sum(gates, axis=0))
 
     def flow(self) -> np.ndarray:
         """float32 [n, fan_in], the derivative of log R by the absolute incoming weights, where R is the synaptic flow
@@ -88,28 +88,23 @@ class Units:
 
 
 class Measurements:
-    """Data from running a whole model, shared by the `Units` of its groups and computed once, on first use.
-
-    Args:
-        model: a built model.
-        graph: its `Graph`.
-        groups: the groups that are scored.
-        probe: inputs, with or without labels; None without `data`.
-    """
+    """Data from running a whole model, shared by the `Units` of its groups and computed once, on first use."""
 
     def __init__(self, model: KerasModel, graph: Graph, groups: list[Group], probe: Probe | None):
-        self._model, self._graph, self._groups, self.probe = model, graph, groups, probe
+        self._model, self._graph, self._groups, self._probe = model, graph, groups, probe
         self._loss_gradients: dict[bool, gradients.LossGradients] = {}
 
     @functools.cached_property
-    def readers(self) -> dict[str, list[Reader]]:
-        """The `Reader`s of each group, by name."""
-        return readers_of(self._model, self._graph, self._groups, self.probe.inputs)
+    def readers(self) -> dict[str, list[Reader]] | None:
+        """The `Reader`s of each group, by name; None without inputs."""
+        return self._probe and readers_of(self._model, self._graph, self._groups, self._probe.inputs)
 
-    def loss_gradients(self, training: bool) -> gradients.LossGradients:
-        """The gradients of the loss with respect to what layers produce."""
+    def loss_gradients(self, training: bool) -> gradients.LossGradients | None:
+        """The gradients of the loss with respect to what layers produce; None without labels."""
+        if self._probe is None or self._probe.labels is None:
+            return None
         if training not in self._loss_gradients:
-            self._loss_gradients[training] = gradients.of_loss(self._model, self._graph, self.probe, training)
+            self._loss_gradients[training] = gradients.of_loss(self._model, self._graph, self._probe, training)
         return self._loss_gradients[training]
 
     @functools.cached_property
@@ -123,13 +118,7 @@ def units_of(
 ) -> Iterator[Units]:
     """Yields the `Units` of each group.
 
-    Args:
-        model: a built model.
-        graph: its `Graph`.
-        groups: some of its groups.
-        rng: a generator for criteria that draw random numbers.
-        probe: inputs for data-driven criteria. The model runs on them only if a criterion needs activations or
-            gradients.
+    `probe`: inputs for data-driven criteria. The model runs on them only if a criterion needs activations or gradients.
     """
     measured = Measurements(model, graph, groups, probe)
     layers = _keras.layer_paths(model)
