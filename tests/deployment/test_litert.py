@@ -104,7 +104,9 @@ def test_several_inputs_are_quantised_on_their_own_data(keras, tmp_path, rng):
         assert np.abs(answer - expected).max() < 0.05 * np.abs(expected).max()
 
 
-def test_process_with_litert_only(keras, tmp_path, rng):
+def test_process_with_litert_only(tmp_path, rng):
+    import keras
+
     pytest.importorskip("ai_edge_litert")
     model = scramble(residual(keras), rng)
     x = inputs_for(model, rng)
