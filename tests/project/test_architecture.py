@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from helpers.documents import PAGES, ROOT
+from importlinter.cli import lint_imports
 
 import tfspline
 
@@ -40,6 +41,10 @@ def body_lines(function: ast.FunctionDef) -> int:
 def names(path) -> str:
     """A path relative to the repository, as the name of a test case."""
     return str(path.relative_to(ROOT))
+
+
+def test_packages_import_in_one_direction():
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
 
 
 def test_no_function_is_too_long():

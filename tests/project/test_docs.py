@@ -1,9 +1,12 @@
 """The pages in docs/: their code runs as written, their links and file names exist."""
 
 import re
+import shlex
 
 import pytest
 from helpers.documents import PAGES, ROOT, anchors, blocks, links, run
+
+from tfspline.recipe import command_line
 
 DOCS = ROOT / "docs"
 COLUMNS = re.compile(r"<td>\n\n```python\n(.*?)```\n\n</td><td>\n\n```python\n(.*?)```\n\n</td>", re.DOTALL)
@@ -91,3 +94,19 @@ def test_flags_of_benchmarks_exist(page):
     for script, flags in re.findall(r"python (benchmarks/\w+\.py)((?: --\w+(?:=(?:<[^>]*>|[^\s`]+))?)*)", text):
         source = (ROOT / script).read_text(encoding="utf-8")
         assert [flag for flag in re.findall(r"--(\w+)", flags) if f'"{flag}"' not in source] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_train_commands_have_valid_flags(page, monkeypatch):
+    class Parsed(Exception):
+        pass
+
+    def run(*_):
+        raise Parsed
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(command_line, "run", run)
+    text = re.sub(r"<[^>]*>", "folder", "\n".join(blocks(page, "bash")))
+    for flags in re.findall(r"python train\.py ([^\n&]+)", text):
+        with pytest.raises(Parsed if "--help" not in flags else SystemExit):
+            command_line.main(shlex.split(flags))
