@@ -78,9 +78,10 @@ def test_links_lead_to_files_and_headings(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_named_files_exist(page):
-    named = re.findall(
-        r"\b(?:benchmarks|configs|tests|tfspline|serving|docs)/[\w/]+\.(?:py|cfg|md|yml)\b", page.read_text()
-    )
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:benchmarks|configs|tests|tfspline|serving|docs)/[\w/]+\.(?:py|cfg|md|yml)\b", text)
+    packages = "|".join(path.name for path in (ROOT / "tfspline").iterdir() if (path / "__init__.py").exists())
+    named += [f"tfspline/{path}" for path in re.findall(rf"(?<=[ `(])(?:{packages})/[\w/]+\.py\b", text)]
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 

@@ -1,7 +1,6 @@
 """The codes of recent epochs, which new codes are compared with."""
 
 import collections
-from typing import cast
 
 import numpy as np
 
@@ -50,9 +49,7 @@ class CodeHistory:
         Returns:
             The distances to the codes nearest to 1, 2, ... `lookback` epochs ago; fewer if the history is shorter.
         """
-        distances = [
-            cast(float, partition_distance(codes, earlier)) for earlier in self._earlier(time, interval, epoch)
-        ]
+        distances = [partition_distance(codes, earlier) for earlier in self._earlier(time, interval, epoch)]
         self.codes.append(codes)
         self.times.append(time)
         while epoch and len(self.times) > 1 and self.times[1] <= time + interval - self._lookback * epoch:

@@ -123,7 +123,7 @@ class Dataset:
         mean = totals / len(pixels)
         return mean, np.sqrt(squares / len(pixels) - mean**2)
 
-    def normalize(self, images) -> tf.Tensor:
+    def normalize(self, images: np.ndarray | tf.Tensor) -> tf.Tensor:
         """Converts examples to model inputs: `(images - mean) / std` as float32 for images in 0..255; points are only
         cast."""
         if not self.of_images:

@@ -1,6 +1,7 @@
 """Distances between partitions of the input space, and a plane of inputs on which to compare them."""
 
 from collections.abc import Iterable
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,10 @@ from tfspline.spline.codes import Codes
 BLOCK = 2**15  # bytes of each code compared at a time, so that all blocks fit into the processor's cache
 
 
+@overload
+def partition_distance(a: Codes, b: Codes, per_layer: Literal[False] = False) -> float: ...
+@overload
+def partition_distance(a: Codes, b: Codes, per_layer: Literal[True]) -> dict[str, float]: ...
 def partition_distance(a: Codes, b: Codes, per_layer: bool = False) -> float | dict[str, float]:
     """Measure how much two models, or two states of one model, partition the same inputs differently.
 
@@ -42,6 +47,10 @@ def partition_distance(a: Codes, b: Codes, per_layer: bool = False) -> float | d
     return float(_mean(_by_layer([a, b]))[0, 1])
 
 
+@overload
+def partition_distances(codes: Iterable[Codes], per_layer: Literal[False] = False) -> np.ndarray: ...
+@overload
+def partition_distances(codes: Iterable[Codes], per_layer: Literal[True]) -> dict[str, np.ndarray]: ...
 def partition_distances(codes: Iterable[Codes], per_layer: bool = False) -> np.ndarray | dict[str, np.ndarray]:
     """Compute all pairwise distances of E partitions, each as by `partition_distance`.
 
