@@ -16,7 +16,7 @@ import tfspline
 PACKAGE = ROOT / "tfspline"
 SOURCES = [*sorted(PACKAGE.rglob("*.py")), ROOT / "train.py"]
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
-FUNCTION_LINES = 60
+FILE_LINES, FUNCTION_LINES = 350, 60
 
 
 def parsed(path: pathlib.Path) -> ast.Module:
@@ -45,6 +45,11 @@ def names(path) -> str:
 
 def test_packages_import_in_one_direction():
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
+
+
+def test_no_file_is_too_long():
+    lengths = {names(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert {name: lines for name, lines in lengths.items() if lines > FILE_LINES} == {}
 
 
 def test_no_function_is_too_long():

@@ -4,7 +4,7 @@ import functools
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -47,7 +47,7 @@ def draw(
     codes = _codes(folder)
     if len(codes) > 1:
         epochs = list(codes)
-        distances = cast(dict[str, np.ndarray], partition_distances(list(codes.values()), per_layer=True))
+        distances = partition_distances(list(codes.values()), per_layer=True)
         arrays = {name: matrix.astype(np.float32) for name, matrix in distances.items()}
         folder.put("distances.npz", lambda path: write_npz(path, arrays))
         mean = np.mean(list(distances.values()), axis=0)
