@@ -12,17 +12,17 @@ import tfspline
 
 QUICK = ("MobileNetV3Small", "EfficientNetB0", "ResNet50V2")
 EXACT = 1e-4  # of the largest output
-FELT = 100  # times the difference: what another input and the cut itself change at least, lest the test sees nothing
+SENSITIVITY = 100  # another input and the cut itself change the output by at least so many times the error
 MEDIAN_REDUCTION = 3.4
 # Channels that LayerNormalization runs over stay by default: the whole residual stream of a ConvNeXt.
 LEAST_REDUCTION = {"ConvNeXt": 1.5}
 
 
 def pruned(keras, name, rng):
-    """Prunes one network; prints and returns a row of what came of it.
+    """Prunes one network; prints and returns its measurements.
 
-    The network ends in a head of ten classes on its pooled features, so that a thousand classes, which must stay, do
-    not hide what is pruned.
+    The network gets a head of ten classes on its pooled features. The usual head of a thousand classes, which must
+    stay, would hide the reduction of the rest.
     """
     features = getattr(keras.applications, name)(weights=None, input_shape=(96, 96, 3), include_top=False)
     head = keras.layers.Dense(10, name="head")(keras.layers.GlobalAveragePooling2D()(features.output))
@@ -56,11 +56,11 @@ def pruned(keras, name, rng):
 
 
 def faults(name, row):
-    """What is wrong with a row, as text."""
+    """Descriptions of the measurements in a row that are out of bounds."""
     least = next((least for family, least in LEAST_REDUCTION.items() if name.startswith(family)), 2.0)
     checks = {
         f"difference {row['error']:.1e}": row["error"] <= EXACT,
-        f"the cut or the input changes only {row['felt']:.1e}": row["felt"] >= FELT * row["error"],
+        f"the cut or the input changes only {row['felt']:.1e}": row["felt"] >= SENSITIVITY * row["error"],
         "the plan miscounts the parameters": row["exact_params"],
         f"only {row['params']:.2f}x fewer parameters": row["params"] >= least,
     }
@@ -68,12 +68,12 @@ def faults(name, row):
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_some(keras, name, rng):
+def test_quick_networks(keras, name, rng):
     assert not faults(name, pruned(keras, name, rng))
 
 
 @pytest.mark.slow
-def test_all(keras, rng):
+def test_all_networks(keras, rng):
     found, reductions = [], []
     for name in networks(keras):
         keras.backend.clear_session()

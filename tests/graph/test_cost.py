@@ -1,4 +1,4 @@
-"""MACs worked out by hand, and those of known networks as TensorFlow's profiler counts them."""
+"""MACs computed by hand, and those of known networks compared with TensorFlow's profiler."""
 
 import gc
 
@@ -29,7 +29,7 @@ def test_macs_by_hand(keras):
     assert macs(keras, (9, 2), layers.Conv1D(5, 3)) == 7 * 3 * 2 * 5
 
 
-def test_report(keras):
+def test_flops_print_as_a_table(keras):
     layers = keras.layers
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="a"), layers.ReLU(), layers.Dense(2, name="b")])
     cost = tfspline.flops(model)
@@ -39,7 +39,7 @@ def test_report(keras):
     assert tfspline.training_flops(model, 10) == 3 * 36 * 10
 
 
-def test_a_shared_layer_costs_each_time(keras):
+def test_shared_layer_counts_for_each_call(keras):
     inputs, dense = keras.Input((4,)), keras.layers.Dense(4)
     cost = tfspline.flops(keras.Model(inputs, dense(dense(inputs))))
     assert (cost.macs, cost.params) == (32, 20)
@@ -53,7 +53,7 @@ def test_unknown_input_sizes_are_rejected(keras):
 
 
 def profiled(model):
-    """Float operations of one prediction by type of op, as `tf.compat.v1.profiler` counts them."""
+    """The float operations of one prediction by op type, counted by `tf.compat.v1.profiler`."""
     # The profiler does not look into functions, which grouped convolutions are in Keras: run eagerly, they are inlined.
     tf.config.run_functions_eagerly(True)
     inputs = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
@@ -71,7 +71,7 @@ def profiled(model):
 
 
 def check_profiled(model):
-    """FLOPs are those of the ops that multiply and accumulate, which are nearly all that the profiler counts.
+    """Checks that FLOPs are those of the ops that multiply and accumulate, which are most of what the profiler counts.
 
     The rest, which `tfspline.flops` leaves out, is at most a tenth of it: biases (BiasAdd), batch normalisation
     (Mul, AddV2, Sub, Rsqrt, where it is not one op, which the profiler does not count), pooling (MaxPool, AvgPool,
@@ -98,19 +98,19 @@ def application(keras, name):
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_profiler_agrees_on_some(keras, name):
+def test_profiler_agrees_on_quick_applications(keras, name):
     assert check_profiled(application(keras, name)) < 1.1
 
 
 @pytest.mark.slow
-def test_profiler_agrees_on_all(keras):
+def test_profiler_agrees_on_all_applications(keras):
     for name in networks(keras):
         keras.backend.clear_session()
         gc.collect()
         assert check_profiled(application(keras, name)) < 1.1
 
 
-def test_an_unknown_size_is_refused(keras):
+def test_input_of_unknown_size_is_refused(keras):
     model = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3), keras.layers.Conv2D(2, 3)])
     with pytest.raises(ValueError, match="Expected a model with a static input shape.* Received: .*None"):
         tfspline.flops(model)
@@ -118,6 +118,6 @@ def test_an_unknown_size_is_refused(keras):
         tfspline.plan(model, max_flops=0.5)
 
 
-def test_no_model_is_refused():
+def test_object_that_is_not_a_model_is_refused():
     with pytest.raises(TypeError, match="Expected a Keras 3 or tf_keras model. Received: int"):
         tfspline.flops(3)

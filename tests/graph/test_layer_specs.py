@@ -1,4 +1,4 @@
-"""Layer by layer: which units can go through it, masked equals slimmed, and what it costs."""
+"""Layer by layer: which units can be pruned through it, that masked equals slimmed, and its MACs."""
 
 import inspect
 import types
@@ -11,7 +11,7 @@ from helpers.zoo import difference, inputs_for, scramble
 import tfspline
 from tfspline.graph import reader as graph
 
-SHAPES = {1: (8,), 2: (6, 8), 3: (4, 4, 8), 4: (4, 4, 4, 8)}  # by rank, as the layer in question sees it
+SHAPES = {1: (8,), 2: (6, 8), 3: (4, 4, 8), 4: (4, 4, 4, 8)}  # input shape of the tested layer, by rank
 
 
 def after_dense(keras, shape, layer, **options):
@@ -23,7 +23,7 @@ def after_dense(keras, shape, layer, **options):
 
 
 def check(model, rng, tolerance=1e-5, **options):
-    """Prunes half of the units; masked equals slimmed, which is as small as the plan says. Returns plan and slim."""
+    """Prunes half of the units and checks that masked equals slimmed and costs what the plan says."""
     scramble(model, rng)
     plan = tfspline.plan(model, 0.5, criterion="l1", **options)
     slim, masked = plan.apply(model), plan.mask(model)
@@ -40,7 +40,7 @@ def units(plan):
     return {row["layer"]: (row["units_before"], row["units_after"]) for row in plan.rows()}
 
 
-# A layer, and the rank of what it reads; 4 of the 8 channels that it reads go through it.
+# A layer and the rank of its input. 4 of its 8 input channels can be pruned through it.
 THROUGH = {
     "Conv1D": (2, lambda k: k.Conv1D(6, 3, padding="causal", dilation_rate=2)),
     "Conv3D": (4, lambda k: k.Conv3D(6, 2)),
@@ -87,7 +87,7 @@ THROUGH = {
 def test_units_go_through(keras, rng, what):
     rank, make = THROUGH[what]
     plan, slim = check(after_dense(keras, SHAPES[rank], make(keras.layers)), rng)
-    before = {"Conv3D of groups": (4, 2)}.get(what, (8, 4))  # the same place of both groups goes at once
+    before = {"Conv3D of groups": (4, 2)}.get(what, (8, 4))  # the same position of both groups is removed together
     assert units(plan)["before"] == before
     assert slim.get_layer("before").units == 4
 
@@ -124,7 +124,7 @@ def test_units_go_through_bare_ops(keras, rng, what):
     assert units(plan)["before"] == (8, 4)
 
 
-# A layer, and the rank of what it reads; all that it reads stays, and the plan says that it is the reason.
+# A layer and the rank of its input. All its input channels are protected, and the plan names the layer.
 PROTECTED = {
     "Masking": (2, lambda k: k.Masking(name="culprit")),
     "LayerNormalization": (2, lambda k: k.LayerNormalization(name="culprit")),
@@ -137,7 +137,7 @@ PROTECTED = {
         lambda k: lambda x: k.MultiHeadAttention(2, 3, output_shape=(2, 4), name="culprit")(x, x),
     ),
     "TimeDistributed": (2, lambda k: k.TimeDistributed(k.Dense(5), name="culprit")),
-    "Bidirectional of what is not known": (2, lambda k: k.Bidirectional(k.RNN(k.LSTMCell(5)), name="culprit")),
+    "Bidirectional of an unknown layer": (2, lambda k: k.Bidirectional(k.RNN(k.LSTMCell(5)), name="culprit")),
     "ConvLSTM2D": (4, lambda k: k.ConvLSTM2D(5, 2, name="culprit")),
     "Lambda": (2, lambda k: k.Lambda(lambda x: x[..., ::-1], name="culprit", output_shape=(6, 8))),
 }
@@ -170,7 +170,7 @@ def test_units_are_protected_by_bare_ops(keras, rng, what):
     assert "is not a layer that tfspline knows" in why and units(plan)["before"] == (8, 8)
 
 
-# What normalises over 8 channels, and of how many units those are: the groups have to stay equally wide.
+# Layers that normalize over 8 channels, and how many units these are. The groups must stay equally wide.
 NORMALISED = {
     "LayerNormalization": (8, lambda k: k.LayerNormalization()),
     "LayerNormalization over all": (8, lambda k: k.LayerNormalization(axis=[1, 2])),
@@ -181,7 +181,7 @@ NORMALISED = {
 
 
 @pytest.mark.parametrize("what", NORMALISED)
-def test_allow_inexact_takes_normalised_channels(keras, rng, what):
+def test_allow_inexact_prunes_normalized_channels(keras, rng, what):
     width, make = NORMALISED[what]
     model = scramble(after_dense(keras, SHAPES[2], make(keras.layers)), rng)
     plan = tfspline.plan(model, 0.5, allow_inexact=True)
@@ -221,14 +221,14 @@ def test_gated_attention(keras, rng):
     assert slim.get_layer("attention").weights[4].shape == (4, 2, 3)
 
 
-def test_a_slim_attention_loads(keras, rng, tmp_path):
+def test_slim_attention_can_be_saved_and_loaded(keras, rng, tmp_path):
     model, slim = attention(keras), check(attention(keras), rng)[1]
     slim.save(tmp_path / "slim.keras")
     x = inputs_for(model, rng)
     assert difference(slim(x), keras.models.load_model(tmp_path / "slim.keras")(x)) <= 1e-6
 
 
-def test_attention_protects_its_mask_and_says_so(keras, rng):
+def test_attention_protects_its_mask_with_a_reason(keras, rng):
     layers = keras.layers
     inputs = keras.Input((5, 5))
     mask = layers.Dense(5, "sigmoid", name="mask")(inputs)
@@ -237,7 +237,7 @@ def test_attention_protects_its_mask_and_says_so(keras, rng):
     assert groups["mask"].protected == "'attention' (MultiHeadAttention) uses it as a mask"
 
 
-def test_attention_whose_scores_are_read_is_left_alone(keras, rng):
+def test_attention_that_returns_scores_is_not_pruned(keras, rng):
     layers = keras.layers
     x = inputs = keras.Input((5, 3))
     x = layers.Dense(8, name="before")(x)
@@ -284,8 +284,8 @@ def test_channel_shuffle_by_ops(keras, rng):
     assert units(plan)["conv"] == (4, 2) and units(plan)["shuffled"] == (4, 2)
     grouped = next(row for row in plan.rows() if row["layer"] == "grouped")
     if keras.__name__ == "keras":
-        assert (grouped["units_before"], grouped["units_after"]) == (2, 1)  # twice tied across two groups
-    else:  # TensorFlow's reshape cannot be given another shape
+        assert (grouped["units_before"], grouped["units_after"]) == (2, 1)  # tied across two groups twice
+    else:  # the shape of TensorFlow's reshape cannot be changed
         assert "reshape" in grouped["protected"]
 
 
@@ -310,7 +310,7 @@ def test_macs_by_hand(keras):
     assert macs["transposed"] == 2 * 3 * 2 * 6
 
 
-def test_weights_without_numbers_are_refused(keras):
+def test_empty_weights_are_refused(keras):
     layers = keras.layers
     inputs = keras.Input((0,))
     inner = keras.Sequential([inputs, layers.Dense(4, name="empty")], name="inner")

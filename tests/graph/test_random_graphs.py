@@ -1,4 +1,4 @@
-"""Random graphs out of all supported layers: masked equals slimmed, MACs are those of the rebuilt model."""
+"""Random graphs of all supported layers: masked equals slimmed, and the plan counts the MACs of the rebuilt model."""
 
 import os
 
@@ -13,7 +13,7 @@ import tfspline
 
 
 def check(keras, data, folder):
-    """Builds one random model, prunes it at random, and compares."""
+    """Builds a random model, prunes random units, and compares the masked with the slimmed model."""
     keras.backend.clear_session()
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     model = scramble(build(keras, data.draw), rng)

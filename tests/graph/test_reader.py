@@ -24,7 +24,7 @@ def groups_of(model, **options):
     return {group.name: group for group in graph.read(model, **options).groups}
 
 
-def test_a_residual_stream_is_one_group(keras):
+def test_residual_stream_is_one_group(keras):
     groups = groups_of(residual(keras))
     assert [len(group.units) for group in groups.values()] == [8, 6, 12, 12, 3]
     assert groups["stem"].layers[0] == "stem" and len(groups["stem"].layers) == 2
@@ -32,19 +32,19 @@ def test_a_residual_stream_is_one_group(keras):
     assert groups["inner"].protected is None and groups["stem"].protected is None
 
 
-def test_a_gate_is_tied_to_what_it_gates(keras):
+def test_gate_is_tied_to_the_gated_channels(keras):
     groups = groups_of(inverted(keras))
     # 8 channels, each two after the depthwise multiplier, each two gated by the excite convolution
     assert groups["expand"].layers == ("expand", "excite") and len(groups["expand"].units) == 8
 
 
-def test_groups_of_a_convolution_lose_the_same_columns(keras):
+def test_groups_of_a_convolution_lose_the_same_positions(keras):
     groups = groups_of(grouped(keras))
     assert len(groups["wide"].units) == 4  # 3 groups of 4 channels
     assert len(groups["shuffled"].units) == 4
 
 
-def test_layers_of_a_nested_model_go_by_their_path(keras):
+def test_layers_of_a_nested_model_are_named_by_their_path(keras):
     groups = groups_of(shared_and_nested(keras))
     assert len(groups["inner/hidden"].units) == 12
     assert "inner/hidden" in tfspline.flops(shared_and_nested(keras)).layers
@@ -62,7 +62,7 @@ def test_batch_norm_is_folded_where_it_directly_follows(keras):
 
 
 @pytest.mark.parametrize("what", ["custom", "softmax", "layer_norm", "lambda", "subclass", "constant"])
-def test_what_is_not_known_protects_and_says_so(keras, rng, what):
+def test_unknown_layer_protects_with_a_reason(keras, rng, what):
     layers = keras.layers
 
     class Halves(layers.Layer):
@@ -96,7 +96,7 @@ def test_what_is_not_known_protects_and_says_so(keras, rng, what):
     assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= 1e-5
 
 
-def test_protect_names_layers_and_takes_predicates(keras):
+def test_protect_takes_paths_and_predicates(keras):
     model = chain(keras)
     assert groups_of(model, protect=("a",))["a"].protected == "it was asked for in `protect`"
     by_width = groups_of(model, protect=(lambda layer: layer.units == 8,))
@@ -105,7 +105,7 @@ def test_protect_names_layers_and_takes_predicates(keras):
         graph.read(model, protect=("nowhere",))
 
 
-def test_a_registered_rule_lets_units_be_pruned_through_a_custom_layer(keras, rng, monkeypatch):
+def test_registered_rule_prunes_through_a_custom_layer(keras, rng, monkeypatch):
     monkeypatch.setattr(registry, "_custom", {})
 
     class Scale(keras.layers.Layer):
@@ -132,7 +132,7 @@ def test_a_registered_rule_lets_units_be_pruned_through_a_custom_layer(keras, rn
 
 
 @pytest.mark.parametrize("build", ["subclassed", "not built", "no model"])
-def test_what_has_no_graph_is_refused(keras, build):
+def test_model_without_known_graph_is_refused(keras, build):
     class Own(keras.Model):
         def call(self, x):
             return x
@@ -152,7 +152,7 @@ def test_what_has_no_graph_is_refused(keras, build):
 
 
 def check(model, rng, tolerance=1e-5, **options):
-    """Prunes half of the units at random; masked equals slimmed. Returns the slim model."""
+    """Prunes random half of the units, checks that masked equals slimmed, and returns the slim model."""
     plan = tfspline.plan(model, 0.5, criterion="random", **options)
     slim, masked = plan.apply(model), plan.mask(model)
     x = inputs_for(model, rng)
@@ -162,7 +162,7 @@ def check(model, rng, tolerance=1e-5, **options):
 
 
 @pytest.mark.parametrize("how", ["functional", pytest.param("sequential", marks=pytest.mark.slow)])
-def test_a_whole_network_as_a_layer(keras, rng, how):
+def test_nested_application(keras, rng, how):
     layers = keras.layers
     base = keras.applications.MobileNetV2(weights=None, input_shape=(96, 96, 3), include_top=False, alpha=0.35)
     base.trainable = False
@@ -182,7 +182,7 @@ def test_a_whole_network_as_a_layer(keras, rng, how):
 
 
 @pytest.mark.parametrize("part", ["a layer", "BatchNormalization", "a nested layer", "all"])
-def test_frozen_stays_frozen(keras, rng, part):
+def test_frozen_layers_stay_frozen(keras, rng, part):
     layers = keras.layers
     inner = keras.Sequential([keras.Input((8,)), layers.Dense(6, name="deep"), layers.BatchNormalization()], name="in")
     x = inputs = keras.Input((4,))
@@ -214,7 +214,7 @@ def test_several_inputs_and_outputs_by_name(keras, rng):
     assert slim.get_layer("inner").get_layer("mixed").units == 3
 
 
-def test_a_feature_map_as_output_is_protected(keras, rng):
+def test_feature_map_that_is_an_output_is_protected(keras, rng):
     layers = keras.layers
     x = inputs = keras.Input((6, 6, 3))
     x = layers.Conv2D(8, 3, activation="relu", name="inner")(x)
@@ -223,7 +223,7 @@ def test_a_feature_map_as_output_is_protected(keras, rng):
     assert slim.get_layer("inner").filters == 4 and slim.get_layer("last").filters == 8
 
 
-def test_a_layer_called_on_tensors_of_other_shapes(keras, rng):
+def test_layer_called_on_tensors_of_different_shapes(keras, rng):
     layers = keras.layers
     inputs = keras.Input((8, 8, 3))
     shared = layers.Conv2D(6, 3, padding="same", activation="relu", name="shared")
@@ -237,7 +237,7 @@ def test_a_layer_called_on_tensors_of_other_shapes(keras, rng):
 
 # The CPU kernels of TensorFlow run few operations on channels_first; what they cannot run is compared by its shapes.
 def channels_first(keras, order):
-    """The same network in either order: convolutions of all kinds, batch norm, pooling, a gate, flattened."""
+    """A network in either order of axes: all kinds of convolutions, batch norm, pooling, a gate and flatten."""
     layers = keras.layers
     options, axis = {"data_format": order}, 1 if order == "channels_first" else -1
     inputs = keras.Input((3, 8, 10) if axis == 1 else (8, 10, 3))
@@ -254,7 +254,7 @@ def channels_first(keras, order):
     return keras.Model(inputs, layers.Dense(2, name="head")(x))
 
 
-def test_channels_first_is_cut_as_channels_last_is(keras, rng):
+def test_channels_first_is_cut_like_channels_last(keras, rng):
     first, last = (scramble(channels_first(keras, order), rng) for order in ("channels_first", "channels_last"))
     for a, b in zip(first.layers, last.layers, strict=True):
         if "p_re_lu" not in a.name:
@@ -273,7 +273,7 @@ def test_channels_first_is_cut_as_channels_last_is(keras, rng):
 
 
 @pytest.mark.parametrize("order", ["channels_first", "channels_last"])
-def test_channels_first_where_it_runs(keras, rng, order):
+def test_channels_first_layers_that_run_on_a_cpu(keras, rng, order):
     layers = keras.layers
     options, axis = {"data_format": order}, 1 if order == "channels_first" else -1
     inputs = keras.Input((6, 6, 3))

@@ -20,7 +20,7 @@ def test_op_specs_have_names_without_underscores():
     assert all(name == name.lower() and "_" not in name for name in OPS)
 
 
-def test_no_entry_is_without_content():
+def test_every_entry_says_something():
     assert all(spec != LayerSpec() for spec in [*LAYERS.values(), *OPS.values()])
 
 

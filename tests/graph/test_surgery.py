@@ -1,4 +1,4 @@
-"""The test of every cut: the masked model and the slimmed model are the same function."""
+"""Cutting units: the masked model and the slimmed model are the same function."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_masked_equals_slimmed(keras, rng, family, scope):
     check_cut(model, tfspline.plan(model, 0.5, scope=scope), rng)
 
 
-def test_a_slim_model_is_an_ordinary_one(keras, rng, tmp_path):
+def test_slim_model_is_an_ordinary_model(keras, rng, tmp_path):
     model = scramble(residual(keras), rng)
     slim = check_cut(model, tfspline.plan(model, 0.5), rng)
     assert all(type(layer).__module__.partition(".")[0] == keras.__name__ for layer in slim.layers)
@@ -29,13 +29,13 @@ def test_a_slim_model_is_an_ordinary_one(keras, rng, tmp_path):
     loaded.fit(x, np.zeros((len(x), 3)), verbose=0)
 
 
-def test_a_slim_model_can_be_pruned_again(keras, rng):
+def test_slim_model_can_be_pruned_again(keras, rng):
     model = scramble(residual(keras), rng)
     slim = check_cut(model, tfspline.plan(model, 0.4), rng)
     check_cut(slim, tfspline.plan(slim, 0.4), rng)
 
 
-def test_a_sequential_stays_sequential_and_frozen_stays_frozen(keras, rng):
+def test_sequential_model_stays_sequential_and_frozen_layers_stay_frozen(keras, rng):
     model = scramble(chain(keras), rng)
     model.get_layer("a").trainable = False
     slim = tfspline.prune(model, 0.5)
@@ -44,7 +44,7 @@ def test_a_sequential_stays_sequential_and_frozen_stays_frozen(keras, rng):
     assert not slim.get_layer("a").trainable and slim.get_layer("b").trainable
 
 
-def test_a_plan_for_another_model_is_refused(keras, rng):
+def test_plan_of_another_model_is_refused(keras, rng):
     plan = tfspline.plan(chain(keras), 0.5)
     with pytest.raises(ValueError, match="Expected the model that the plan was made for"):
         plan.apply(residual(keras))

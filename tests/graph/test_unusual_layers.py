@@ -1,4 +1,4 @@
-"""Layers as they seldom come: what they do is kept, or they are refused by name."""
+"""Unusual layers: their function is kept, or they are refused by name."""
 
 import keras as keras3
 import numpy as np
@@ -13,7 +13,7 @@ from tfspline.graph.surgery import cut
 
 
 def same_function(model, x):
-    """A copy without a cut is the model, and so is what `slim` and `wrap` make of it."""
+    """Checks that a plan that removes nothing, `slim` and `wrap` keep the function of the model."""
     graph = read(model)
     expected = model(x)
     for other in (cut(model, graph, np.ones(graph.units, bool)), tfspline.slim(model), tfspline.wrap(model)):
@@ -51,7 +51,7 @@ def test_adapted_vocabulary(keras):
 
 
 def activated(keras, activation, name):
-    """A BatchNormalization behind an activation that is a layer, and half of `a` off."""
+    """A model with a BatchNormalization after an activation layer, and half of the units of `a` switched off."""
     layers, inputs = keras.layers, keras.Input((4,))
     hidden = layers.Dense(8, activation, use_bias=False, name="b")(layers.Dense(6, "relu", name="a")(inputs))
     model = keras.Model(inputs, layers.Dense(3)(layers.ReLU()(layers.BatchNormalization()(hidden))))
@@ -72,7 +72,7 @@ def test_batch_norm_behind_an_activation_layer(keras, rng):
     assert tfspline.slim(bare).get_layer("a").units == 3
 
 
-def test_refitting_sees_a_relu_in_whatever_form(keras, rng):
+def test_refitting_recognizes_every_form_of_relu(keras, rng):
     x, refitted = rng.normal(size=(256, 6)).astype("float32"), []
     for activation in ("relu", keras.layers.ReLU()):
         keras.utils.set_random_seed(0)
@@ -82,7 +82,7 @@ def test_refitting_sees_a_relu_in_whatever_form(keras, rng):
     assert difference(*refitted) == 0
 
 
-def test_convolution_of_its_own_is_not_keras(keras, rng):
+def test_subclass_that_overrides_its_convolution_is_not_known(keras, rng):
     class Standardised(keras.layers.Conv2D):
         def convolution_op(self, inputs, kernel):
             mean, variance = tf.nn.moments(tf.convert_to_tensor(kernel), [0, 1, 2], keepdims=True)
@@ -98,7 +98,7 @@ def test_convolution_of_its_own_is_not_keras(keras, rng):
 
 
 @pytest.mark.parametrize("size", [6, 12])  # fewer rows than channels, and more
-def test_batch_norm_of_rows(keras, rng, size):
+def test_batch_norm_over_rows(keras, rng, size):
     layers, inputs = keras.layers, keras.Input((size, 6, 3))
     hidden = layers.BatchNormalization(axis=1)(layers.Conv2D(8, 3, padding="same", name="a")(inputs))
     hidden = layers.Conv2D(6, 3, activation="relu", name="b")(layers.ReLU()(hidden))

@@ -8,7 +8,7 @@ BLOCKS = {}
 
 
 def block(function):
-    """Registers a way to go on from a feature map of 8 x 8 or smaller."""
+    """Registers a function that continues a graph from a feature map of at most 8 x 8."""
     BLOCKS[function.__name__] = function
     return function
 
@@ -134,7 +134,7 @@ def transposed(layers, x, draw):
 
 @block
 def in_a_row(layers, x, draw):
-    """Space as one axis: what reads sequences."""
+    """Layers for sequences, with all positions of the map along one axis."""
     height, width, channels = x.shape[1:]
     x = layers.Reshape((height * width, channels))(x)
     kind = draw(st.sampled_from(["conv", "separable", "depthwise", "transposed", "attention", "gru", "both"]))
@@ -167,14 +167,14 @@ def softmax(layers, x, draw):
 
 @block
 def seeded(layers, x, draw):
-    """A dense layer that makes a whole map."""
+    """A dense layer that produces a whole feature map."""
     *space, channels = x.shape[1:]
     seed = layers.Dense(int(np.prod(space)) * 2, "relu")(layers.GlobalAveragePooling2D()(x))
     return layers.Concatenate()([x, layers.Reshape((*space, 2))(seed)])
 
 
 def build(keras, draw):
-    """A random model: a chain of blocks, some nested as a model that may be called twice, with one or two outputs."""
+    """A random model: a chain of blocks with one or two outputs. Some are nested models, perhaps called twice."""
     layers = keras.layers
     inputs = keras.Input((6, 6, 3))
     x = layers.Conv2D(8, 3, padding="same")(inputs)

@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 from helpers.codes import AT_SIX, POSITIVE, Z, codes_of, dense
 
+from tfspline import _keras
+from tfspline.spline.activations import calls_with_activations
 from tfspline.spline.codes import region_codes
 
 
@@ -225,3 +227,13 @@ def test_smooth_output_that_another_layer_reads_is_rejected(keras):
 def test_relu_at_the_output_has_bits(keras):
     inputs = keras.Input((6,))
     assert region_codes(keras.Model(inputs, keras.layers.ReLU(name="relu")(inputs)), Z).layers == ["relu"]
+
+
+def test_calls_are_identified_in_a_nested_model_that_is_called_twice(keras):
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, "relu", name="dense")], name="inner")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, inner(inner(inputs)))
+    calls, visited = list(calls_with_activations(model)), []
+    _keras.run(model, [None], lambda node, args, kwargs: visited.append(node.key) or [None], nested=True)
+    assert [call.node.key for call in calls] == visited and len(set(visited)) == 2
+    assert [(call.path, call.last) for call in calls] == [("inner/dense", False), ("inner/dense", True)]
