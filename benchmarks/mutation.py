@@ -48,8 +48,8 @@ TESTS = {  # module -> test modules, where they are not simply tests/<package>/t
     "pruning/readers": ["pruning/test_criteria", "pruning/test_compensation"],
     "pruning/refit": ["pruning/test_compensation"],
     "pruning/units": ["pruning/test_criteria", "pruning/test_planning"],
-    "spline/activations": ["spline/test_activations", "spline/test_codes", "spline/test_affine"],
     "spline/boundaries": ["spline/test_comparison"],
+    "spline/calls": ["spline/test_activations", "spline/test_codes", "spline/test_affine"],
     "spline/float64": ["spline/test_affine", "spline/test_polygons"],
 }
 SWAPS = {

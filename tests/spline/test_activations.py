@@ -8,7 +8,7 @@ import tensorflow as tf
 from helpers.codes import AT_SIX, POSITIVE, Z, codes_of, dense
 
 from tfspline import _keras
-from tfspline.spline.activations import calls_with_activations
+from tfspline.spline.calls import calls_with_activations
 from tfspline.spline.codes import region_codes
 
 

@@ -13,7 +13,7 @@ from tfspline.graph.argmax import ArgmaxChoice
 from tfspline.graph.cost import check_static
 from tfspline.graph.piecewise import Smooth
 from tfspline.graph.structure import Graph, WeightSlice
-from tfspline.spline.activations import CallActivation, calls_with_activations
+from tfspline.spline.calls import CallActivation, calls_with_activations
 from tfspline.spline.float64 import flat, without_activation
 
 BATCH = 64  # samples that go through the model at a time

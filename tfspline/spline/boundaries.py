@@ -10,7 +10,7 @@ from tfspline import _keras
 from tfspline._keras.types import KerasLayer, KerasModel
 from tfspline.graph.layer_specs.registry import spec_of
 from tfspline.graph.weights import folded, value_of
-from tfspline.spline.activations import coded_calls
+from tfspline.spline.calls import coded_calls
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

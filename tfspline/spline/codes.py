@@ -14,7 +14,7 @@ from tfspline._keras.inputs import check_inputs
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import count, instance
 from tfspline._utils.files import read_npz, write_npz
-from tfspline.spline.activations import coded_calls
+from tfspline.spline.calls import coded_calls
 
 
 class Codes:

@@ -12,7 +12,7 @@ from tfspline._keras.types import KerasModel
 from tfspline.graph.argmax import ArgmaxChoice
 from tfspline.graph.layer_specs.registry import spec_of
 from tfspline.graph.piecewise import PiecewiseAffine
-from tfspline.spline.activations import CallActivation, calls_with_activations
+from tfspline.spline.calls import CallActivation, calls_with_activations
 
 Pieces = PiecewiseAffine | ArgmaxChoice
 

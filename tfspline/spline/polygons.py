@@ -10,7 +10,7 @@ from tfspline import _keras
 from tfspline._keras.inputs import check_inputs
 from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import count, several
-from tfspline.spline.activations import unique
+from tfspline.spline.calls import unique
 from tfspline.spline.codes import Codes
 from tfspline.spline.float64 import Network, Pieces, flat
 

@@ -1,4 +1,4 @@
-"""The activations of a model's calls, and their region codes."""
+"""The calls in a model's graph with their activations, and how each is encoded in a region code."""
 
 import dataclasses
 import itertools
