@@ -30,9 +30,9 @@ def functions(path: pathlib.Path):
 
 
 def body_lines(function: ast.FunctionDef) -> int:
-    """The lines of a function, without those of the docstring of a public one."""
+    """The lines of a function; the docstring of a function of the public face does not count."""
     lines = function.end_lineno - function.lineno + 1
-    if not function.name.startswith("_") and ast.get_docstring(function):
+    if function.name in tfspline.__all__ and ast.get_docstring(function):
         docstring = function.body[0]
         lines -= docstring.end_lineno - docstring.lineno + 1
     return lines
