@@ -271,7 +271,7 @@ WRONG = {
     "a runtime that gives seconds": (
         lambda g: tfspline.latency(g.model, runtime=lambda model, batch_size: 0.5),
         TypeError,
-        "Expected a `runtime` that gives a function of no arguments. Received: one giving 0.5",
+        "`runtime`.* 0.5",
     ),
     "an option that there is not": (lambda g: tfspline.prune(g.model, 0.5, layers=["a"]), TypeError, "'layers'"),
     # Units.
@@ -563,7 +563,7 @@ WRONG = {
     "another file for a bird": (
         lambda g: g.codes.save(g.file) or tfspline.EarlyBird().load(g.file),
         ValueError,
-        "Expected a file that tfspline has written, whole. Received: '.*file'",
+        "file saved by tfspline.*'.*file'",
     ),
     "no file": (lambda g: tfspline.Plan.load(g.folder / "plan.json", g.model), FileNotFoundError, "plan.json"),
     "a folder for a file": (lambda g: tfspline.Codes.load(g.folder), IsADirectoryError, "Is a directory"),
