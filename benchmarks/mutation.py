@@ -27,7 +27,7 @@ from absl import app, flags
 ROOT = pathlib.Path(__file__).parents[1]
 TESTS = {  # module -> test modules, where they are not simply tests/<package>/test_<module>.py
     "graph/activations": ["spline/test_activations", "spline/test_affine"],
-    "graph/argmax": ["spline/test_activations", "spline/test_affine"],
+    "graph/argmax": ["spline/test_activations", "spline/test_affine", "spline/test_polygons"],
     "graph/call": ["graph/test_layer_specs", "graph/test_reader"],
     "graph/channel_ids": ["graph/test_reader", "graph/test_layer_specs"],
     **dict.fromkeys(

@@ -62,3 +62,12 @@ def test_difference_is_the_largest_over_the_outputs_relative_to_their_values(ker
     x = [tf.constant([[1.0], [-3.0]])]
     assert surgery.difference(model, other, x) == pytest.approx((18 - 12) / 12)  # the first output changes by 1.5 / 6
     assert surgery.difference(model, model, x) == 0
+
+
+def test_op_with_an_array_as_argument_is_copied(keras, rng):
+    inputs, low = keras.Input((6,)), np.arange(-6, 0, dtype="float32")
+    x = keras.layers.Dense(6)(inputs)
+    x = tf.clip_by_value(x, low, 6.0) if keras.__name__ == "tf_keras" else keras.ops.clip(x, low, 6.0)
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dense(4, "relu", name="hidden")(x)))
+    slim = check_cut(scramble(model, rng), tfspline.plan(model, {"hidden": 0.5}), rng)
+    assert slim.get_layer("hidden").units == 2

@@ -181,6 +181,15 @@ def test_smooth_bare_op_is_rejected(keras):
         region_codes(model, Z)
 
 
+def test_clip_with_bounds_that_differ_between_units_is_rejected(keras):
+    inputs, low = keras.Input((6,)), np.arange(-6, 0, dtype="float32")
+    clipped = tf.clip_by_value(inputs, low, 6.0) if keras.__name__ == "tf_keras" else keras.ops.clip(inputs, low, 6.0)
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.ReLU(name="relu")(clipped)))
+    with pytest.raises(ValueError, match="clip.*bounds"):
+        region_codes(model, Z)
+    assert "relu" in region_codes(model, Z, approximate=True).layers
+
+
 def test_activation_inside_another_layer_is_rejected(keras):
     class Block(keras.layers.Layer):
         def __init__(self):

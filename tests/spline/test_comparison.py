@@ -102,6 +102,15 @@ def test_report_of_a_turned_boundary_computed_by_hand(keras):
     assert report.agreement == 0.5  # the first and the third input change the larger output
 
 
+def test_layer_without_boundaries_has_no_angles(keras):
+    model = by_hand(keras, [[1.0, 1.0], [0.0, 1.0]], [9.0, 9.0])  # both units are always on
+    report = partition_report(model, model, np.array([[1.0, 0.5], [-1.0, 2.0]]))
+    (layer,) = report.layers
+    assert (layer.boundaries, layer.removed, layer.turned) == ((0, 0), 0, 0)
+    assert np.isnan([layer.angle, *layer.axis_angle]).all()
+    assert str(report).splitlines()[1].split() == ["a", "2", "->", "2", "0", "->", "0", "0", "0", "-", "-", "0.0%"]
+
+
 def test_report_of_an_unchanged_model(keras, rng):
     model = zoo.scramble(zoo.residual(keras), rng)
     report = partition_report(model, clone(keras, model), zoo.inputs_for(model, rng, 20), maps=2)

@@ -74,9 +74,16 @@ def arguments(layer: KerasLayer, args: tuple, kwargs: dict) -> dict[str, Any]:
     """The arguments of a call of a layer or bare op, by name."""
     if op_name(layer) is None:
         return inspect.signature(layer.call).bind(*args, **kwargs).arguments
-    if isinstance(layer, keras.Operation):  # Keras 3 keeps all but the tensors in the op's config
-        return layer.get_config() | inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    if isinstance(layer, keras.Operation):  # Keras 3 keeps arguments that are not tensors in the op
+        return _constants(layer) | inspect.signature(layer.call).bind(*args, **kwargs).arguments
     return inspect.signature(layer.function).bind(*args, **kwargs).arguments
+
+
+def _constants(op: KerasLayer) -> dict[str, Any]:
+    try:
+        return op.get_config()
+    except NotImplementedError:  # for arrays; the ops of Keras keep their arguments as attributes
+        return {name: getattr(op, name) for name in inspect.signature(type(op)).parameters if hasattr(op, name)}
 
 
 def weight(layer: KerasLayer, path: str) -> Any:
@@ -100,7 +107,7 @@ def sublayers(layer: KerasLayer) -> list:
 
 def config_of(layer: KerasLayer) -> dict:
     """The config of a layer, including a vocabulary that it has adapted to, which no weight holds."""
-    config = layer.get_config()
+    config = layer.get_config() if op_name(layer) is None else _constants(layer)
     if any(of_class(layer, name) for name in _LOOKUPS):
         config["vocabulary"] = layer.get_vocabulary(include_special_tokens=False)
     return config
