@@ -5,7 +5,16 @@ import os
 import numpy as np
 import pytest
 
-from tfspline._utils.files import is_leftover, placing, read_json, read_npz, replacing, write_json, write_npz
+from tfspline._utils.files import (
+    is_leftover,
+    placing,
+    read_json,
+    read_npz,
+    replacing,
+    with_prefix,
+    write_json,
+    write_npz,
+)
 
 
 def test_file_is_replaced_at_the_end_of_the_block(tmp_path):
@@ -92,3 +101,7 @@ def test_error_names_the_file_that_cannot_be_written(tmp_path):
     absent = pytest.raises(FileNotFoundError, match="No such file or directory: '.*/nowhere/a.txt'")
     with absent, replacing(tmp_path / "nowhere" / "a.txt"):
         pass
+
+
+def test_arrays_with_a_prefix_are_named_by_the_rest():
+    assert with_prefix({"on/a": 1, "on/b/0": 2, "step": 3}, "on/") == {"a": 1, "b/0": 2}

@@ -10,7 +10,6 @@ from tfspline._keras.fit import (
     check_loss,
     iterations,
     loss,
-    set_constraint,
     tf_variable,
 )
 from tfspline._keras.graph import (
@@ -28,10 +27,8 @@ from tfspline._keras.graph import (
 from tfspline._keras.layers import (
     activation_name,
     arguments,
-    attention_bias,
-    attention_kernel,
+    attention_weight,
     builtin_class_name,
-    builtin_name_of_class,
     config_of,
     finalize,
     first_argument,
@@ -43,5 +40,4 @@ from tfspline._keras.layers import (
     weight,
     weights,
 )
-from tfspline._keras.modules import is_model, keras_modules, keras_named, keras_of, of_class, tfmot
-from tfspline._keras.saving import load_model
+from tfspline._keras.modules import is_model, keras_modules, keras_named, keras_of, load_model, of_class, tfmot

@@ -1,12 +1,15 @@
-"""Constraints that keep entries of weights at zero. Optimizers apply them after each update."""
+"""The weights of a model, and constraints that keep entries of them at zero. Optimizers apply constraints after each
+update."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspline import _keras
+from tfspline._keras.graph import layer_paths
+from tfspline._keras.modules import is_model
 from tfspline._keras.types import KerasModel, KerasVariable
 
 
@@ -31,14 +34,13 @@ class _Zeros:
 def hold(weight: KerasVariable, on: np.ndarray) -> bool:
     """Keeps a weight at zero where `on`, bool of its shape, is False, now and after every optimizer step.
 
-    Returns:
-        Whether the weight got a new constraint, so that train steps traced before do not apply it.
+    Returns whether the weight got a new constraint, which train steps traced before do not apply.
     """
     held = is_held(weight)
     if held:
         weight.constraint.on.assign(on)
     else:
-        _keras.set_constraint(weight, _Zeros(on, weight.constraint))
+        _set_constraint(weight, _Zeros(on, weight.constraint))
     weight.assign(weight.constraint.masked(weight))
     return not held
 
@@ -49,21 +51,41 @@ def is_held(weight: KerasVariable) -> bool:
 
 
 def let_go(weight: KerasVariable) -> bool:
-    """Removes the constraint of `hold` from a weight and restores the user's own. Zeros stay zero until the next step.
+    """Removes the constraint of `hold` from a weight, restores the user's own, and returns whether there was one.
 
-    Returns:
-        Whether the weight had such a constraint.
+    Zeros stay zero until the next step.
     """
     held = is_held(weight)
     if held:
         weight.assign(weight.constraint.masked(weight))
-        _keras.set_constraint(weight, weight.constraint.own)
+        _set_constraint(weight, weight.constraint.own)
     return held
+
+
+def _set_constraint(variable: KerasVariable, constraint: Callable | None) -> None:
+    if isinstance(variable, keras.Variable):
+        variable.constraint = constraint
+        return
+    # tf_keras has no public way to set the constraint of an existing weight. `constraint` of a tf.Variable reads
+    # `_constraint`. Mixed precision wraps the variable, and a strategy has one for each replica.
+    variable = getattr(variable, "_variable", variable)
+    for copy in getattr(variable, "values", [variable]):
+        copy._constraint = constraint
 
 
 def weights(model: KerasModel) -> Iterator[tuple[tuple[str, int], Any]]:
     """Yields the weights of a model, each with the path of its layer and its index in `layer.weights`."""
-    for path, layer in _keras.layer_paths(model).items():
-        if not _keras.is_model(layer):
+    for path, layer in layer_paths(model).items():
+        if not is_model(layer):
             for index, weight in enumerate(getattr(layer, "weights", ())):
                 yield (path, index), weight
+
+
+def not_finite(model: KerasModel) -> str | None:
+    """The path of the first layer with a weight that is NaN or infinite, after which training cannot recover."""
+    return next((path for (path, _), weight in weights(model) if not _finite(weight)), None)
+
+
+def _finite(weight):
+    value = tf.convert_to_tensor(weight)
+    return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))

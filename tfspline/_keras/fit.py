@@ -1,4 +1,4 @@
-"""Training: constraints and penalties, the steps of the optimizer, the loss, and base classes for callbacks."""
+"""Training: penalties, the steps of the optimizer, the loss, and base classes for callbacks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,23 +10,8 @@ from tfspline._keras.layers import weight
 from tfspline._keras.types import KerasLayer, KerasModel, KerasVariable
 
 
-def set_constraint(variable: KerasVariable, constraint: Callable | None) -> None:
-    """Sets or removes the constraint of a weight."""
-    if isinstance(variable, keras.Variable):
-        variable.constraint = constraint
-        return
-    # tf_keras has no public way to set the constraint of an existing weight. `constraint` of a tf.Variable reads
-    # `_constraint`. Mixed precision wraps the variable, and a strategy has one for each replica.
-    variable = getattr(variable, "_variable", variable)
-    for copy in getattr(variable, "values", [variable]):
-        copy._constraint = constraint
-
-
 def add_penalty(layer: KerasLayer, path: str, penalty: Callable) -> None:
-    """Adds a penalty on a weight to the loss of models with that layer, from their next `compile` on.
-
-    The penalty is not saved with a model.
-    """
+    """Adds a penalty on a weight to the loss of models with that layer, from their next `compile` on, unsaved."""
     if isinstance(weight(layer, path), keras.Variable):
         weight(layer, path).regularizer = penalty
     else:
@@ -66,13 +51,7 @@ def check_loss(model: KerasModel) -> None:
 
 
 def loss(model: KerasModel, labels: Any, outputs: list) -> tf.Tensor:
-    """The loss that a model was compiled with, a scalar.
-
-    Args:
-        model: a compiled model.
-        labels: the labels, as the loss takes them.
-        outputs: one tensor for each of `model.outputs`.
-    """
+    """The loss that a model was compiled with, a scalar. `outputs` has one tensor for each of `model.outputs`."""
     # A Sequential of Keras 3 may have no `output`.
     outputs = tf.nest.pack_sequence_as(getattr(model, "output", model.outputs[0]), outputs)
     # The model may be in `fit`, whose metrics must not include this loss.

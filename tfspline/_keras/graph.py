@@ -44,36 +44,22 @@ def check_model(model: KerasModel) -> KerasModel:
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One call of a layer (or of a bare op such as `x + y`) in a model's graph.
+    """One call of a layer (or of a bare op such as `x + y`) in a model's graph."""
 
-    Attributes:
-        path: the layer's name; "inner/conv" for a layer of a nested model.
-        layer: the layer or bare op.
-        inputs: the ids of the tensors that the call reads.
-        outputs: the ids of the tensors that it computes.
-        output_shapes: the static shapes of the outputs, including the batch dimension.
-        fill: a dict, tensor id -> value, to the args and kwargs of the call.
-        key: identifies the call among all calls in the model's graph and in the graphs nested in it.
-    """
-
-    path: str
+    path: str  # the layer's name; "inner/conv" for a layer of a nested model
     layer: KerasLayer
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    output_shapes: tuple[tuple, ...]
-    fill: Callable[[dict[int, Any]], tuple[tuple, dict]]
-    key: tuple[int, ...]
+    inputs: tuple[int, ...]  # ids of the tensors that the call reads
+    outputs: tuple[int, ...]  # ids of the tensors that it computes
+    output_shapes: tuple[tuple, ...]  # including the batch dimension
+    fill: Callable[[dict[int, Any]], tuple[tuple, dict]]  # values by tensor id -> args and kwargs of the call
+    key: tuple[int, ...]  # identifies the call in the model's graph and in the graphs nested in it
 
 
 def nodes(model: KerasModel, nested: bool = False, parent: Node | None = None) -> Iterator[Node]:
     """Yields the calls in a model's graph in an order in which they can be run, without `InputLayer`s.
 
-    A layer that tfmot has wrapped for pruning appears without its wrapper, also in `layer_paths`.
-
-    Args:
-        model: a model whose graph is known.
-        nested: yield the calls inside nested models in place of the calls of these models.
-        parent: the call of `model` if it is itself nested in another model.
+    A layer that tfmot has wrapped for pruning appears without its wrapper. With `nested`, the calls inside nested
+    models take the place of the calls of these models. `parent` is the call of `model` if it is nested itself.
     """
     # _nodes_by_depth is private, but the only place where both Keras versions keep the calls of one model. A layer's
     # _inbound_nodes holds every call that was ever made of it.
@@ -117,20 +103,13 @@ def run(
     nested: bool = False,
     parent: Node | None = None,
 ) -> list:
-    """Runs a model's graph on values of any kind.
+    """Runs a model's graph on values of any kind, one for each of `model.inputs`; returns those of `model.outputs`.
 
-    Args:
-        model: a model whose graph is known.
-        inputs: one value for each of `model.inputs`.
-        visit: called as `visit(node, args, kwargs)` for each node; returns the value(s) of its output(s).
-        nested: run the graphs of nested models too, instead of passing each model to `visit` as one node.
-        parent: the call of `model` if it is itself nested in another model.
-
-    Returns:
-        One value for each of `model.outputs`.
+    `visit(node, args, kwargs)` returns the values of a node's outputs. `nested` and `parent` are as for `nodes`.
     """
     values = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
-    calls, outputs = list(nodes(model, parent=parent)), [id(tensor) for tensor in model.outputs]
+    outputs = [id(tensor) for tensor in model.outputs]
+    calls = list(nodes(model, parent=parent))
     reads = collections.Counter(tensor for node in calls for tensor in set(node.inputs))
     reads.update(outputs)
     for node in calls:
@@ -192,17 +171,11 @@ def pruning_wrappers(model: KerasModel, prefix: str = "") -> dict[str, Any]:
 def rebuild(
     model: KerasModel, copies_of: Callable[[str, Any], list], prefix: str = "", inputs: list | None = None
 ) -> Any:
-    """Builds a model with the same graph from new layers. Weights are not copied.
+    """Builds an uncompiled Sequential or functional model with the same graph from new layers, without their weights.
 
-    Args:
-        model: a model whose graph is known.
-        copies_of: called as `copies_of(path, layer)` once for each layer; returns the new layers that replace it, to
-            be called one after the other. Without any, the first input of the layer is passed on.
-        prefix: the path of a nested model, with a trailing slash.
-        inputs: symbolic tensors whose shapes a nested model must accept instead of those of its own inputs.
-
-    Returns:
-        An uncompiled model of the same Keras version: Sequential if `model` is Sequential, otherwise functional.
+    `copies_of(path, layer)`, called once for each layer, returns the new layers that replace it, to be called one after
+    the other; without any, the first input of the layer is passed on. For a nested model, `prefix` is its path with a
+    trailing slash, and `inputs` are symbolic tensors with the shapes that it is called with.
     """
     module = keras_of(model)
     inputs = [

@@ -12,27 +12,17 @@ PROBE = 1024  # samples that are taken from a tf.data.Dataset, which may be infi
 
 
 class Probe(NamedTuple):
-    """Inputs, and perhaps labels, on which a model is analysed.
+    """Inputs, and perhaps labels, on which a model is analysed."""
 
-    Attributes:
-        inputs: a tensor for each of `model.inputs`, of its dtype.
-        labels: arrays or tensors of as many samples, as the model's loss takes them; None without labels.
-    """
-
-    inputs: list[tf.Tensor]
-    labels: Any
+    inputs: list[tf.Tensor]  # one for each of `model.inputs`, of its dtype
+    labels: Any  # arrays or tensors of as many samples, as the model's loss takes them, or None
 
 
 def probe(model: KerasModel, data: Data) -> Probe:
     """Reads inputs, and labels if there are any, from the data that a user gives.
 
-    Args:
-        model: a model whose inputs are known.
-        data: inputs as `input_values` takes them, or a tuple `(x, y, ...)` of inputs, labels and more, as in a dataset
-            for `fit`, or a batched tf.data.Dataset of either. Of a dataset the first `PROBE` samples are read.
-
-    Raises:
-        ValueError: see `check_inputs`; also if there are not as many labels as inputs.
+    That is inputs as `input_values` takes them, a tuple `(x, y, ...)` of inputs, labels and more as in a dataset for
+    `fit`, or a batched tf.data.Dataset of either, of which the first `PROBE` samples are read.
     """
     x, labels = _first_samples(model, data) if isinstance(data, tf.data.Dataset) else _pair(data)
     values = check_inputs(model, x)
@@ -43,11 +33,6 @@ def probe(model: KerasModel, data: Data) -> Probe:
         if any(shape[:1] != (len(inputs[0]),) for shape in shapes):
             raise ValueError(f"Expected labels of {len(inputs[0])} samples, as many as inputs. Received: {shapes}")
     return Probe(inputs, labels)
-
-
-def probe_inputs(model: KerasModel, data: Data) -> list[tf.Tensor]:
-    """Reads only the inputs, as `probe` does."""
-    return probe(model, data).inputs
 
 
 def _pair(data):
@@ -75,11 +60,7 @@ def _first_samples(model, data):
 
 
 def input_values(model: KerasModel, x: Data) -> list:
-    """The values in `x` for each of `model.inputs`, in their order. `x` is given as the model itself would take it.
-
-    Raises:
-        ValueError: `x` lacks an input, or has a wrong number of inputs.
-    """
+    """The values in `x` for each of `model.inputs`, in their order. `x` is given as the model itself would take it."""
     if isinstance(x, dict):
         # Both Keras versions order the inputs of a dict by its sorted keys.
         names = sorted(model.input) if isinstance(model.input, dict) else [tensor.name for tensor in model.inputs]
@@ -93,12 +74,7 @@ def input_values(model: KerasModel, x: Data) -> list:
 
 
 def check_inputs(model: KerasModel, x: Data) -> list:
-    """The arrays or tensors in `x`, one for each of `model.inputs`.
-
-    Raises:
-        TypeError: `model` is not a Keras model.
-        ValueError: wrong shapes, values that are not finite numbers, different numbers of samples, or no samples.
-    """
+    """The arrays or tensors in `x`, one for each of `model.inputs`, once their shapes and numbers have been checked."""
     values = [_array(value) for value in input_values(_keras.check_model(model), x)]
     for value, tensor in zip(values, model.inputs, strict=True):
         expected, received = ("samples", *tensor.shape[1:]), tuple(value.shape)

@@ -46,13 +46,8 @@ def first_argument(args: tuple, kwargs: dict) -> Any:
     return next(iter((*args, *kwargs.values())))
 
 
-def builtin_class_name(layer: KerasLayer) -> str | None:
-    """The name of the built-in Keras class that a layer behaves like; None if it has its own computation."""
-    return builtin_name_of_class(type(layer))
-
-
-def builtin_name_of_class(layer_class: type) -> str | None:
-    """As `builtin_class_name`, for a class. A subclass that overrides the computation does not count as its base."""
+def builtin_class_name(layer_class: type) -> str | None:
+    """The name of the built-in class that layers of a class compute the same as; None with a computation of its own."""
     for base in layer_class.__mro__:
         if base.__module__.partition(".")[0] in ("keras", "tf_keras"):
             own = any(getattr(layer_class, name, None) is not getattr(base, name, None) for name in _COMPUTING)
@@ -60,14 +55,9 @@ def builtin_name_of_class(layer_class: type) -> str | None:
     return None
 
 
-def attention_kernel(projection: str) -> str:
-    """The kernel of a projection ("query", "value", "key", "gate" or "output") of MultiHeadAttention, as a path."""
-    return f"_{projection}_dense.kernel"  # Keras 3 has public names for the projections, but tf_keras has not
-
-
-def attention_bias(projection: str) -> str:
-    """The bias of a projection of MultiHeadAttention, as a path."""
-    return f"_{projection}_dense.bias"
+def attention_weight(projection: str, name: str) -> str:
+    """The path of a projection's ("query", "value", "key", "gate", "output") kernel or bias in MultiHeadAttention."""
+    return f"_{projection}_dense.{name}"  # Keras 3 has public names for the projections, but tf_keras has not
 
 
 def arguments(layer: KerasLayer, args: tuple, kwargs: dict) -> dict[str, Any]:
@@ -122,11 +112,10 @@ def finalize(layer: KerasLayer) -> None:
 def from_config(layer_class: Any, config: dict) -> KerasLayer:
     """A new layer from the config of a layer in memory."""
     # With a build_config, a layer inside would be built at once, for the input shape of its original.
-    config = {key: _unbuilt(value) if isinstance(value, dict) else value for key, value in config.items()}
+    inner = {key: dict(value) for key, value in config.items() if isinstance(value, dict)}
+    for value in inner.values():
+        value.pop("build_config", None)
+    config = config | inner
     if issubclass(layer_class, keras.layers.Lambda):  # by default Keras 3 rejects lambdas, but this one is in memory
         return layer_class.from_config(config, safe_mode=False)
     return layer_class.from_config(config)
-
-
-def _unbuilt(config):
-    return {key: value for key, value in config.items() if key != "build_config"}

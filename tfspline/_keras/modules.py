@@ -1,7 +1,8 @@
-"""The two Keras modules, and to which of them models and layers belong."""
+"""The two Keras modules: importing them, to which of them an object belongs, loading models with them."""
 
 import os
 import sys
+import zipfile
 from types import ModuleType
 from typing import Any
 
@@ -71,3 +72,18 @@ def of_class(layer: KerasLayer, *names: str) -> bool:
 def is_model(layer: KerasLayer) -> bool:
     """Whether `layer` is a model, which may be nested in another one."""
     return any(isinstance(layer, module.Model) for module in keras_modules())
+
+
+def load_model(keras: ModuleType, path: str | os.PathLike) -> Any:
+    """Loads a `.keras` file in Keras' safe mode, which rejects models that contain code."""
+    with open(path, "rb") as file:
+        zipped = zipfile.is_zipfile(file)
+    try:
+        if not zipped:  # tf_keras would read it as HDF5, from which it loads code even in safe mode
+            raise ValueError("it is not a zip archive")
+        return keras.models.load_model(path, safe_mode=True)
+    except Exception as error:  # damaged files raise errors of many kinds
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"Expected an undamaged .keras file without code in it. Received: {os.fspath(path)!r} ({reason})"
+        ) from error

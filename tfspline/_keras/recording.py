@@ -18,13 +18,6 @@ class Recorder:
     tf.function depend on the number of ops before them, so the recording comes last.
 
     Under a `tf.distribute` strategy each replica records an equal share, and every worker sees all of them.
-
-    Args:
-        model: a compiled model with known inputs, in `fit`.
-        size: how many inputs to record.
-
-    Raises:
-        ValueError: an input has no fixed shape.
     """
 
     def __init__(self, model: KerasModel, size: int):
@@ -104,7 +97,7 @@ class Recorder:
         try:
             yield
         finally:
-            attributes.pop("train_step")
+            del attributes["train_step"]
             if own is not absent:
                 attributes["train_step"] = own
 
@@ -127,20 +120,11 @@ class Recorder:
 
 
 class ProbeInputs:
-    """The inputs that codes are taken on: given by the user, or the first ones that a model trains on.
-
-    Attributes:
-        given: inputs given by the user, or None.
-        recorded: inputs recorded in a training, an array for each of the model's inputs, or None.
-
-    Args:
-        given: inputs as the model takes them; None to record some.
-        size: how many inputs to record.
-    """
+    """The inputs that codes are taken on: given by the user, or the first `size` ones that a model trains on."""
 
     def __init__(self, given: Any, size: int):
         self.given, self._size = given, size
-        self.recorded: list[np.ndarray] | None = None
+        self.recorded: list[np.ndarray] | None = None  # an array for each of the model's inputs
         self._recorder: Recorder | None = None
 
     @property

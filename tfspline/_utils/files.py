@@ -14,10 +14,7 @@ import numpy as np
 
 @contextlib.contextmanager
 def scratch(path: str | os.PathLike) -> Iterator[str]:
-    """A temporary path in the folder of `path`, with the same extension. Its file is removed when the block ends.
-
-    A killed process may leave the file behind: see `is_leftover`.
-    """
+    """A temporary path in the folder of `path`, with the same extension. Its file is removed when the block ends."""
     root, extension = os.path.splitext(os.fspath(path))
     temporary = f"{root}.{os.getpid()}.tmp{extension}"
     try:
@@ -29,13 +26,7 @@ def scratch(path: str | os.PathLike) -> Iterator[str]:
 
 @contextlib.contextmanager
 def placing(path: str | os.PathLike) -> Iterator[str]:
-    """A temporary path like that of `scratch`, whose file replaces `path` when the block ends without an exception.
-
-    The new file is flushed to the disk before it is renamed.
-
-    Raises:
-        OSError: the file could not be written. The error names `path`, whose old content is kept.
-    """
+    """A temporary path like that of `scratch`, whose file replaces `path` when the block ends without an exception."""
     path = os.fspath(path)
     with scratch(path) as temporary, naming(path):
         yield temporary
@@ -55,12 +46,7 @@ def naming(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
-    """Open a file that replaces `path` atomically when the block ends without an exception.
-
-    Args:
-        path: the file to write.
-        mode: "w" for text in UTF-8, "wb" for bytes.
-    """
+    """Open a file, "w" for text in UTF-8, "wb" for bytes, that replaces `path` as that of `placing` does."""
     with placing(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
         yield file
 
@@ -88,25 +74,13 @@ def to_disk(path: str) -> None:
 def write_json(path: str | os.PathLike, format: str, **entries: Any) -> None:
     """Write `entries`, and `format` as the entry "format", to a JSON file that `read_json` reads."""
     with replacing(path) as file:
-        json.dump({"format": format} | entries, file, indent=1, default=_number)
-
-
-def _number(scalar):
-    """A NumPy scalar, such as a computed ratio or seed, as a Python number."""
-    return scalar.item()
+        json.dump({"format": format} | entries, file, indent=1, default=np.generic.item)  # NumPy scalars as numbers
 
 
 def read_json(path: str | os.PathLike, format: str, what: str, build: Callable[[dict], Any]) -> Any:
     """Read a file that `write_json` wrote, and return `build(entries)`.
 
-    Args:
-        path: the file.
-        format: the expected entry "format".
-        what: name of the content, for messages.
-        build: makes an object of all entries.
-
-    Raises:
-        ValueError: the file is damaged or has another format, or `build` fails.
+    Raises a ValueError, which calls the content `what`, if the file is damaged or has another format, or `build` fails.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -127,11 +101,7 @@ def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
 
 
 def read_npz(path: str | os.PathLike, build: Callable[[dict[str, np.ndarray]], Any]) -> Any:
-    """Read a file that `write_npz` wrote, and return `build(arrays)`.
-
-    Raises:
-        ValueError: the file is damaged, or `build` fails; the message names the file.
-    """
+    """Read a file that `write_npz` wrote, and return `build(arrays)`. A ValueError names a damaged file."""
     with open(path, "rb") as file:
         try:
             if damaged := zipfile.ZipFile(file).testzip():
@@ -146,11 +116,5 @@ def read_npz(path: str | os.PathLike, build: Callable[[dict[str, np.ndarray]], A
 
 
 def with_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose names start with a prefix, by the rest of their names.
-
-    Example:
-
-    >>> with_prefix({"on/a": 1, "on/b/0": 2, "step": 3}, "on/")
-    {'a': 1, 'b/0': 2}
-    """
+    """The arrays whose names start with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

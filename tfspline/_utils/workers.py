@@ -16,9 +16,6 @@ def join() -> tf.distribute.MultiWorkerMirroredStrategy:
     """Wait for all workers of the environment variable TF_CONFIG, and return a strategy for them.
 
     Call this in the main thread, before TensorFlow computes anything.
-
-    Raises:
-        ValueError: TF_CONFIG is missing, or TensorFlow cannot parse it.
     """
     if not os.environ.get("TF_CONFIG"):
         raise ValueError(f"Set the environment variable TF_CONFIG to the addresses of all workers, such as {_EXAMPLE}")

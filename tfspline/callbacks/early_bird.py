@@ -8,9 +8,9 @@ import numpy as np
 from absl import logging
 
 from tfspline import _keras
+from tfspline._keras.constraints import not_finite
 from tfspline._keras.inputs import check_inputs
 from tfspline._keras.recording import ProbeInputs, SkippedTraining
-from tfspline._keras.trouble import not_finite
 from tfspline._utils.checks import among, count, share
 from tfspline._utils.workers import from_chief
 from tfspline.callbacks.early_bird_tests import TESTS, Observer

@@ -37,7 +37,7 @@ def pruning_mask(model: KerasModel, ratio: float) -> Codes:
         kernels = [
             layer.kernel.numpy()
             for layer in layers
-            if _keras.builtin_class_name(layer) in ("Dense", "Conv1D", "Conv2D", "Conv3D")
+            if _keras.builtin_class_name(type(layer)) in ("Dense", "Conv1D", "Conv2D", "Conv3D")
         ]
         scores = [np.abs(kernel).reshape(-1, kernel.shape[-1]).sum(0) for kernel in kernels[:-1]]
     if not scores:

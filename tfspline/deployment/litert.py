@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfspline._keras import check_model
-from tfspline._keras.inputs import probe_inputs
+from tfspline._keras.inputs import probe
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import among, count
 from tfspline._utils.files import replacing
@@ -75,7 +75,7 @@ def _checked_samples(model, quantize, data, batch_size) -> list[tf.Tensor] | Non
         raise ValueError(f"`data` is used with quantize='int8' only. Received: quantize={quantize!r}")
     if batch_size is not None:
         count("batch_size", batch_size)
-    samples = None if data is None else probe_inputs(model, data)
+    samples = None if data is None else probe(model, data).inputs
     if samples is not None and len(samples[0]) < (batch_size or 1):
         raise ValueError(f"Expected at least a batch, {batch_size}, of samples in `data`. Received: {len(samples[0])}")
     return samples

@@ -8,15 +8,8 @@ def channels(base: int, width: float) -> int:
 
 def conv(layers, x, filters: int, name: str, kernel_size: int = 3, strides: int = 1):
     """A convolution without bias."""
-    return layers.Conv2D(
-        filters,
-        kernel_size,
-        strides=strides,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=name,
-    )(x)
+    options = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
+    return layers.Conv2D(filters, kernel_size, strides, name=name, **options)(x)
 
 
 def bn(layers, x, name: str):
@@ -36,6 +29,6 @@ def conv_bn(layers, x, filters: int, name: str, **options):
     return bn(layers, conv(layers, x, filters, name, **options), name)
 
 
-def conv_bn_relu(layers, x, filters: int, name: str, **options):
+def conv_bn_relu(layers, x, filters: int, name: str, max_value: float | None = None, **options):
     """`conv`, batch normalization and ReLU, named `name`, `{name}_bn` and `{name}_relu`."""
-    return bn_relu(layers, conv(layers, x, filters, name, **options), name)
+    return bn_relu(layers, conv(layers, x, filters, name, **options), name, max_value)

@@ -1,6 +1,8 @@
 """MobileNetV2 (Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018)."""
 
-from tfspline.models._blocks import bn_relu, channels, conv, conv_bn
+import functools
+
+from tfspline.models._blocks import bn_relu, channels, conv_bn, conv_bn_relu
 
 # Expansion, channels, number of blocks, and strides of the first block (table 2 of the paper).
 _STAGES = (
@@ -12,6 +14,7 @@ _STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+_conv_bn_relu6 = functools.partial(conv_bn_relu, max_value=6.0)
 
 
 def features(layers, x, width: float):
@@ -29,17 +32,8 @@ def _inverted_residual(layers, x, expansion, filters, strides, name):
     y = x
     if expansion > 1:
         y = _conv_bn_relu6(layers, y, expansion * x.shape[-1], f"{name}_expand", kernel_size=1)
-    y = _depthwise_bn_relu6(layers, y, strides, f"{name}_depthwise")
+    options = {"padding": "same", "use_bias": False, "depthwise_initializer": "he_normal"}
+    y = layers.DepthwiseConv2D(3, strides, name=f"{name}_depthwise", **options)(y)
+    y = bn_relu(layers, y, f"{name}_depthwise", max_value=6.0)
     y = conv_bn(layers, y, filters, f"{name}_project", kernel_size=1)
     return layers.Add(name=f"{name}_add")([y, x]) if strides == 1 and filters == x.shape[-1] else y
-
-
-def _conv_bn_relu6(layers, x, filters, name, **options):
-    return bn_relu(layers, conv(layers, x, filters, name, **options), name, max_value=6.0)
-
-
-def _depthwise_bn_relu6(layers, x, strides, name):
-    x = layers.DepthwiseConv2D(
-        3, strides=strides, padding="same", use_bias=False, depthwise_initializer="he_normal", name=name
-    )(x)
-    return bn_relu(layers, x, name, max_value=6.0)

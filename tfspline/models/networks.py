@@ -8,15 +8,28 @@ from collections.abc import Callable, Iterable
 
 from tfspline._keras import keras_named
 from tfspline._keras.types import KerasModel
-from tfspline.models import mlp, mobilenet, resnet, vgg
+from tfspline._utils.checks import count
+from tfspline.models import mobilenet, resnet, vgg
+from tfspline.models._blocks import channels
+
+
+def mlp(layers, x, width: float):
+    """Features of a multilayer perceptron: two hidden layers of 128 units."""
+    if len(x.shape) > 2:
+        x = layers.Flatten(name="flatten")(x)
+    for name in ("dense1", "dense2"):
+        x = layers.Dense(channels(128, width), kernel_initializer="he_normal", name=name)(x)
+        x = layers.ReLU(name=f"{name}_relu")(x)
+    return x
+
 
 # Each entry is a function of (layers, inputs, width) that returns features `[batch, channels]`, where `layers` is the
 # module `keras.layers` or `tf_keras.layers`. To add a network, write such a function and enter it here.
 NETWORKS: dict[str, Callable] = {
-    "mlp": mlp.features,
+    "mlp": mlp,
     **{name: functools.partial(vgg.features, convs_per_stage=convs) for name, convs in vgg.CONVS_PER_STAGE.items()},
-    "resnet18": resnet.imagenet18,
-    "resnet50": resnet.imagenet50,
+    "resnet18": functools.partial(resnet.imagenet, block=resnet.basic_block, blocks_per_stage=(2, 2, 2, 2)),
+    "resnet50": functools.partial(resnet.imagenet, block=resnet.bottleneck, blocks_per_stage=(3, 4, 6, 3)),
     "mobilenetv2": mobilenet.features,
 }
 # Networks of any depth: a function that also takes `blocks_per_stage`, and the number of layers that one more block in
@@ -56,20 +69,17 @@ def build(
         (None, 10)
     """
     check(network, input_shape, classes, width, keras)
-    layers = keras_named(keras).layers
+    module = keras_named(keras)
+    layers = module.layers
     inputs = layers.Input(tuple(input_shape), name="inputs")
     x = _features(network)(layers, inputs, width=width)
     # Logits stay float32 under a mixed-precision policy, since the loss needs the range.
     outputs = layers.Dense(classes, dtype="float32", name="head")(x)
-    return keras_named(keras).Model(inputs, outputs, name=network)
+    return module.Model(inputs, outputs, name=network)
 
 
 def check(network: str, input_shape: tuple[int, ...], classes: int, width: float = 1.0, keras: str = "keras") -> None:
-    """Checks the arguments of `build` without building.
-
-    Raises:
-        ValueError: as for `build`.
-    """
+    """Raises the ValueError that `build` would raise for these arguments, without building."""
     _features(network)
     keras_named(keras)
     shape = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
@@ -77,14 +87,13 @@ def check(network: str, input_shape: tuple[int, ...], classes: int, width: float
     if len(shape) not in ranks or not all(isinstance(n, numbers.Integral) and int(n) > 0 for n in shape):
         expected = "(height, width, channels)" + (" or (features,)" if network == "mlp" else "")
         raise ValueError(f"Expected input_shape={expected} of positive integers. Received: {input_shape!r}")
-    if not isinstance(classes, numbers.Integral) or int(classes) < 2:
-        raise ValueError(f"Expected an integer of at least 2 for classes. Received: {classes!r}")
+    count("classes", classes, least=2)
     if not isinstance(width, numbers.Real) or not 0 < float(width) < math.inf:
         raise ValueError(f"Expected a positive width. Received: {width!r}")
 
 
 def _features(network: str) -> Callable:
-    if network in list(NETWORKS):
+    if network in list(NETWORKS):  # a list, since the name may be unhashable
         return NETWORKS[network]
     name = isinstance(network, str) and re.fullmatch(r"(\D+)([1-9][0-9]{0,5})", network)
     if name and name[1] in FAMILIES:

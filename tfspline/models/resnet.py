@@ -6,13 +6,15 @@ from He et al., "Identity Mappings in Deep Residual Networks", 2016.
 Where channels or size change, a 1x1 convolution projects the shortcut.
 """
 
+from collections.abc import Callable
+
 from tfspline.models._blocks import bn_relu, channels, conv, conv_bn, conv_bn_relu
 
 
 def cifar(layers, x, blocks_per_stage: int, width: float):
     """Features of a ResNet for CIFAR of depth 6 * `blocks_per_stage` + 2."""
     x = conv_bn_relu(layers, x, channels(16, width), "stem")
-    x = _stages(layers, x, _basic_block, (16, 32, 64), (blocks_per_stage,) * 3, width)
+    x = _stages(layers, x, basic_block, (16, 32, 64), (blocks_per_stage,) * 3, width)
     return layers.GlobalAveragePooling2D(name="pool")(x)
 
 
@@ -23,17 +25,8 @@ def preactivated(layers, x, blocks_per_stage: int, width: float):
     return layers.GlobalAveragePooling2D(name="pool")(bn_relu(layers, x, "top"))
 
 
-def imagenet18(layers, x, width: float):
-    """Features of the ResNet-18 for ImageNet."""
-    return _imagenet(layers, x, _basic_block, (2, 2, 2, 2), width)
-
-
-def imagenet50(layers, x, width: float):
-    """Features of the ResNet-50 for ImageNet."""
-    return _imagenet(layers, x, _bottleneck, (3, 4, 6, 3), width)
-
-
-def _imagenet(layers, x, block, blocks_per_stage, width):
+def imagenet(layers, x, block: Callable, blocks_per_stage: tuple[int, ...], width: float):
+    """Features of a ResNet for ImageNet, of `basic_block`s or `bottleneck`s."""
     x = conv_bn_relu(layers, x, channels(64, width), "stem", kernel_size=7, strides=2)
     x = layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
     x = _stages(layers, x, block, (64, 128, 256, 512), blocks_per_stage, width)
@@ -48,13 +41,15 @@ def _stages(layers, x, block, bases, blocks_per_stage, width):
     return x
 
 
-def _basic_block(layers, x, filters, strides, name):
+def basic_block(layers, x, filters: int, strides: int, name: str):
+    """Two 3x3 convolutions."""
     y = conv_bn_relu(layers, x, filters, f"{name}_conv1", strides=strides)
     y = conv_bn(layers, y, filters, f"{name}_conv2")
     return _add_relu(layers, x, y, strides, name)
 
 
-def _bottleneck(layers, x, filters, strides, name):
+def bottleneck(layers, x, filters: int, strides: int, name: str):
+    """A 1x1, a 3x3 and a 1x1 convolution."""
     # The 3x3 convolution has the strides, as in torchvision (v1.5); in the paper, the 1x1 before it has them.
     y = conv_bn_relu(layers, x, filters, f"{name}_conv1", kernel_size=1)
     y = conv_bn_relu(layers, y, filters, f"{name}_conv2", strides=strides)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfspline._keras import check_model
-from tfspline._keras.inputs import probe_inputs
+from tfspline._keras.inputs import probe
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.files import read_json, write_json
 from tfspline.graph import reader as graphs
@@ -146,7 +146,7 @@ class Plan:
         compensation.check(data, compensate, recalibrate)
         if compensate == "auto":
             compensate = "none" if data is None else "refit"
-        inputs = None if data is None else probe_inputs(model, data)
+        inputs = None if data is None else probe(model, data).inputs
         kept = ~self.removed
         if inputs is None and compensate == "merge":
             model = compensation.merge_pairs(model, self.graph, kept)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from tfspline import _keras
-from tfspline._keras.inputs import probe_inputs
+from tfspline._keras.inputs import probe
 from tfspline._keras.types import KerasModel
 from tfspline.callbacks.early_bird import EarlyBird
 from tfspline.graph.cost import flops
@@ -114,7 +114,7 @@ class Phases:
     def _cut(self, chosen, dense, images):
         """The slim network, and the difference of its outputs from those of the masked network before compensation."""
         slim = chosen.apply(dense)
-        error = difference(chosen.mask(dense), slim, probe_inputs(dense, images))
+        error = difference(chosen.mask(dense), slim, probe(dense, images).inputs)
         if not error <= _TOLERANCE:
             raise ValueError(
                 f"The outputs of the masked and the slim network differ by {error:.1e} of the largest output. This is "

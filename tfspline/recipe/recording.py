@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tfspline import _keras
-from tfspline._keras.trouble import not_finite
+from tfspline._keras.constraints import not_finite
 from tfspline._utils.files import read_npz, write_npz
 
 if TYPE_CHECKING:

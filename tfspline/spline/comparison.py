@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from tfspline import _keras
-from tfspline._keras.inputs import probe_inputs
+from tfspline._keras.inputs import probe
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import count
 from tfspline.graph.structure import Graph
@@ -176,7 +176,7 @@ def partition_report(
     count("maps", maps, least=0)
     if plan is not None:
         after = _expanded(before, after, plan)
-    inputs = probe_inputs(before, x)
+    inputs = probe(before, x).inputs
     a, b = (_Observed.of(model, inputs, approximate) for model in (before, after))
     _check_comparable(a, b)
     return PartitionReport(

@@ -71,7 +71,7 @@ def _is_elementwise(activation: Any) -> bool:
     if _keras.op_name(activation) is None:  # a layer
         if _keras.of_class(activation, "Activation"):
             return _is_elementwise(activation.activation)
-        spec = LAYERS.get(_keras.builtin_class_name(activation) or "")
+        spec = LAYERS.get(_keras.builtin_class_name(type(activation)) or "")
         return spec is not None and spec.rule is pass_through
     name = getattr(activation, "__name__", "")
     known = name == "linear" or name.replace("_", "") in (*PIECEWISE, *SMOOTH)

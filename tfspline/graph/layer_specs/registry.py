@@ -33,7 +33,7 @@ def spec_of(layer: KerasLayer) -> LayerSpec:
     op = _keras.op_name(layer)
     if op is not None:
         return OPS.get(op.replace("_", ""), UNKNOWN)
-    return LAYERS.get(_keras.builtin_class_name(layer) or "", UNKNOWN)
+    return LAYERS.get(_keras.builtin_class_name(type(layer)) or "", UNKNOWN)
 
 
 def kernel_of(layer: KerasLayer) -> Kernel:
@@ -78,5 +78,5 @@ def register_channel_rule(layer_class: type, rule: Callable) -> None:
     if not isinstance(layer_class, type) or not callable(rule):
         raise TypeError(f"Expected a layer class and a callable. Received: {layer_class!r} and {rule!r}")
     # A subclass of a built-in layer that only adds a rule is still affine or an activation if that layer is.
-    inherited = LAYERS.get(_keras.builtin_name_of_class(layer_class) or "", UNKNOWN)
+    inherited = LAYERS.get(_keras.builtin_class_name(layer_class) or "", UNKNOWN)
     register(layer_class, LayerSpec(rule, affine=inherited.affine, activation=inherited.activation))

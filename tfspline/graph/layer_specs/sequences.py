@@ -28,7 +28,7 @@ def _attention(call: Call) -> np.ndarray | list[np.ndarray]:
         if mask is not None:
             call.protect(call.inputs[mask], f"{call.described()} uses it as a mask")
     for name, i in inputs.items():
-        weight = _keras.attention_kernel(name)
+        weight = _keras.attention_weight(name, "kernel")
         if _keras.weight(call.layer, weight) is not None:
             ids = call.channels(i)
             call.consume(weight, 0, ids)
@@ -43,9 +43,9 @@ def _attention(call: Call) -> np.ndarray | list[np.ndarray]:
 
 
 def _attention_outputs(call, query):
-    kernel = _keras.attention_kernel("output")
+    kernel = _keras.attention_weight("output", "kernel")
     outputs = call.produce(kernel, -1)
-    call.per_channel(_keras.attention_bias("output"), -1, outputs)
+    call.per_channel(_keras.attention_weight("output", "bias"), -1, outputs)
     call.resize("output_shape", _with_last_axis((None,), outputs))
     call.macs(kernel, size_of(call.shape(query)[:-1]))
     return call.place(outputs)
@@ -68,7 +68,7 @@ def _recurrent(call: Call, cell: str = "cell") -> list[np.ndarray]:
 def _bidirectional(call: Call) -> list[np.ndarray]:
     """Two recurrent layers that read the same input."""
     for layer in (call.layer.forward_layer, call.layer.backward_layer):
-        if _keras.builtin_class_name(layer) not in _RECURRENT:
+        if _keras.builtin_class_name(type(layer)) not in _RECURRENT:
             return unknown(call)
     for name in ("forward_layer", "backward_layer"):
         outputs = _recurrent(call, f"{name}.cell")
