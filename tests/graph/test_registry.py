@@ -2,8 +2,7 @@
 
 import pytest
 
-from tfspline.graph.activations import activation_of
-from tfspline.graph.layer_specs.registry import LAYERS, OPS, UNKNOWN, kernel_of, spec_of
+from tfspline.graph.layer_specs.registry import LAYERS, OPS, UNKNOWN, activation_of, kernel_of, spec_of
 from tfspline.graph.layer_specs.spec import Kernel, LayerSpec, unknown
 from tfspline.graph.piecewise import PiecewiseAffine
 

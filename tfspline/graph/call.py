@@ -16,26 +16,18 @@ from tfspline.graph.structure import WeightSlice, Work
 class Flow:
     """What flows along an edge of the graph.
 
-    Attributes:
-        ids: the channel ids, an int array of the tensor's rank without its batch dimension. An axis of length 1 stands
-            for the same ids at all its positions.
-        shape: the tensor's static shape without its batch dimension.
-        linear: path of the layer that produced the channels, if it has no activation and nothing came after it.
-        readers: how many calls and model outputs read the edge.
+    `ids` holds the channel ids, an int array of the tensor's rank without its batch dimension. An axis of length 1
+    stands for the same ids at all its positions.
     """
 
     ids: np.ndarray
-    shape: tuple
-    linear: str | None = None
-    readers: int = 0
+    shape: tuple  # the tensor's static shape without its batch dimension
+    linear: str | None = None  # path of the layer that produced the channels, if nothing, no activation, came after it
+    readers: int = 0  # how many calls and model outputs read the edge
 
 
 class Findings:
-    """What the channel rules have reported so far.
-
-    Args:
-        allow_inexact: do not protect units whose removal changes the function of the rest.
-    """
+    """What the channel rules have reported so far."""
 
     def __init__(self, allow_inexact: bool):
         self.allow_inexact = allow_inexact
@@ -86,9 +78,7 @@ class Call:
     def channels(self, i: int = 0, axis: int = -1) -> np.ndarray:
         """The ids [channels] of input `i` along one axis; ids at the same position of it are tied."""
         ids = np.moveaxis(self.inputs[i], axis, -1)
-        columns = ids.reshape(-1, ids.shape[-1])
-        self.tie(np.broadcast_to(columns[:1], columns.shape)[1:], columns[1:])
-        channels = np.broadcast_to(columns[0], self.shape(i)[axis])
+        channels = np.broadcast_to(self.tie_groups(ids, ids.size // ids.shape[-1]), self.shape(i)[axis])
         self._findings.reads.setdefault((self._path, i), (axis % ids.ndim, channels))
         return channels
 
@@ -106,9 +96,8 @@ class Call:
         """Fresh protected ids for outputs about which nothing is known."""
         outputs = []
         for shape in self.output_shapes:
-            ids = self._findings.ids.fresh(shape[-1] if shape and shape[-1] else 1)
-            self.protect(ids, f"{self.described()} computes it in a way that tfspline does not know")
-            outputs.append(ids.reshape((1,) * (len(shape) - 1) + (-1,)) if shape else ids.reshape(()))
+            outputs.append(self._findings.ids.of_tensor(shape))
+            self.protect(outputs[-1], f"{self.described()} computes it in a way that tfspline does not know")
         return outputs
 
     def argument(self, name: str) -> Any:
@@ -132,7 +121,7 @@ class Call:
     def tie_groups(self, ids: np.ndarray, groups: int) -> np.ndarray:
         """Ties the ids at the same position of every group, so that all stay equally wide; returns those of one."""
         rows = ids.reshape(groups, -1)
-        self.tie(np.broadcast_to(rows[:1], rows.shape), rows)
+        self.tie(np.broadcast_to(rows[:1], rows[1:].shape), rows[1:])
         return rows[0]
 
     def protect(self, ids: np.ndarray, why: str, inexact: bool = False) -> None:

@@ -20,6 +20,11 @@ class ChannelIds:
         self.count += n
         return np.arange(self.count - n, self.count)
 
+    def of_tensor(self, shape: tuple) -> np.ndarray:
+        """New ids along the last axis of a tensor of that shape, the batch not included; a single one for a scalar."""
+        ids = self.fresh((shape[-1] or 1) if shape else 1)
+        return ids.reshape((*[1] * (len(shape) - 1), -1) if shape else ())
+
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
         """Makes the ids in `a` and those at the same place in `b`, an array of the same shape, one unit each."""
         self._ties.append(np.stack([np.ravel(a), np.ravel(b)]))
@@ -45,9 +50,7 @@ class ChannelIds:
 def group_units(slices: list[WeightSlice], reasons: np.ndarray) -> list[Group]:
     """Groups the units that the same layers produce, protected and unprotected ones apart.
 
-    Args:
-        slices: weight slices; those of other roles than "produced" are ignored.
-        reasons: object [units], why each unit is protected, or None.
+    `reasons`, object [units], says why each unit is protected, or None.
     """
     producers = [part for part in slices if part.role == "produced"]
     signatures = _signatures(producers, reasons)

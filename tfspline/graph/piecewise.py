@@ -12,22 +12,16 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tfspline.graph.argmax import ArgmaxChoice
+from tfspline import _keras
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PiecewiseAffine:
-    """A function of one number that is slopes[i] z + offsets[i] between breakpoints[i - 1] and breakpoints[i].
+    """A function of one number that is slopes[i] z + offsets[i] between breakpoints[i - 1] and breakpoints[i]."""
 
-    Attributes:
-        breakpoints: where the pieces meet, in ascending order.
-        slopes: one more than breakpoints, each a number or an array that broadcasts to z; NaN for a curved piece.
-        offsets: one for each slope.
-    """
-
-    breakpoints: tuple[float, ...]
-    slopes: tuple
-    offsets: tuple
+    breakpoints: tuple[float, ...]  # in ascending order
+    slopes: tuple  # one more than breakpoints, each a number or an array that broadcasts to z; NaN for a curved piece
+    offsets: tuple  # one for each slope
 
     @classmethod
     def of(cls, function: Callable[[tf.Tensor], tf.Tensor], breakpoints: tuple[float, ...]) -> "PiecewiseAffine":
@@ -102,16 +96,54 @@ class PiecewiseAffine:
         return [z - point for point in self.breakpoints]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArgmaxChoice:
+    """The largest or the smallest of several candidates, as in max pooling and maxout."""
+
+    candidates: Callable[[tuple, dict], tf.Tensor]  # args and kwargs of a call -> z, the candidates along a last axis
+    sign: int  # 1 for the largest, -1 for the smallest
+    pooled: bool  # whether it chooses between positions of one tensor rather than between tensors
+
+    curved = False
+
+    def code(self, z: tf.Tensor) -> tf.Tensor:
+        """The index of the chosen candidate, the first of equal ones; int32 of the output's shape."""
+        return tf.argmax(self.sign * z, axis=-1, output_type=tf.int32)
+
+    def bits(self, z: tf.Tensor) -> list[tf.Tensor]:
+        """The index of the chosen candidate in binary, lowest bit first."""
+        code = self.code(z)
+        return [code & (1 << i) != 0 for i in range((z.shape[-1] - 1).bit_length())]
+
+    def apply(self, z: tf.Tensor, code: tf.Tensor) -> tf.Tensor:
+        """The candidate with the index `code`, whether it is the largest or not."""
+        chosen = tf.one_hot(code, z.shape[-1], on_value=True, off_value=False)
+        return tf.reduce_sum(tf.where(chosen, z, tf.zeros((), z.dtype)), axis=-1)
+
+    def borders(self, z: tf.Tensor) -> list[tf.Tensor]:
+        """Affine functions of z that are zero where the code changes; ValueError for more than two candidates."""
+        # With more, the border between two candidates that are both smaller than a third would count too.
+        if z.shape[-1] > 2:
+            raise ValueError(f"a choice among {z.shape[-1]}")
+        return [z[..., 1] - z[..., 0]] if z.shape[-1] == 2 else []
+
+    def over_time(self) -> "ArgmaxChoice":
+        """The same choice at each time step of inputs [batch, time, ...], as TimeDistributed makes it."""
+
+        def candidates(args, kwargs):
+            x = _keras.first_argument(args, kwargs)
+            z = self.candidates((tf.reshape(x, [-1, *x.shape[2:]]),), {})
+            return tf.reshape(z, [-1, x.shape[1], *z.shape[1:]])
+
+        return dataclasses.replace(self, candidates=candidates)
+
+
 @dataclasses.dataclass(frozen=True)
 class Smooth:
-    """An activation that is not piecewise affine, not known, or hidden inside a layer.
+    """An activation that is not piecewise affine, not known, or hidden inside a layer."""
 
-    Attributes:
-        description: what it is, for messages.
-        sign: input and output of the call -> the sign of the pre-activation; None if it cannot be observed.
-    """
-
-    description: str
+    description: str  # for messages
+    # Input and output of the call -> the sign of the pre-activation; None if it cannot be observed.
     sign: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None
 
     @classmethod

@@ -22,26 +22,8 @@ from tfspline.graph.structure import Graph, Resize, Shapes
 def read(model: Any, protect: tuple = (), allow_inexact: bool = False) -> Graph:
     """Reads which units a model has, where their weights are and how many MACs they cost.
 
-    Args:
-        model: a built functional or Sequential model of either Keras version; nested models are read as well.
-        protect: paths of layers whose units must stay, or predicates of a layer.
-        allow_inexact: do not protect units whose removal changes the function of the rest, such as the channels that a
-            LayerNormalization normalizes over.
-
-    Returns:
-        The `Graph`.
-
-    Raises:
-        TypeError, ValueError: the model's graph cannot be read, `protect` names a layer that does not exist, or a
-            weight is empty.
-
-    Example:
-
-    >>> import keras
-    >>> from tfspline.graph import reader
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "relu", name="a"), keras.layers.Dense(2)])
-    >>> [(group.name, len(group.units), group.protected) for group in reader.read(model).groups][0]
-    ('a', 3, None)
+    `protect` holds paths of layers whose units must stay, or predicates of a layer. `allow_inexact` does not protect
+    units whose removal changes the function of the rest, such as channels that a LayerNormalization normalizes over.
     """
     _keras.check_model(model)
     layers = _keras.layer_paths(model)
@@ -95,9 +77,8 @@ class _Walk:
         flows = []
         for tensor in model.inputs:
             shape = tuple(tensor.shape)[1:]
-            ids = self.findings.ids.fresh((shape[-1] or 1) if shape else 1)
-            self.findings.ids.protect(ids, "it is an input of the model")
-            flows.append(Flow(ids.reshape((1,) * (len(shape) - 1) + (-1,) if shape else ()), shape))
+            flows.append(Flow(self.findings.ids.of_tensor(shape), shape))
+            self.findings.ids.protect(flows[-1].ids, "it is an input of the model")
         outputs = _keras.run(model, flows, self._visit, nested=True)
         for flow in outputs:
             flow.readers += 1

@@ -13,51 +13,35 @@ Shapes = dict[str, list[tuple[int, ...]]]  # layer path -> the shapes of the lay
 class WeightSlice:
     """One axis of one weight whose positions belong to units.
 
-    Attributes:
-        layer: path of the layer.
-        weight: the weight's attribute; dotted if a layer inside the layer owns it ("kernel", "cell.kernel").
-        index: the weight's index in `layer.weights`.
-        axis: the axis, counted from 0.
-        units: int64 [positions], the unit of each position.
-        role: what the weight does with the units: "produced" (it computes them), "read" (it reads them as inputs),
-            "per_channel" (one entry for each, such as a bias or gamma) or "statistic" (a moving statistic of each).
+    The role says what the weight does with the units: "produced" (it computes them), "read" (it reads them as inputs),
+    "per_channel" (one entry for each, such as a bias or gamma) or "statistic" (a moving statistic of each).
     """
 
-    layer: str
-    weight: str
-    index: int
-    axis: int
-    units: np.ndarray
+    layer: str  # its path
+    weight: str  # its attribute, dotted if a layer inside the layer owns it ("kernel", "cell.kernel")
+    index: int  # of the weight in `layer.weights`
+    axis: int  # counted from 0
+    units: np.ndarray  # int64 [positions]
     role: str
 
 
 @dataclasses.dataclass
 class Work:
-    """Multiply-accumulates of a layer for one model input: `positions` times the size of a weight.
+    """Multiply-accumulates of a layer for one model input: `positions` times the size of a weight."""
 
-    `index` is the weight's index in `layer.weights`; None if the work involves no weight, so that its size counts as 1.
-    """
-
-    layer: str
-    index: int | None
+    layer: str  # its path
+    index: int | None  # of the weight in `layer.weights`; None for work without a weight: its size counts as 1
     positions: int
 
 
 @dataclasses.dataclass
 class Resize:
-    """A config entry of a layer that depends on the number of kept units.
+    """A config entry of a layer that depends on the number of kept units."""
 
-    Attributes:
-        layer: path of the layer.
-        key: the config entry, such as "filters".
-        value_of: kept, bool [channel ids] -> the new value.
-        unit_of: int64 [channel ids], the unit of each channel id.
-    """
-
-    layer: str
-    key: str
-    value_of: Callable[[np.ndarray], Any]
-    unit_of: np.ndarray
+    layer: str  # its path
+    key: str  # such as "filters"
+    value_of: Callable[[np.ndarray], Any]  # kept, bool [channel ids] -> the new value
+    unit_of: np.ndarray  # int64 [channel ids], the unit of each channel id
 
     def value(self, kept: np.ndarray) -> Any:
         """The value of the entry if only the units `kept`, bool [units], remain."""
@@ -66,46 +50,28 @@ class Resize:
 
 @dataclasses.dataclass
 class Group:
-    """Units that the same layers produce, so that they can be compared with each other.
+    """Units that the same layers produce, so that they can be compared with each other."""
 
-    Attributes:
-        name: path of the first layer that produces them, followed by "#2", "#3" ... if that layer has several groups.
-        layers: paths of all layers that produce them; several if a residual connection ties their outputs.
-        units: int64 [n], in the order of the first layer's channels.
-        protected: why the units must stay; None if they can be removed.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    units: np.ndarray
-    protected: str | None
+    name: str  # path of the first layer that produces them, with "#2", "#3" ... appended from its second group on
+    layers: tuple[str, ...]  # paths of all layers that produce them; several if residual connections tie their outputs
+    units: np.ndarray  # int64 [n], in the order of the first layer's channels
+    protected: str | None  # why the units must stay; None if they can be removed
 
 
 @dataclasses.dataclass
 class Graph:
-    """The structure of a model. Holds paths and shapes of layers, but no layers and no weights.
-
-    Attributes:
-        shapes: layer path -> the shapes of all its weights.
-        slices: every weight slice that belongs to units.
-        groups: the units in groups.
-        work: the multiply-accumulates.
-        resizes: the config entries that depend on the number of kept units.
-        folded: path of a layer -> path of the BatchNormalization that directly follows it.
-        reads: (layer path, input number) -> the input's channel axis without the batch, and the units along it.
-        shared: paths of the layers that are called more than once.
-        units: the number of units.
-    """
+    """The structure of a model. Holds paths and shapes of layers, but no layers and no weights."""
 
     shapes: Shapes
     slices: list[WeightSlice]
     groups: list[Group]
     work: list[Work]
     resizes: list[Resize]
-    folded: dict[str, str]
+    folded: dict[str, str]  # path of a layer -> path of the BatchNormalization that directly follows it
+    # (layer path, input number) -> the input's channel axis without the batch, and the units along it
     reads: dict[tuple[str, int], tuple[int, np.ndarray]]
-    shared: frozenset[str]
-    units: int
+    shared: frozenset[str]  # paths of the layers that are called more than once
+    units: int  # their number
 
     @property
     def free(self) -> np.ndarray:

@@ -12,19 +12,9 @@ from tfspline.graph.structure import Graph
 
 
 def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str, dict] | None = None) -> KerasModel:
-    """Copies a model without the units that are not kept.
+    """An uncompiled copy of a model without the units that are not kept; ValueError if `graph` is of another model.
 
-    Args:
-        model: the model that `graph` was read from, or one with the same layers and shapes.
-        graph: the structure of the model.
-        kept: bool [graph.units].
-        configs: further config entries to change, by layer path; a weight that they add keeps its initial value.
-
-    Returns:
-        An uncompiled model of the same Keras version with new layers of the same names and sliced weights.
-
-    Raises:
-        ValueError: the model's layers or weight shapes are not those of the graph.
+    `configs` holds further config entries to change, by layer path; a weight that they add keeps its initial value.
     """
     check_same(model, graph)
     resizes: dict[str, dict] = {}
@@ -66,10 +56,7 @@ def _is_matrix(key, value):
 
 
 def difference(model: KerasModel, other: KerasModel, inputs: list) -> float:
-    """The relative difference of two models on some inputs, one tensor for each of `model.inputs`.
-
-    It is max |other - model| / max |model|, of the output for which this is largest.
-    """
+    """max |other - model| / max |model| on some inputs, of the output for which this is largest."""
     outputs = [
         _keras.run(one, inputs, lambda node, args, kwargs: node.layer(*args, **kwargs)) for one in (model, other)
     ]
@@ -82,12 +69,9 @@ def difference(model: KerasModel, other: KerasModel, inputs: list) -> float:
 
 
 def check_same(model: KerasModel, graph: Graph, made: str = "plan was") -> None:
-    """Raises a ValueError if the model's layers or weight shapes are not those of the graph.
+    """Raises a ValueError if a model does not have the layers and weight shapes of the graph.
 
-    Args:
-        model: any model.
-        graph: the structure that it is to have.
-        made: what was made from the graph, and "was" or "were", for the message.
+    `made` is what was made from the graph, and "was" or "were", for the message.
     """
     paths = _keras.layer_paths(_keras.check_model(model))
     expected = f"Expected the model that the {made} made for, with"

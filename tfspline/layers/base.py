@@ -8,8 +8,7 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline._keras.constraints import hold
 from tfspline._keras.types import Data, KerasLayer, KerasVariable
-from tfspline.graph.activations import activation_of
-from tfspline.graph.layer_specs.registry import LAYERS, register
+from tfspline.graph.layer_specs.registry import LAYERS, activation_of, register
 from tfspline.graph.piecewise import PiecewiseAffine
 from tfspline.spline.codes import code_bits, pack_bits
 

@@ -9,9 +9,8 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline._keras.inputs import Probe
 from tfspline._keras.types import Data, KerasLayer, KerasModel, KerasVariable
-from tfspline.graph.argmax import ArgmaxChoice
 from tfspline.graph.cost import check_static
-from tfspline.graph.piecewise import Smooth
+from tfspline.graph.piecewise import ArgmaxChoice, Smooth
 from tfspline.graph.structure import Graph, WeightSlice
 from tfspline.spline.calls import CallActivation, calls_with_activations
 from tfspline.spline.float64 import flat, without_activation

@@ -14,8 +14,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasLayer, KerasModel
-from tfspline.graph.activations import has_relu, is_fused
-from tfspline.graph.layer_specs.registry import spec_of
+from tfspline.graph.layer_specs.registry import has_relu, is_fused, spec_of
 from tfspline.graph.structure import Graph
 from tfspline.graph.weights import folded, value_of
 

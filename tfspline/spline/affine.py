@@ -68,7 +68,7 @@ def _output_indices(outputs, size):
 
 
 def _numbers(values) -> int:
-    """Count the numbers that a sample consists of."""
+    """How many numbers a sample consists of."""
     return sum(value[0].shape.num_elements() for value in values)
 
 

@@ -15,21 +15,13 @@ from tfspline.spline.calls import coded_calls
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Boundaries:
-    """The boundaries of the units of one call.
+    """The boundaries of the units of one call."""
 
-    Attributes:
-        producer: the Dense or Conv layer that computes the pre-activations, or None if something else comes between.
-        norms: the BatchNormalizations between the producer and the call.
-        depth: how many Dense and Conv layers lie between the model's input and the call, the producer included.
-        channels_first: whether the channels come first.
-        shape: the shape of the call's output without its batch dimension; None for an unknown size.
-    """
-
-    producer: KerasLayer | None = None
-    norms: tuple[KerasLayer, ...] = ()
-    depth: int = 0
+    producer: KerasLayer | None = None  # the Dense or Conv layer that computes the pre-activations, if it is known
+    norms: tuple[KerasLayer, ...] = ()  # the BatchNormalizations between the producer and the call
+    depth: int = 0  # how many Dense and Conv layers come before the call, the producer included
     channels_first: bool = False
-    shape: tuple = ()
+    shape: tuple = ()  # of the call's output without its batch dimension; None for an unknown size
 
     def after(self, node: _keras.Node) -> "Boundaries":
         """The boundaries after a call that reads the units of these."""
@@ -56,10 +48,7 @@ class Boundaries:
         return switch.reshape(-1, self.shape[-1]).any(axis=0)
 
     def normals(self) -> np.ndarray | None:
-        """The normals of the boundaries in a window of the producer's inputs, float64 [channels, inputs].
-
-        None if the producer is not known.
-        """
+        """The normals of the boundaries in a window of the producer's inputs, float64 [channels, inputs], if known."""
         if self.producer is None:
             return None
         kernel = value_of(self.producer.kernel).astype(np.float64)

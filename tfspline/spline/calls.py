@@ -8,30 +8,21 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
-from tfspline.graph.activations import activation_of_call, is_fused
-from tfspline.graph.argmax import ArgmaxChoice
-from tfspline.graph.piecewise import Activation, PiecewiseAffine, Smooth
+from tfspline.graph.layer_specs.registry import activation_of_call, is_fused
+from tfspline.graph.piecewise import Activation, ArgmaxChoice, PiecewiseAffine, Smooth
 
 Bits = Callable[[tuple, dict, tf.Tensor], list[tf.Tensor]]  # args, kwargs and output of a call -> its code, bit by bit
 
 
 @dataclasses.dataclass(frozen=True)
 class CallActivation:
-    """A call in a model's graph, with its activation.
-
-    Attributes:
-        node: the call.
-        path: the layer's name, with the path of a nested model in front. A SplineUnit is named after its activation.
-        activation: what the call computes, or what its layer applies after an affine map; None without an activation.
-        fused: whether the activation belongs to a layer that computes something else before.
-        last: whether the call computes outputs of the model that no other call reads.
-    """
+    """A call in a model's graph, with its activation."""
 
     node: _keras.Node
-    path: str
-    activation: Activation | None
-    fused: bool
-    last: bool
+    path: str  # the layer's name after the path of a nested model; a SplineUnit is named after its activation
+    activation: Activation | None  # what the call computes, or what its layer applies after an affine map
+    fused: bool  # whether the activation belongs to a layer that computes something else before
+    last: bool  # whether the call computes outputs of the model that no other call reads
 
     @property
     def constant_when_off(self) -> bool:
@@ -54,23 +45,14 @@ class CallActivation:
 
 @dataclasses.dataclass(frozen=True)
 class CodedCall:
-    """A call whose units have a region code.
-
-    Attributes:
-        call: the call with its activation.
-        bits: args, kwargs and output of the call -> its code, bit by bit.
-    """
+    """A call whose units have a region code."""
 
     call: CallActivation
     bits: Bits
 
 
 def calls_with_activations(model: KerasModel) -> Iterator[CallActivation]:
-    """Yields the calls in a model's graph in their order, those of nested models included.
-
-    Raises:
-        ValueError: the graph of a nested model is not known.
-    """
+    """Yields the calls in a model's graph in their order, those of nested models included."""
     yield from _walk(model, _unread(model), None)
 
 
@@ -96,22 +78,10 @@ def _unread(model) -> set[int]:
 def coded_calls(model: KerasModel, approximate: bool, max_pooling: bool) -> dict[str, CodedCall]:
     """The calls in a model's graph that have a region code, in their order, by their names in the codes.
 
-    A smooth activation at the very output has no code, whether approximated or not.
-
-    Args:
-        model: a model whose graph is known.
-        approximate: take the sign of the pre-activation as the code of an activation that is not piecewise affine.
-        max_pooling: whether max pooling has a code, the index of the maximum.
-
-    Raises:
-        ValueError: the graph of a nested model is not known, or, unless `approximate`, an activation is not piecewise
-            affine.
+    The options are those of `region_codes`. A smooth activation at the very output has no code, approximated or not.
     """
-    coded = []
-    for call in calls_with_activations(model):
-        bits = _bits(call, approximate, max_pooling)
-        if bits is not None:
-            coded.append(CodedCall(call, bits))
+    calls = ((call, _bits(call, approximate, max_pooling)) for call in calls_with_activations(model))
+    coded = [CodedCall(call, bits) for call, bits in calls if bits is not None]
     return dict(zip(unique(one.call.path for one in coded), coded, strict=True))
 
 

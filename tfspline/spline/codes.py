@@ -179,13 +179,7 @@ def region_codes(
 
 
 class RegionEncoder:
-    """Computes region codes of one model repeatedly, tracing the model only once per batch shape.
-
-    Args:
-        model: see `region_codes`, which also lists the errors raised.
-        approximate: see `region_codes`.
-        max_pooling: see `region_codes`.
-    """
+    """Computes region codes of one model repeatedly, tracing the model only once per batch shape."""
 
     def __init__(self, model: KerasModel, approximate: bool = False, max_pooling: bool = False):
         self.model = _keras.check_model(model)
@@ -217,10 +211,10 @@ class RegionEncoder:
         return Codes(arrays, {name: int(bits[name]) for name in self._calls})
 
     def dead(self, codes: Codes) -> list[str]:
-        """Return the names of the dead layers: those in which no input of `codes` switches on any unit.
+        """Return the names of the layers in which no input of `codes` switches on any unit.
 
-        A dead layer outputs a constant and passes no gradient to the layers before it. Layers whose units are not
-        constant when they are off, such as LeakyReLU, are never dead.
+        Such a layer outputs a constant and passes no gradient on. Layers whose units are not constant when they are
+        off, such as LeakyReLU, are never dead.
         """
         return [name for name, one in self._calls.items() if one.call.constant_when_off and not codes[name].any()]
 
@@ -244,13 +238,7 @@ def code_bits(bits: list[tf.Tensor]) -> tf.Tensor:
 
 
 def pack_bits(bits: tf.Tensor) -> tf.Tensor:
-    """Pack bools `[n, m]` into uint8 `[n, ceil(m / 8)]`, the first of each eight into the lowest bit.
-
-    Example:
-
-    >>> pack_bits(tf.constant([[True, False, True]])).numpy()
-    array([[5]], dtype=uint8)
-    """
+    """Pack bools `[n, m]` into uint8 `[n, ceil(m / 8)]`, the first of each eight into the lowest bit."""
     bits = tf.pad(tf.cast(bits, tf.uint8), [[0, 0], [0, -tf.shape(bits)[1] % 8]])
     eights = tf.bitcast(tf.reshape(bits, [tf.shape(bits)[0], -1, 8]), tf.uint64)
     # Bit i is at position 8 i of the eight bytes. The term 2**(56 - 7 i) of the factor moves it to position 56 + i, in

@@ -179,11 +179,13 @@ def partition_report(
     inputs = probe(before, x).inputs
     a, b = (_Observed.of(model, inputs, approximate) for model in (before, after))
     _check_comparable(a, b)
+    some = [value[:maps] for value in inputs]
+    affine_maps = [affine_map(model, some, logits=True)[0] for model in (before, after)] if maps else None
     return PartitionReport(
         layers=tuple(_layer_report(name, a, b) for name in a.codes.layers if name in b.codes.layers),
         samples=len(a.codes),
         regions=(_regions(a.codes), _regions(b.codes)),
-        maps=_map_change(before, after, [value[:maps] for value in inputs]) if maps else None,
+        maps=_relative_change(*affine_maps) if affine_maps else None,
         outputs=_relative_change(*(np.concatenate([y.ravel() for y in one.outputs]) for one in (a, b))),
         agreement=_agreement(a.outputs, b.outputs),
     )
@@ -233,10 +235,6 @@ def _agreement(before, after) -> float | None:
 def _relative_change(before: np.ndarray, after: np.ndarray) -> float:
     change, size = np.linalg.norm(after - before), np.linalg.norm(before)
     return float(change / size) if size else float("inf" if change else 0)
-
-
-def _map_change(before, after, inputs) -> float:
-    return _relative_change(*(affine_map(model, inputs, logits=True)[0] for model in (before, after)))
 
 
 def _regions(codes: Codes) -> int:

@@ -9,9 +9,8 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
-from tfspline.graph.argmax import ArgmaxChoice
 from tfspline.graph.layer_specs.registry import spec_of
-from tfspline.graph.piecewise import PiecewiseAffine
+from tfspline.graph.piecewise import ArgmaxChoice, PiecewiseAffine, Smooth
 from tfspline.spline.calls import CallActivation, calls_with_activations
 
 Pieces = PiecewiseAffine | ArgmaxChoice
@@ -21,19 +20,12 @@ _NOT_AFFINE = "such a network is not affine on any region"
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One call of a network.
+    """One call of a network."""
 
-    Attributes:
-        key: the key of the call's node.
-        name: the layer's path.
-        affine: args and kwargs of the call -> the output, or outputs, of its affine part.
-        activation: the `Pieces` that are applied to the output; None without an activation.
-    """
-
-    key: tuple[int, ...]
-    name: str
-    affine: Callable[[tuple, dict], Any]
-    activation: Any
+    key: tuple[int, ...]  # of the call's node
+    name: str  # the layer's path
+    affine: Callable[[tuple, dict], Any]  # args and kwargs of the call -> the output, or outputs, of its affine part
+    activation: Any  # the `Pieces` that are applied to the output; None without an activation
 
 
 Activate = Callable[[Step, tf.Tensor], tf.Tensor]  # a step with an activation, z -> y
@@ -57,20 +49,12 @@ def at_pieces_of(network: "Network", values: list[tf.Tensor]) -> Activate:
 
 
 class Network:
-    """A model in float64 as affine maps and activations.
-
-    Attributes:
-        model: the model. Its weights are not changed.
-        steps: a `Step` for each call, nested models included, by the key of its node and in the order of the graph.
-
-    Args:
-        model: see `affine_map`, which also lists the errors raised.
-        logits: leave out a smooth activation at the very output.
-    """
+    """A model in float64 as affine maps and activations; with `logits`, without a smooth one at the very output."""
 
     def __init__(self, model: KerasModel, logits: bool = False):
         self.model = _keras.check_model(model)
         copies: dict[int, Any] = {}
+        # For each call, nested models included, by the key of its node and in the order of the graph.
         self.steps = {call.node.key: _step(call, logits, copies) for call in calls_with_activations(model)}
 
     def run(self, inputs: list[tf.Tensor], activate: Activate) -> tf.Tensor:
@@ -91,24 +75,23 @@ def flat(tensors: list[tf.Tensor]) -> tf.Tensor:
 
 def _step(call: CallActivation, logits: bool, copies: dict) -> Step:
     node, activation = call.node, call.activation
-    if activation is not None and not isinstance(activation, Pieces):
-        if not (logits and call.last):
-            call.refuse("logits=True leaves it out" if call.last else _NOT_AFFINE)
-        activation = None
-        if not call.fused:
-            return Step(node.key, call.path, _keras.first_argument, None)
-    elif activation is not None and activation.curved:
+    smooth = isinstance(activation, Smooth)
+    if smooth and not (logits and call.last):
+        call.refuse("logits=True leaves it out" if call.last else _NOT_AFFINE)
+    if isinstance(activation, Pieces) and activation.curved:
         call.refuse(_NOT_AFFINE)
-    elif isinstance(activation, ArgmaxChoice):
-        return Step(node.key, call.path, activation.candidates, activation)
+    if isinstance(activation, ArgmaxChoice):
+        affine = activation.candidates
     elif activation is not None and not call.fused:
-        return Step(node.key, call.path, _keras.first_argument, activation)
-    if not _is_affine(node):
+        affine = _keras.first_argument
+    elif _is_affine(node):
+        affine = without_activation(node, copies)
+    else:
         raise ValueError(
             "Expected a model of layers that are affine or piecewise affine. Received: layer "
             f"{call.path!r} ({type(node.layer).__name__}), which is not, or is not known to be"
         )
-    return Step(node.key, call.path, without_activation(node, copies), activation)
+    return Step(node.key, call.path, affine, None if smooth else activation)
 
 
 def _is_affine(node) -> bool:
@@ -119,9 +102,7 @@ def _is_affine(node) -> bool:
 def without_activation(node: _keras.Node, copies: dict[int, Any]) -> Callable[[tuple, dict], Any]:
     """A call in float64, as a function of args and kwargs, without the activation that its layer may have.
 
-    Args:
-        node: the call.
-        copies: the float64 copies of layers by the id of the original, to which that of this layer is added.
+    `copies` holds the float64 copies of layers by the id of the original; that of this layer is added.
     """
     in_float64 = spec_of(node.layer).float64
     if in_float64 is not None:

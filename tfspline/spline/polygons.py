@@ -133,8 +133,7 @@ def on_plane(model: KerasModel, points: np.ndarray, plane: npt.ArrayLike | None)
 def _propagate(network: Network, partition: "_Partition", corners: np.ndarray) -> np.ndarray:
     """Run the network on the corners of the box, splitting the partition at each piecewise-affine layer.
 
-    Returns:
-        float64 `[tiles, 3, outputs]`: for each tile, the values of its affine map at the corners.
+    Returns the values of each tile's affine map at the corners, float64 `[tiles, 3, outputs]`.
     """
 
     def visit(node, args, kwargs):
@@ -154,29 +153,19 @@ def _propagate(network: Network, partition: "_Partition", corners: np.ndarray) -
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Sheet:
-    """An affine function of the point on each tile that existed after a number of splits.
+    """An affine function of the point on each tile that existed after a number of splits."""
 
-    Attributes:
-        value: the function's values at the corners (0, 0), (1, 0) and (0, 1) of the unit square, `[3 tiles, ...]`.
-        splits: how many layers had split the tiles when the value was computed.
-    """
-
-    value: tf.Tensor
-    splits: int
+    value: tf.Tensor  # `[3 tiles, ...]`, at the corners (0, 0), (1, 0) and (0, 1) of the unit square
+    splits: int  # how many layers had split the tiles when the value was computed
 
 
 class _Partition:
-    """The partition of the box by the layers visited so far.
-
-    Args:
-        names: names of the layers that will split the partition, in order.
-        max_regions: largest number of tiles.
-    """
+    """The partition of the box by the layers visited so far."""
 
     def __init__(self, names: list[str], max_regions: int):
         self.tiles = _Tiles(np.array([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]]), np.full((1, 4), -1))
-        self._names, self._max_regions = names, max_regions
-        self._bits: list[np.ndarray] = []  # per layer that split the tiles: bits of each tile
+        self._names, self._max_regions = names, max_regions  # names of the layers that will split the tiles, in order
+        self._bits: list[np.ndarray] = []  # per layer that split the tiles: bits of each current tile
         self._parents: list[np.ndarray] = []  # per layer: index of the tile that each tile is a part of
 
     def sheet(self, value: tf.Tensor) -> _Sheet:
@@ -190,14 +179,9 @@ class _Partition:
         return value
 
     def split(self, activation: Pieces, z: tf.Tensor) -> tf.Tensor:
-        """Split the tiles where the code of an activation changes.
+        """Split the tiles where the code of an activation changes; return its output on the new tiles.
 
-        Args:
-            activation: the piecewise-affine activation.
-            z: its pre-activation on the tiles, as in `_Sheet.value`.
-
-        Returns:
-            Its output on the new tiles.
+        `z` is the pre-activation on the present tiles, as in `_Sheet.value`.
         """
         layer = len(self._bits)
         try:
@@ -221,16 +205,13 @@ class _Partition:
         self._parents.append(parents)
         z = _inherited(z, parents)
         z_centre = self.tiles.at_centres(z)
+        self._bits = [bits[parents] for bits in self._bits]
         self._bits.append(np.concatenate([np.reshape(bit, (len(parents), -1)) for bit in activation.bits(z_centre)], 1))
         return activation.apply(z, tf.repeat(activation.code(z_centre), 3, axis=0))
 
     def codes(self) -> Codes:
         """Return the codes of all layers, one row per tile."""
-        arrays = {}
-        for i, (name, bits) in enumerate(zip(self._names, self._bits, strict=True)):
-            for parents in self._parents[i + 1 :]:
-                bits = bits[parents]
-            arrays[name] = bits
+        arrays = dict(zip(self._names, self._bits, strict=True))
         packed = {name: np.packbits(bits, axis=1, bitorder="little") for name, bits in arrays.items()}
         return Codes(packed, {name: bits.shape[1] for name, bits in arrays.items()})
 
@@ -242,25 +223,16 @@ def _inherited(value: tf.Tensor, parents: np.ndarray) -> tf.Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Tiles:
-    """Convex polygons that fill the unit square.
+    """Convex polygons that fill the unit square."""
 
-    Attributes:
-        vertices: float64 `[tiles, k, 2]`, counter-clockwise. Tiles with fewer than k vertices repeat the last one.
-        edges: int64 `[tiles, k]`: the layer whose boundary is the edge after each vertex, -1 for the square's border.
-    """
-
-    vertices: np.ndarray
-    edges: np.ndarray
+    vertices: np.ndarray  # float64 `[tiles, k, 2]`, counter-clockwise; tiles with fewer vertices repeat the last one
+    edges: np.ndarray  # int64 `[tiles, k]`: whose boundary the edge after each vertex is, -1 for the square's border
 
     def split(self, lines: np.ndarray, layer: int) -> tuple["_Tiles", np.ndarray]:
-        """Split each tile along its own line.
+        """Split each tile along its own line; return the new tiles, and for each the index of the tile it was part of.
 
-        Args:
-            lines: float64 `[tiles, 3]`, coefficients of c0 + c1 s + c2 t, which is zero at the points (s, t) of a line.
-            layer: the layer that the new edges belong to.
-
-        Returns:
-            The new tiles, and for each of them the index of the tile that it is a part of.
+        `lines`, float64 `[tiles, 3]`, are the coefficients of c0 + c1 s + c2 t, which is zero at the points (s, t) of
+        a line. `layer` is what the new edges belong to.
         """
         values = lines[:, :1] + np.einsum("pki,pi->pk", self.vertices, lines[:, 1:])
         noise = _MIN_WIDTH * np.abs(lines[:, 1:]).sum(axis=1, keepdims=True) + 1e-14 * np.abs(lines).max(initial=0.0)
@@ -304,12 +276,9 @@ class _Tiles:
 
     def polygons(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the vertices and the edges of each tile without repetitions."""
-        distinct = self._distinct()
-        vertices, edges = (
-            [array[mask] for array, mask in zip(arrays, distinct, strict=True)]
-            for arrays in (self.vertices, self.edges)
-        )
-        return vertices, edges
+        masks = self._distinct()
+        vertices = [array[mask] for array, mask in zip(self.vertices, masks, strict=True)]
+        return vertices, [array[mask] for array, mask in zip(self.edges, masks, strict=True)]
 
     def _distinct(self) -> np.ndarray:
         """Which vertices differ from the next one, bool `[tiles, k]`."""

@@ -78,11 +78,6 @@ def _is_elementwise(activation: Any) -> bool:
     return known and _keras.is_builtin_function(activation, name)
 
 
-def _activation_layer(call: Call) -> np.ndarray:
-    """The channel rule of Activation."""
-    return activated(call, call.inputs[0])
-
-
 def _softmax(call: Call) -> np.ndarray:
     """The outputs sum to one, so removing a channel changes the others."""
     call.protect(call.inputs[0], f"{call.described()} mixes channels")
@@ -117,10 +112,6 @@ def _prelu_pieces(layer: KerasLayer) -> PiecewiseAffine | None:
     return _leaky(layer.alpha) if layer.built else None  # Keras 3 does not build one that is another layer's activation
 
 
-def _thresholded_relu_pieces(layer: KerasLayer) -> PiecewiseAffine:
-    return PiecewiseAffine((float(layer.theta),), (0.0, 1.0), (0.0, 0.0))
-
-
 def _smooth_layer(layer: KerasLayer) -> Smooth:
     return Smooth.named(type(layer).__name__)
 
@@ -147,12 +138,11 @@ def _op_activation(node: _keras.Node) -> Activation:
 
 def _op_relu(node: _keras.Node) -> Activation:
     function, _ = _op_function(node)
-    arguments = _op_arguments(node)
-    if arguments.get("max_value") is not None:
-        return PiecewiseAffine.of(function, (arguments["threshold"], arguments["max_value"]))
-    return (
-        PiecewiseAffine.of(function, (arguments["threshold"],)) if arguments.get("threshold") else _op_activation(node)
-    )
+    arguments: Any = _op_arguments(node)
+    threshold, maximum = arguments.get("threshold"), arguments.get("max_value")
+    if maximum is not None:
+        return PiecewiseAffine.of(function, (threshold, maximum))
+    return PiecewiseAffine.of(function, (threshold,)) if threshold else _op_activation(node)
 
 
 def _op_shrink(node: _keras.Node) -> PiecewiseAffine:
@@ -177,11 +167,11 @@ def _op_spec(activation: Callable) -> LayerSpec:
 
 
 LAYERS: dict[str, LayerSpec] = {
-    "Activation": _layer_spec(None, _activation_layer, affine=True),
+    "Activation": _layer_spec(None, lambda call: activated(call, call.inputs[0]), affine=True),
     "ReLU": _layer_spec(_relu_pieces),
     "LeakyReLU": _layer_spec(_leaky_relu_pieces),
     "PReLU": _layer_spec(_prelu_pieces, _prelu),
-    "ThresholdedReLU": _layer_spec(_thresholded_relu_pieces),
+    "ThresholdedReLU": _layer_spec(lambda layer: PiecewiseAffine((float(layer.theta),), (0.0, 1.0), (0.0, 0.0))),
     "ELU": _layer_spec(_smooth_layer),
     "Softmax": LayerSpec(_softmax, activation=_smooth_layer),
 }

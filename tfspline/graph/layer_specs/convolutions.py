@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
+import scipy.linalg
 
 from tfspline._keras.types import KerasLayer
 from tfspline.graph.call import Call
@@ -12,12 +13,18 @@ from tfspline.graph.layer_specs.dependence import SignalCall
 from tfspline.graph.layer_specs.spec import Kernel, LayerSpec, each_dimension, size_of, unknown
 
 
+def _produce(call: Call, weight: str, axis: int, size: str = "filters") -> np.ndarray:
+    """Produces the output channels, with a bias; `size` is the config entry that holds their number."""
+    outputs = call.produce(weight, axis)
+    call.per_channel("bias", 0, outputs)
+    call.resize(size, lambda kept: int(kept[outputs].sum()))
+    return outputs
+
+
 def _dense(call: Call) -> np.ndarray:
     """Mixes the channels of the last axis."""
     call.consume("kernel", 0, call.channels())
-    outputs = call.produce("kernel", 1)
-    call.per_channel("bias", 0, outputs)
-    call.resize("units", lambda kept: int(kept[outputs].sum()))
+    outputs = _produce(call, "kernel", 1, "units")
     call.macs("kernel", size_of(call.shape()[:-1]))
     return activated(call, call.place(outputs))
 
@@ -25,10 +32,8 @@ def _dense(call: Call) -> np.ndarray:
 def _conv(call: Call) -> np.ndarray:
     """Conv1D/2D/3D, grouped or not: kernel [*window, inputs / groups, outputs]."""
     inputs, groups = call.channels(axis=call.channel_axis()), call.layer.groups
-    outputs = call.produce("kernel", -1)
+    outputs = _produce(call, "kernel", -1)
     call.macs("kernel", size_of(call.spatial(call.output_shapes[0])))
-    call.per_channel("bias", 0, outputs)
-    call.resize("filters", lambda kept: int(kept[outputs].sum()))
     if groups == 1:
         call.consume("kernel", -2, inputs)
     elif groups == inputs.size:  # each group is one channel, which is removed with all that is computed from it
@@ -44,9 +49,7 @@ def _conv(call: Call) -> np.ndarray:
 def _conv_transpose(call: Call) -> np.ndarray:
     """Conv1D/2D/3DTranspose: kernel [*window, outputs, inputs]."""
     call.consume("kernel", -1, call.channels(axis=call.channel_axis()))
-    outputs = call.produce("kernel", -2)
-    call.per_channel("bias", 0, outputs)
-    call.resize("filters", lambda kept: int(kept[outputs].sum()))
+    outputs = _produce(call, "kernel", -2)
     call.macs("kernel", size_of(call.spatial(call.shape())))
     return activated(call, call.place(outputs))
 
@@ -67,9 +70,7 @@ def _separable(call: Call) -> np.ndarray:
     inputs = call.channels(axis=call.channel_axis())
     call.per_channel("depthwise_kernel", -2, inputs)
     call.consume("pointwise_kernel", -2, np.repeat(inputs, call.layer.depth_multiplier))
-    outputs = call.produce("pointwise_kernel", -1)
-    call.per_channel("bias", 0, outputs)
-    call.resize("filters", lambda kept: int(kept[outputs].sum()))
+    outputs = _produce(call, "pointwise_kernel", -1)
     for weight in ("depthwise_kernel", "pointwise_kernel"):
         call.macs(weight, size_of(call.spatial(call.output_shapes[0])))
     return activated(call, call.place(outputs))
@@ -94,7 +95,8 @@ def _summed(layer: KerasLayer, weight: str, transform: Callable) -> np.ndarray:
 
 
 def _conv_response(layer: KerasLayer, transform: Callable) -> np.ndarray:
-    return _block_diagonal(_summed(layer, "kernel", transform), getattr(layer, "groups", 1))
+    kernel = _summed(layer, "kernel", transform)
+    return scipy.linalg.block_diag(*np.split(kernel, getattr(layer, "groups", 1), axis=1))
 
 
 def _transpose_response(layer: KerasLayer, transform: Callable) -> np.ndarray:
@@ -103,18 +105,11 @@ def _transpose_response(layer: KerasLayer, transform: Callable) -> np.ndarray:
 
 def _depthwise_response(layer: KerasLayer, transform: Callable) -> np.ndarray:
     kernel = _summed(layer, _depthwise_weight(layer), transform)
-    return _block_diagonal(kernel.reshape(1, -1), len(kernel))
+    return scipy.linalg.block_diag(*kernel[:, None])
 
 
 def _separable_response(layer: KerasLayer, transform: Callable) -> np.ndarray:
     return _depthwise_response(layer, transform) @ _summed(layer, "pointwise_kernel", transform)
-
-
-def _block_diagonal(blocks, groups):
-    """The kernel [inputs / groups, outputs] of a grouped convolution as a matrix [inputs, outputs]."""
-    rows, columns = blocks.shape
-    group = np.arange(groups)
-    return np.tile(blocks, (groups, 1)) * (group.repeat(rows)[:, None] == group.repeat(columns // groups))
 
 
 def _through_kernel(response: Callable, call: SignalCall) -> list[np.ndarray]:

@@ -15,37 +15,22 @@ from tfspline._keras.types import KerasLayer
 
 @dataclasses.dataclass(eq=False)
 class Signal:
-    """A tensor in constant folding.
+    """A tensor in constant folding."""
 
-    Attributes:
-        value: its value for one random input.
-        varies: bool of the value's shape, where it depends on the input.
-    """
-
-    value: tf.Tensor
-    varies: np.ndarray
+    value: tf.Tensor  # for one random input
+    varies: np.ndarray  # bool of the value's shape, where it depends on the input
 
 
 @dataclasses.dataclass
 class SignalCall:
-    """A call of a layer in constant folding.
-
-    Attributes:
-        layer: the layer or bare op.
-        args: its arguments, with a `Signal` for each tensor.
-        kwargs: likewise.
-        inputs: the signals among them.
-        channel_axis: the axis of the channels that the layer reads from its first input, the batch included; None if
-            its rule reads no channels.
-        outputs: the values of the outputs.
-    """
+    """A call of a layer or bare op in constant folding."""
 
     layer: KerasLayer
-    args: tuple
+    args: tuple  # with a `Signal` for each tensor
     kwargs: dict
-    inputs: list[Signal]
-    channel_axis: Any
-    outputs: list[tf.Tensor]
+    inputs: list[Signal]  # the signals among the arguments
+    channel_axis: Any  # of the first input, the batch included; None if the layer's rule reads no channels from it
+    outputs: list[tf.Tensor]  # their values
 
     def along_channels(self, channels: np.ndarray, like: Any) -> np.ndarray:
         """Numbers [channels] laid along the channel axis, to be broadcast against arrays of the rank of `like`."""

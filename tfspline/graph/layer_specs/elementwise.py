@@ -3,12 +3,13 @@
 import dataclasses
 
 import numpy as np
+import tensorflow as tf
 
 from tfspline import _keras
-from tfspline.graph.argmax import ArgmaxChoice, merged
 from tfspline.graph.call import Call
 from tfspline.graph.layer_specs.dependence import any_input, product, same_position
 from tfspline.graph.layer_specs.spec import LayerSpec, each_dimension, unknown
+from tfspline.graph.piecewise import ArgmaxChoice
 
 
 def pass_through(call: Call) -> np.ndarray:
@@ -57,6 +58,17 @@ def divide(call: Call) -> np.ndarray | list[np.ndarray]:
     return merge(call) if len(call.inputs) == 1 and numerators != (None, None) else unknown(call)
 
 
+def _candidates(args: tuple, kwargs: dict) -> tf.Tensor:
+    """The candidates of Maximum and Minimum: the arguments of the call, broadcast against each other."""
+    values = [value for value in tf.nest.flatten((args, kwargs)) if not isinstance(value, (str, bool, type(None)))]
+    dtype = next(value.dtype for value in values if tf.is_tensor(value))
+    values = [tf.cast(value, dtype) for value in values]
+    shape = values[0].shape
+    for value in values[1:]:
+        shape = tf.broadcast_static_shape(shape, value.shape)
+    return tf.stack([tf.broadcast_to(value, shape) for value in values], axis=-1)
+
+
 def _scales(node: _keras.Node) -> bool:
     """Whether a product or quotient has only one varying operand, and in a quotient this is the numerator."""
     varying = object()
@@ -70,8 +82,8 @@ _MERGE = LayerSpec(merge, elementwise=True, dependence=any_input)
 _AFFINE_MERGE = LayerSpec(merge, affine=True, elementwise=True, dependence=any_input)
 _SUM = LayerSpec(merge, affine=True, elementwise=True, adds=True, dependence=any_input)
 _PRODUCT = LayerSpec(merge, elementwise=True, dependence=product)
-_MAXIMUM = dataclasses.replace(_MERGE, activation=lambda layer: ArgmaxChoice(merged, 1, pooled=False))
-_MINIMUM = dataclasses.replace(_MERGE, activation=lambda layer: ArgmaxChoice(merged, -1, pooled=False))
+_MAXIMUM = dataclasses.replace(_MERGE, activation=lambda layer: ArgmaxChoice(_candidates, 1, pooled=False))
+_MINIMUM = dataclasses.replace(_MERGE, activation=lambda layer: ArgmaxChoice(_candidates, -1, pooled=False))
 _QUOTIENT = LayerSpec(divide, affine=_scales, elementwise=True, dependence=any_input)
 
 LAYERS: dict[str, LayerSpec] = {

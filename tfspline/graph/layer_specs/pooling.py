@@ -1,17 +1,19 @@
 """Pooling, and layers that pad, crop or repeat positions: every channel stays where it is."""
 
+import itertools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasLayer
-from tfspline.graph.argmax import ArgmaxChoice, over_axes, windows
 from tfspline.graph.call import Call
 from tfspline.graph.layer_specs.dependence import everywhere, moved
 from tfspline.graph.layer_specs.spec import LayerSpec, each_dimension, unknown
-from tfspline.graph.piecewise import Activation, Smooth
+from tfspline.graph.piecewise import Activation, ArgmaxChoice, Smooth
 
 
 def _keep_channels(call: Call) -> np.ndarray:
@@ -37,32 +39,68 @@ def _reduce(call: Call) -> np.ndarray | list[np.ndarray]:
 
 
 def _max_pooling(layer: KerasLayer) -> ArgmaxChoice:
-    return _pooled_choice(lambda x: windows(x, layer))
+    return _choice(lambda x: _windows(x, layer))
 
 
 def _global_max_pooling(layer: KerasLayer) -> ArgmaxChoice:
     channel_axis = 1 if layer.data_format == "channels_first" else -1
-    return _pooled_choice(lambda x: over_axes(x, np.delete(np.arange(x.shape.rank), [0, channel_axis]), layer.keepdims))
+    return _choice(lambda x: _over_axes(x, np.delete(np.arange(x.shape.rank), [0, channel_axis]), layer.keepdims))
 
 
-def _pooled_choice(candidates: Callable, sign: int = 1) -> ArgmaxChoice:
+def _choice(candidates: Callable, sign: int = 1) -> ArgmaxChoice:
     return ArgmaxChoice(lambda args, kwargs: candidates(_keras.first_argument(args, kwargs)), sign, pooled=True)
 
 
-def _choice_over_axes(sign: int) -> Callable[[_keras.Node], Activation]:
+def _choice__over_axes(sign: int) -> Callable[[_keras.Node], Activation]:
     def activation(node):
         arguments = _keras.arguments(node.layer, *node.fill(dict.fromkeys(node.inputs)))
         axes, keepdims = arguments.get("axis"), bool(arguments.get("keepdims"))
         if axes is None or 0 in np.atleast_1d(axes) or not node.output_shapes[0]:
             return Smooth(f"the op {_keras.op_name(node.layer)!r} over the batch", None)
-        return _pooled_choice(lambda x: over_axes(x, axes, keepdims), sign)
+        return _choice(lambda x: _over_axes(x, axes, keepdims), sign)
 
     return activation
 
 
+def _over_axes(x: tf.Tensor, axes: Any, keepdims: bool) -> tf.Tensor:
+    """The candidates of a maximum over some axes of x, but not over the batch."""
+    rank = x.shape.rank
+    axes = sorted(int(axis) % rank for axis in np.atleast_1d(axes))
+    others = [axis for axis in range(rank) if axis not in axes]
+    moved = tf.transpose(x, [*others, *axes])
+    shape = [1 if axis in axes else x.shape[axis] for axis in range(rank) if keepdims or axis not in axes]
+    return tf.reshape(moved, [*shape, math.prod(x.shape[axis] for axis in axes)])
+
+
+def _windows(x: tf.Tensor, layer: KerasLayer, padding: float | None = None) -> tf.Tensor:
+    """The numbers in each window of a pooling layer, one position after the other along a last axis.
+
+    `padding` is the number beyond the border; by default the least of the dtype, which no maximum chooses.
+    """
+    first = layer.data_format == "channels_first"
+    rank = x.shape.rank - 2
+    if first:
+        x = tf.transpose(x, [0, *range(2, rank + 2), 1])
+    size, stride = (np.broadcast_to(value, rank).tolist() for value in (layer.pool_size, layer.strides))
+    pads = [[0, 0]] * (rank + 2)
+    if layer.padding == "same":
+        for i, (n, k, s) in enumerate(zip(x.shape[1:-1], size, stride, strict=True)):
+            total = max((math.ceil(n / s) - 1) * s + k - n, 0)
+            pads[i + 1] = [total // 2, total - total // 2]
+    x = tf.pad(x, pads, constant_values=x.dtype.min if padding is None else padding)
+    ends = [(n - k) // s * s + 1 for n, k, s in zip(x.shape[1:-1], size, stride, strict=True)]
+    z = tf.stack([x[_strided(start, ends, stride)] for start in itertools.product(*map(range, size))], axis=-1)
+    return tf.transpose(z, [0, rank + 1, *range(1, rank + 1), rank + 2]) if first else z
+
+
+def _strided(start, ends, stride) -> tuple:
+    """The index of every stride-th position from `start` on, in a tensor [batch, *positions, channels]."""
+    return slice(None), *(slice(i, i + end, step) for i, end, step in zip(start, ends, stride, strict=True))
+
+
 def _mean_of_windows(layer: KerasLayer, x: tf.Tensor) -> tf.Tensor:
     """AveragePooling3D, which TensorFlow has in float32 only."""
-    count, total = (tf.reduce_sum(windows(value, layer, 0), axis=-1) for value in (tf.ones_like(x), x))
+    count, total = (tf.reduce_sum(_windows(value, layer, 0), axis=-1) for value in (tf.ones_like(x), x))
     return total / count
 
 
@@ -81,9 +119,9 @@ LAYERS: dict[str, LayerSpec] = {
 OPS: dict[str, LayerSpec] = {
     **dict.fromkeys(["mean", "sum", "reducemean", "reducesum"], LayerSpec(_reduce, affine=True, dependence=moved)),
     **dict.fromkeys(
-        ["max", "amax", "reducemax"], LayerSpec(_reduce, activation=_choice_over_axes(1), dependence=moved)
+        ["max", "amax", "reducemax"], LayerSpec(_reduce, activation=_choice__over_axes(1), dependence=moved)
     ),
     **dict.fromkeys(  # a minimum of masks would miss the numbers that depend on the input
-        ["min", "amin", "reducemin"], LayerSpec(_reduce, activation=_choice_over_axes(-1), dependence=everywhere)
+        ["min", "amin", "reducemin"], LayerSpec(_reduce, activation=_choice__over_axes(-1), dependence=everywhere)
     ),
 }

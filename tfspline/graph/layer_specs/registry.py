@@ -1,6 +1,9 @@
-"""Looks up the `LayerSpec` of a layer, and registers those of custom layers."""
+"""Finds the `LayerSpec` and the activation of a layer, and registers the specs of custom layers."""
 
 from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasLayer
@@ -14,12 +17,11 @@ from tfspline.graph.layer_specs import (
     shapes,
 )
 from tfspline.graph.layer_specs.spec import Kernel, LayerSpec
+from tfspline.graph.piecewise import Activation, ArgmaxChoice, PiecewiseAffine, Smooth
 
 _MODULES = (activations, convolutions, elementwise, normalization, pooling, sequences, shapes)
 LAYERS = {name: spec for module in _MODULES for name, spec in module.LAYERS.items()}  # by class name
-OPS = {  # by name without underscores
-    name: spec for module in (activations, elementwise, pooling, shapes) for name, spec in module.OPS.items()
-}
+OPS = {name: spec for module in _MODULES for name, spec in getattr(module, "OPS", {}).items()}  # without underscores
 UNKNOWN = LayerSpec()
 
 _custom: dict[type, LayerSpec] = {}
@@ -80,3 +82,54 @@ def register_channel_rule(layer_class: type, rule: Callable) -> None:
     # A subclass of a built-in layer that only adds a rule is still affine or an activation if that layer is.
     inherited = LAYERS.get(_keras.builtin_class_name(layer_class) or "", UNKNOWN)
     register(layer_class, LayerSpec(rule, affine=inherited.affine, activation=inherited.activation))
+
+
+def activation_of_call(node: _keras.Node) -> Activation | None:
+    """The activation that a call applies; None without one."""
+    return activation_of(node.layer) if _keras.op_name(node.layer) is None else _of_spec(node.layer, node)
+
+
+def activation_of(layer: KerasLayer) -> Activation | None:
+    """The activation that a layer is or holds; None without one."""
+    inner = _keras.innermost(layer)
+    known = _of_spec(inner, inner)
+    if known is not None:
+        return known.over_time() if isinstance(known, ArgmaxChoice) and inner is not layer else known
+    own = getattr(inner, "activation", None)
+    for part in _keras.sublayers(inner):
+        if part is not own and isinstance(activation_of(part), PiecewiseAffine | Smooth):
+            return Smooth(f"the activation of {part.name!r} inside it, which cannot be observed", None)
+    return _of_attribute(inner)
+
+
+def is_fused(layer: KerasLayer) -> bool:
+    """Whether a layer computes something else before its activation, so that the pre-activation is hidden."""
+    layer = _keras.innermost(layer)
+    return getattr(layer, "activation", None) is not None and not _keras.of_class(layer, "Activation")
+
+
+def has_relu(layer: KerasLayer) -> bool:
+    """Whether the activation that a layer is or holds is max(z, 0). False for bare ops."""
+    activation = activation_of(layer) if _keras.op_name(layer) is None else None
+    return isinstance(activation, PiecewiseAffine) and activation.is_relu
+
+
+def _of_spec(layer, call_or_layer) -> Activation | None:
+    activation = spec_of(layer).activation
+    return activation and activation(call_or_layer)
+
+
+def _of_attribute(layer) -> Activation | None:
+    """The activation in a layer's attribute `activation`, a function or another layer."""
+    activation: Any = getattr(layer, "activation", None)
+    while _keras.of_class(activation, "Activation"):
+        activation = activation.activation
+    name: Any = getattr(activation, "__name__", None) or getattr(activation, "name", activation)
+    if activation is None or name == "linear":
+        return None
+    is_layer = _keras.op_name(activation) is None
+    known = _of_spec(activation, activation) if is_layer else activations.function_activation(activation, name)
+    if known or not is_fused(layer):
+        return known or Smooth.named(name)
+    # z is hidden, but sigmoid, tanh, GELU, swish, softplus ... exceed their value at 0 exactly where z > 0.
+    return Smooth.named(name, lambda z, y: y > activation(tf.zeros_like(y)))

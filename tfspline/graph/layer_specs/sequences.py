@@ -12,7 +12,7 @@ def _embedding(call: Call) -> np.ndarray:
     """Produces channels from integers."""
     outputs = call.produce("embeddings", 1)
     call.resize("output_dim", lambda kept: int(kept[outputs].sum()))
-    return outputs.reshape((1,) * (len(call.output_shapes[0]) - 1) + (-1,))
+    return call.place(outputs)
 
 
 def _attention(call: Call) -> np.ndarray | list[np.ndarray]:

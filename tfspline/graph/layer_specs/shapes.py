@@ -29,9 +29,7 @@ def _reshape(call: Call, key: str = "target_shape", batch: tuple = ()) -> np.nda
     varying = [axis for axis in range(ids.ndim) if (ids != ids.take([0], axis=axis)).any()]
     if not varying:
         return ids[(slice(1),) * ids.ndim]
-    columns = np.moveaxis(ids, varying[-1], -1).reshape(-1, shape[varying[-1]])
-    call.tie(np.broadcast_to(columns[:1], columns.shape), columns)
-    row = columns[0]
+    row = call.tie_groups(np.moveaxis(ids, varying[-1], -1), ids.size // shape[varying[-1]])
 
     def target_shape(kept):
         return *batch, *(int(kept[row].sum()) if axis == varying[-1] else size for axis, size in enumerate(shape))
@@ -46,21 +44,12 @@ def _reshape_op(call: Call) -> np.ndarray | list[np.ndarray]:
     return unknown(call) if shape is None or shape[0] != -1 else _reshape(call, "newshape", (-1,))
 
 
-def _permute(call: Call) -> np.ndarray:
-    return np.transpose(call.inputs[0], [dim - 1 for dim in call.layer.dims])
-
-
 def _transpose(call: Call) -> np.ndarray | list[np.ndarray]:
     """The bare op, which can move the batch as well."""
     order = call.argument("axes") or call.argument("perm")
     if order is None or order[0] != 0:
         return unknown(call)
     return np.transpose(call.inputs[0], [call.axis(axis) for axis in order[1:]])
-
-
-def _repeat_vector(call: Call) -> np.ndarray:
-    """[channels] -> [n, channels]."""
-    return call.inputs[0].reshape(1, -1)
 
 
 def _concatenate(call: Call) -> np.ndarray | list[np.ndarray]:
@@ -70,19 +59,17 @@ def _concatenate(call: Call) -> np.ndarray | list[np.ndarray]:
         return merge(call)
     axis = call.axis(axis)
     sizes = [call.shape(i)[axis] for i in range(len(call.inputs))]
+    joined = any(ids.shape[axis] > 1 for ids in call.inputs) or all(size == 1 for size in sizes)
     rest = np.broadcast_shapes(*(np.delete(ids.shape, axis) for ids in call.inputs))
-    if any(ids.shape[axis] > 1 for ids in call.inputs) or all(size == 1 for size in sizes):
-        return np.concatenate(
-            [
-                np.broadcast_to(ids, (*rest[:axis], size, *rest[axis:]))
-                for ids, size in zip(call.inputs, sizes, strict=True)
-            ],
-            axis=axis,
-        )
-    met = [np.broadcast_to(ids, (*rest[:axis], 1, *rest[axis:])) for ids in call.inputs]
-    for other in met[1:]:
-        call.tie(met[0], other)
-    return met[0]
+    parts = [
+        np.broadcast_to(ids, (*rest[:axis], size if joined else 1, *rest[axis:]))
+        for ids, size in zip(call.inputs, sizes, strict=True)
+    ]
+    if joined:
+        return np.concatenate(parts, axis=axis)
+    for other in parts[1:]:
+        call.tie(parts[0], other)
+    return parts[0]
 
 
 def _moves(rule) -> LayerSpec:
@@ -92,8 +79,8 @@ def _moves(rule) -> LayerSpec:
 LAYERS: dict[str, LayerSpec] = {
     "Flatten": _moves(_flatten),
     "Reshape": _moves(_reshape),
-    "Permute": _moves(_permute),
-    "RepeatVector": _moves(_repeat_vector),
+    "Permute": _moves(lambda call: np.transpose(call.inputs[0], [dim - 1 for dim in call.layer.dims])),
+    "RepeatVector": _moves(lambda call: call.inputs[0].reshape(1, -1)),  # [channels] -> [n, channels]
     "Concatenate": _moves(_concatenate),
 }
 

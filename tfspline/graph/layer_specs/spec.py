@@ -25,21 +25,16 @@ def unknown(call: Call) -> list[np.ndarray]:
 class Kernel:
     """How a layer with a kernel computes its output channels from its input channels.
 
-    Attributes:
-        response: (layer, transform) -> float64 [inputs, outputs], how much each output changes if an input channel
-            grows by 1 at all positions: the sum over the positions of the kernel, of which each entry is transformed
-            first. A transposed convolution does not apply all positions everywhere, so its sum is a mean.
-        mixes: whether each output reads several inputs, so that constant inputs can be folded into the bias.
-        sees_padding: layer -> whether outputs at the border read padding instead of inputs.
-        is_hyperplane: whether a column of `layer.kernel` [..., inputs, outputs] is the normal of a unit's hyperplane.
-        refittable: layer -> whether compensation can merge and refit the kernel.
+    `response(layer, transform)`, float64 [inputs, outputs], says how much each output changes if an input channel grows
+    by 1 at all positions: the sum over the positions of the kernel, of which each entry is transformed first. A
+    transposed convolution does not apply all positions everywhere, so its sum is a mean.
     """
 
     response: Callable[[KerasLayer, Callable], np.ndarray]
-    mixes: bool = True
-    sees_padding: Callable[[KerasLayer], bool] = lambda layer: True
-    is_hyperplane: bool = False
-    refittable: Callable[[KerasLayer], bool] = lambda layer: False
+    mixes: bool = True  # whether each output reads several inputs, so that constant inputs can be folded into the bias
+    sees_padding: Callable[[KerasLayer], bool] = lambda layer: True  # whether outputs at the border read padding
+    is_hyperplane: bool = False  # whether a column of the kernel [..., inputs, outputs] is normal to a unit's boundary
+    refittable: Callable[[KerasLayer], bool] = lambda layer: False  # whether compensation can merge and refit it
 
 
 @dataclasses.dataclass(frozen=True)
