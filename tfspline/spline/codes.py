@@ -25,13 +25,9 @@ class Codes:
     layer's flattened output. An activation with two knots (ReLU6) has two bits per unit: first the bits of the lower
     knot for all units, then those of the upper knot.
 
-    Attributes:
-        layers: names of the layers, in the order in which they run.
-        bits: layer name -> number of bits per sample.
-
     Args:
         arrays: layer name -> uint8 array `[samples, ceil(bits / 8)]`.
-        bits: layer name -> number of bits per sample, for the same layers in the same order.
+        bits: layer name -> number of bits per sample, for the same layers in the same order. Also an attribute.
 
     Raises:
         TypeError: `arrays` or `bits` is not a mapping.

@@ -1,5 +1,6 @@
 """Pooling, and layers that pad, crop or repeat positions: every channel stays where it is."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -51,15 +52,12 @@ def _choice(candidates: Callable, sign: int = 1) -> ArgmaxChoice:
     return ArgmaxChoice(lambda args, kwargs: candidates(_keras.first_argument(args, kwargs)), sign, pooled=True)
 
 
-def _choice__over_axes(sign: int) -> Callable[[_keras.Node], Activation]:
-    def activation(node):
-        arguments = _keras.arguments(node.layer, *node.fill(dict.fromkeys(node.inputs)))
-        axes, keepdims = arguments.get("axis"), bool(arguments.get("keepdims"))
-        if axes is None or 0 in np.atleast_1d(axes) or not node.output_shapes[0]:
-            return Smooth(f"the op {_keras.op_name(node.layer)!r} over the batch", None)
-        return _choice(lambda x: _over_axes(x, axes, keepdims), sign)
-
-    return activation
+def _choice_over_axes(sign: int, node: _keras.Node) -> Activation:
+    arguments = _keras.arguments(node.layer, *node.fill(dict.fromkeys(node.inputs)))
+    axes, keepdims = arguments.get("axis"), bool(arguments.get("keepdims"))
+    if axes is None or 0 in np.atleast_1d(axes) or not node.output_shapes[0]:
+        return Smooth(f"the op {_keras.op_name(node.layer)!r} over the batch", None)
+    return _choice(lambda x: _over_axes(x, axes, keepdims), sign)
 
 
 def _over_axes(x: tf.Tensor, axes: Any, keepdims: bool) -> tf.Tensor:
@@ -119,9 +117,11 @@ LAYERS: dict[str, LayerSpec] = {
 OPS: dict[str, LayerSpec] = {
     **dict.fromkeys(["mean", "sum", "reducemean", "reducesum"], LayerSpec(_reduce, affine=True, dependence=moved)),
     **dict.fromkeys(
-        ["max", "amax", "reducemax"], LayerSpec(_reduce, activation=_choice__over_axes(1), dependence=moved)
+        ["max", "amax", "reducemax"],
+        LayerSpec(_reduce, activation=functools.partial(_choice_over_axes, 1), dependence=moved),
     ),
     **dict.fromkeys(  # a minimum of masks would miss the numbers that depend on the input
-        ["min", "amin", "reducemin"], LayerSpec(_reduce, activation=_choice__over_axes(-1), dependence=everywhere)
+        ["min", "amin", "reducemin"],
+        LayerSpec(_reduce, activation=functools.partial(_choice_over_axes, -1), dependence=everywhere),
     ),
 }
