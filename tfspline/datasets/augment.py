@@ -43,14 +43,9 @@ def random_resized_crop(images: tf.Tensor, seed: tf.Tensor, size: int, rows: sli
 
 
 def random_window(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Draws a window with 8 to 100 % of an image's area and a ratio of width to height from 3/4 to 4/3.
+    """Draws a window (top, left, height, width), int32, of an image of `shape` (height, width, channels).
 
-    Args:
-        shape: (height, width, channels) of the image.
-        seed: integers `[2]`.
-
-    Returns:
-        (top, left, height, width), int32; the whole image if ten random windows did not fit.
+    It has 8 to 100 % of the area and a ratio of width to height from 3/4 to 4/3, unless ten random windows did not fit.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,

@@ -23,24 +23,16 @@ _CENTRAL = 224 / 256
 class ImageFiles:
     """JPEG, PNG, GIF or BMP files that can be indexed like an array of images, uint8 `[n, height, width, channels]`.
 
-    Indexing decodes the files in parallel. By default it takes the central window of each image, which has the ratio of
-    height to width of `image_shape` and 224/256 of the largest possible size, and resizes it bilinearly.
+    Indexing decodes the files in parallel, and raises TensorFlow's error, see `naming_files`, if one is not such an
+    image. By default it takes the central window of each image, which has the ratio of height to width of `image_shape`
+    and 224/256 of the largest possible size, and resizes it bilinearly.
 
     Only the first frame of an animation is used, and an orientation in EXIF data is ignored.
-
-    Args:
-        paths: names of the files, strings `[n]`.
-        image_shape: height, width and channels (1, 3 or 4) of the decoded images.
-        whole: resize whole images, whatever their ratio, instead of their central window.
-
-    Raises:
-        tf.errors.InvalidArgumentError: when a file is decoded that does not exist or is not such an image. The message
-            contains its name; see `naming_files`.
     """
 
-    paths: np.ndarray
-    image_shape: tuple[int, int, int]
-    whole: bool = False
+    paths: np.ndarray  # names of the files, strings [n]
+    image_shape: tuple[int, int, int]  # height, width and channels (1, 3 or 4) of the decoded images
+    whole: bool = False  # resize whole images, whatever their ratio, instead of their central window
 
     dtype = np.dtype(np.uint8)
     ndim = 4
@@ -67,14 +59,9 @@ class ImageFiles:
         return dataclasses.replace(self, paths=self.paths[indices])
 
     def gather(self, indices: tf.Tensor, seeds: tf.Tensor | None = None) -> tf.Tensor:
-        """Decodes the images at `indices` in parallel; works inside functions that tf.data traces.
+        """Decodes the images at `indices` [batch] in parallel; works inside functions that tf.data traces.
 
-        Args:
-            indices: integers `[batch]`.
-            seeds: integers `[batch, 2]`: take an `augment.random_window` of each image, drawn with its seed.
-
-        Returns:
-            Images, uint8 `[batch, height, width, channels]`.
+        With `seeds` [batch, 2], an `augment.random_window` of each image is taken, drawn with its seed.
         """
         examples = (indices,) if seeds is None else (indices, seeds)
 
@@ -141,11 +128,7 @@ def _central_window(shape, ratio):
 
 
 def shape_of(path: str) -> tuple[int, int, int]:
-    """Height, width and channels (1, 3 or 4) of an image file.
-
-    Raises:
-        ValueError: the file cannot be decoded.
-    """
+    """Height, width and channels (1, 3 or 4) of an image file."""
     content = tf.io.read_file(path)
     try:
         height, width, channels = tf.io.decode_image(content, expand_animations=False).shape

@@ -1,4 +1,4 @@
-"""`load`, and the registry of data sets."""
+"""`load`: a data set by name, checked, resized and divided."""
 
 import math
 import numbers
@@ -10,20 +10,11 @@ import tensorflow as tf
 from sklearn.model_selection import train_test_split
 
 from tfspline._utils.checks import among, count, several
-from tfspline.datasets import image_files, sources
+from tfspline.datasets import image_files
 from tfspline.datasets.dataset import Dataset, Split
 from tfspline.datasets.image_files import ImageFiles
-from tfspline.datasets.image_folder import image_folder
+from tfspline.datasets.sources import SOURCES
 
-# To add a data set, write a function like those in `sources` and enter it here.
-SOURCES = {
-    "digits": sources.digits,
-    "fashion_mnist": sources.fashion_mnist,
-    "cifar10": sources.cifar10,
-    "cifar100": sources.cifar100,
-    "toy2d": sources.toy2d,
-    "image_folder": image_folder,
-}
 _RESIZED_AT_ONCE = 1024  # images; TensorFlow resizes them as float32
 
 
@@ -74,7 +65,12 @@ def load(
     if validation_split > 0:
         train, validation = _divided(train, seed, test_size=validation_split)
     if train_images is not None:
-        _check_train_images(train_images, len(train), len(class_names))
+        classes, most = len(class_names), len(train) - len(class_names)
+        if not classes <= count("train_images", train_images) <= most:
+            raise ValueError(
+                f"Expected train_images from {classes} to {most}, since at least one image of each class is used and "
+                f"one is left out. Received: {train_images!r}"
+            )
         train, _ = _divided(train, seed, train_size=train_images)
     return Dataset(name, tuple(class_names), train, validation, test, seed)
 
@@ -95,14 +91,6 @@ def _checked_folder(data_dir) -> Path | None:
     if not any(path.iterdir()):
         raise FileNotFoundError(f"data_dir {str(data_dir)!r} is empty.")
     return path
-
-
-def _check_train_images(train_images, images: int, classes: int) -> None:
-    if not classes <= count("train_images", train_images) <= images - classes:
-        raise ValueError(
-            f"Expected train_images from {classes} to {images - classes}, since at least one image of each class is "
-            f"used and one is left out. Received: {train_images!r}"
-        )
 
 
 def _split(images, labels) -> Split:

@@ -1,12 +1,14 @@
-"""Data sets that fit into memory.
+"""The data sets. Each is a function that `SOURCES` lists by name.
 
-Each function takes `(data_dir, image_size)` and returns class names, `(images, labels)` for training and
-`(images, labels)` for testing. `data_dir` is an existing, non-empty folder, or None. A function may ignore
-`image_size`: `load` resizes the images afterwards. Images are uint8 `[n, height, width, channels]` or
-`[n, height, width]`, points are float32 `[n, features]`, labels are integers from 0 on.
+Each takes `(data_dir, image_size)` and returns class names, `(images, labels)` for training and `(images, labels)` for
+testing. `data_dir` is an existing, non-empty folder, or None. A function may ignore `image_size`: `load` resizes the
+images afterwards. Images are uint8 `[n, height, width, channels]` or `[n, height, width]`, or `ImageFiles` if they do
+not fit into memory. Points are float32 `[n, features]`. Labels are integers from 0 on.
 """
 
 import gzip
+import math
+import os
 import pickle
 import zlib
 from pathlib import Path
@@ -73,7 +75,7 @@ def fashion_mnist(data_dir: Path | None, _):
 def _read_idx(path: Path) -> np.ndarray:
     # Two zero bytes, 8 for uint8, the number of dimensions, each dimension as a big-endian uint32, the data.
     try:
-        with gzip.open(existing(path)) as file:
+        with gzip.open(_existing(path)) as file:
             content = file.read(image_files.MEMORY_LIMIT + 1)
         if len(content) > image_files.MEMORY_LIMIT:
             raise ValueError(f"it holds more than {image_files.MEMORY_LIMIT:,} bytes")
@@ -106,7 +108,7 @@ def cifar100(data_dir: Path | None, _):
 
 
 def _read_cifar(path: Path, labels_key: str, classes: int):
-    with existing(path).open("rb") as file:
+    with _existing(path).open("rb") as file:
         try:
             batch = _ArrayUnpickler(file, encoding="bytes").load()
             # The distributed files were written by Python 2 and have bytes as keys.
@@ -140,12 +142,49 @@ class _ArrayUnpickler(pickle.Unpickler):
         return self._allowed[module, name]
 
 
-def existing(path: Path) -> Path:
-    """Returns `path` if it exists.
+def image_folder(data_dir: Path | None, image_size: tuple[int, int] | None):
+    """Images of `image_size`, or of the size of the first training image, and with the channels of that image.
 
-    Raises:
-        FileNotFoundError: it does not; the message names the file and the data_dir.
+    Images that fit into memory are resized as a whole. Others stay `ImageFiles`, which decode the central window.
     """
+    if data_dir is None:
+        raise ValueError("Expected data_dir, a folder with train/ and test/, for 'image_folder'. Received: None")
+    folders = [_existing(data_dir / part) for part in ("train", "test")]
+    class_names, (train_paths, train_labels), (test_paths, test_labels) = _listed(*folders)
+    height, width, channels = image_files.shape_of(train_paths[0])
+    shape = (*(image_size or (height, width)), channels)
+    if (len(train_paths) + len(test_paths)) * math.prod(shape) <= image_files.MEMORY_LIMIT:
+        with image_files.naming_files():
+            images = [image_files.ImageFiles(paths, shape, whole=True)[:] for paths in (train_paths, test_paths)]
+        return class_names, (images[0], train_labels), (images[1], test_labels)
+    # The files are listed class by class; in this order, the first ones are a fair sample.
+    order = np.random.default_rng(0).permutation(len(train_paths))
+    train, test = image_files.ImageFiles(train_paths[order], shape), image_files.ImageFiles(test_paths, shape)
+    return class_names, (train, train_labels[order]), (test, test_labels)
+
+
+def _listed(*folders: Path):
+    """Class names, and (paths, labels) of the images in each folder, class by class."""
+    # Keras would draw an unused seed from numpy's global generator.
+    found = [
+        keras.utils.image_dataset_from_directory(folder, shuffle=False, seed=0, verbose=False) for folder in folders
+    ]
+    class_names, test_class_names = (source.class_names for source in found)
+    if class_names != test_class_names:
+        unshared = sorted(set(class_names) ^ set(test_class_names))
+        raise ValueError(f"Expected the same classes in train/ and test/. Received: only one of them has {unshared}")
+    if len(class_names) < 2:
+        raise ValueError(f"Expected folders of at least two classes in {folders[0]}. Received: {class_names}")
+    listed = []
+    for folder, source in zip(folders, found, strict=True):
+        classes = [path.removeprefix(f"{folder}{os.sep}").split(os.sep)[0] for path in source.file_paths]
+        if empty := sorted(set(class_names) - set(classes)):
+            raise ValueError(f"Expected images of every class in {folder}. Received: none in {empty}")
+        listed.append((np.array(source.file_paths, object), np.searchsorted(class_names, classes)))
+    return class_names, *listed
+
+
+def _existing(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"data_dir {str(path.parent)!r} has no {path.name!r}.")
     return path
@@ -154,3 +193,14 @@ def existing(path: Path) -> Path:
 def _refuse_data_dir(name: str, data_dir: Path | None) -> None:
     if data_dir is not None:
         raise ValueError(f"{name!r} takes no data_dir. Received: {str(data_dir)!r}")
+
+
+# To add a data set, write a function like those above and enter it here.
+SOURCES = {
+    "digits": digits,
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "toy2d": toy2d,
+    "image_folder": image_folder,
+}

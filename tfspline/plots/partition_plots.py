@@ -44,8 +44,7 @@ def partitions(
 
     Args:
         models: title -> model; all with the same layers.
-        box: see `tfspline.partition_polygons`.
-        plane: see `tfspline.partition_polygons`.
+        box, plane: see `tfspline.partition_polygons`.
         columns: panels per row; all in one row by default.
 
     Returns:
@@ -75,9 +74,8 @@ def partitions(
         _draw_boundaries(axes, polygons)
         axes.set_title(f"{title}\n{len(polygons):,} regions", fontsize="medium")
         axes.set_aspect("equal")
-    colors = _layer_colors(len(layers))
-    labels = [f"boundary of {name}" for name in layers]
-    handles = [Line2D([], [], color=color, label=label) for label, color in zip(labels, colors, strict=True)]
+    colors = zip(layers, _layer_colors(len(layers)), strict=True)
+    handles = [Line2D([], [], color=color, label=f"boundary of {name}") for name, color in colors]
     handles.append(Line2D([], [], color=_AXIS, linewidth=1.8, label="boundary parallel to an axis"))
     handles.append(Line2D([], [], color=_DECISION, linewidth=2.5, label="decision boundary"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize="small")
@@ -96,8 +94,7 @@ def sampled_partitions(
     """Plots sampled partitions of networks of any size, layer by layer.
 
     Region codes are taken on a grid of points. The number of bits in which neighbouring codes differ is a lower bound
-    for the number of boundaries between them; it is drawn on one colour scale for all panels. Only a few rows of the
-    grid are in memory at a time.
+    for the number of boundaries between them; it is drawn on one colour scale for all panels.
 
     Args:
         models: title -> model, see `tfspline.region_codes`; all must have the layers of the first.
@@ -157,20 +154,16 @@ def _layer_colors(count: int) -> Sequence:
 
 
 def _draw_boundaries(axes: Axes, polygons: Polygons) -> None:
-    ends, made_by, parallel = _segments(polygons)
+    # The edges of all polygons: their ends [n, 2, 2], the layer that makes each, and which are parallel to an axis.
+    ends = np.concatenate([np.stack([corners, np.roll(corners, -1, axis=0)], 1) for corners in polygons.vertices])
+    made_by = np.concatenate(polygons.edges)
+    steps = np.abs(ends[:, 1] - ends[:, 0])
+    parallel = np.degrees(np.arctan2(steps.min(axis=1), steps.max(axis=1))) < _PARALLEL
     colors = _layer_colors(len(polygons.codes.layers))
     for layer in reversed(range(len(colors))):  # draws the straight lines of the first layer on top
         chosen = ~parallel & (made_by == layer)
         axes.add_collection(LineCollection(list(ends[chosen]), colors=colors[layer], linewidths=0.9))
     axes.add_collection(LineCollection(list(ends[parallel & (made_by >= 0)]), colors=_AXIS, linewidths=1.8))
-
-
-def _segments(polygons: Polygons) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns all edges: their ends [n, 2, 2], the layer that makes each, and whether it is parallel to an axis."""
-    ends = np.concatenate([np.stack([corners, np.roll(corners, -1, axis=0)], 1) for corners in polygons.vertices])
-    steps = np.abs(ends[:, 1] - ends[:, 0])
-    angles = np.degrees(np.arctan2(steps.min(axis=1), steps.max(axis=1)))
-    return ends, np.concatenate(polygons.edges), angles < _PARALLEL
 
 
 def _draw_differing_bits(axes: Axes, bits: np.ndarray, most: int, box: npt.ArrayLike) -> Any:
@@ -248,8 +241,7 @@ class _Decision:
 
     def draw(self, axes: Axes, color: str, width: float) -> None:
         """Draws the boundaries between classes."""
-        # The boundary of the first class is drawn by its neighbours.
-        for one in np.unique(self.outputs.argmax(axis=2))[1:]:
+        for one in np.unique(self.outputs.argmax(axis=2))[1:]:  # the others draw the boundary of the first
             margin = self.outputs[:, :, one] - np.delete(self.outputs, one, axis=2).max(axis=2)
             axes.contour(self.first, self.second, margin, [0.0], colors=[color], linewidths=width, zorder=3)
 

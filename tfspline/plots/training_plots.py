@@ -15,20 +15,13 @@ from tfspline._utils.checks import instance, several
 from tfspline.callbacks.early_bird import EarlyBird
 from tfspline.callbacks.early_bird_tests import TESTS
 
-# From the palette of Okabe and Ito, which colour-blind readers can tell apart.
-_COLORS = {
-    "search": "#0072B2",
-    "sparsify": "#CC79A7",
-    "retrain": "#D55E00",
-    "retrain_weights": "#009E73",
-    "baseline": "#7F7F7F",
-}
-_LABELS = {
-    "search": "dense search",
-    "sparsify": "gradual pruning",
-    "retrain": "slim network",
-    "retrain_weights": "weights pruned",
-    "baseline": "dense baseline",
+# The lines of each phase. Colour-blind readers can tell these colours, from the palette of Okabe and Ito, apart.
+_STYLES = {
+    "search": {"label": "dense search", "color": "#0072B2"},
+    "sparsify": {"label": "gradual pruning", "color": "#CC79A7"},
+    "retrain": {"label": "slim network", "color": "#D55E00"},
+    "retrain_weights": {"label": "weights pruned", "color": "#009E73"},
+    "baseline": {"label": "dense baseline", "color": "#7F7F7F"},
 }
 
 
@@ -37,8 +30,7 @@ def training(history: Sequence[Mapping[str, Any]], early_bird: EarlyBird) -> Fig
 
     Args:
         history: rows of `history.jsonl`: mappings with `phase` ("search", "sparsify", "retrain", "retrain_weights",
-            "baseline"), `epoch`, `accuracy`, and optionally `val_accuracy` and the early bird's distance. Rows of other
-            phases are ignored.
+            "baseline"; others are ignored), `epoch`, `accuracy`, and optionally `val_accuracy` and the distance.
         early_bird: the callback of the search.
 
     Returns:
@@ -53,10 +45,10 @@ def training(history: Sequence[Mapping[str, Any]], early_bird: EarlyBird) -> Fig
     """
     instance("early_bird", early_bird, EarlyBird)
     _check_rows("history", history, "phase", "epoch")
-    phases = {phase: [row for row in history if row["phase"] == phase] for phase in _COLORS}
+    phases = {phase: [row for row in history if row["phase"] == phase] for phase in _STYLES}
     phases = {phase: rows for phase, rows in phases.items() if rows}
     if not phases:
-        raise ValueError(f"`history` must have rows of the phases {list(_COLORS)}. Received: {len(history)} others")
+        raise ValueError(f"`history` must have rows of the phases {list(_STYLES)}. Received: {len(history)} others")
     has_distances = any(f"{early_bird.metric}_distance" in row for row in history)
     figure = Figure(figsize=(8, 6 if has_distances else 4), layout="constrained")
     ratios = (3, 2)[: 1 + has_distances]
@@ -74,22 +66,20 @@ def training(history: Sequence[Mapping[str, Any]], early_bird: EarlyBird) -> Fig
 
 def _draw_accuracy(axes: Axes, phases: Mapping[str, Sequence[Mapping]]) -> None:
     for phase, rows in phases.items():
-        _line(axes, rows, "accuracy", color=_COLORS[phase], label=_LABELS[phase])
-        _line(axes, rows, "val_accuracy", color=_COLORS[phase], linestyle="--")
+        _line(axes, rows, "accuracy", **_STYLES[phase])
+        _line(axes, rows, "val_accuracy", color=_STYLES[phase]["color"], linestyle="--")
     validated = any("val_accuracy" in row for rows in phases.values() for row in rows)
     handles, _ = axes.get_legend_handles_labels()
     if validated:
-        handles += [
-            Line2D([], [], color="black", label="training"),
-            Line2D([], [], color="black", linestyle="--", label="validation"),
-        ]
+        styles = {"training": "-", "validation": "--"}
+        handles += [Line2D([], [], color="black", label=label, linestyle=style) for label, style in styles.items()]
     axes.legend(handles=handles, loc="lower right")
     axes.set_ylabel(f"{'' if validated else 'training '}accuracy\n(share of images)")
 
 
 def _draw_distances(axes: Axes, phases: Mapping[str, Sequence[Mapping]], early_bird: EarlyBird) -> None:
     for phase, rows in phases.items():
-        _line(axes, rows, f"{early_bird.metric}_distance", color=_COLORS[phase])
+        _line(axes, rows, f"{early_bird.metric}_distance", color=_STYLES[phase]["color"])
     threshold = early_bird.threshold
     line = axes.axhline(threshold, color="black", linestyle=":", label=f"threshold {threshold:g}")
     axes.legend(handles=[line], loc="upper right")
@@ -98,7 +88,6 @@ def _draw_distances(axes: Axes, phases: Mapping[str, Sequence[Mapping]], early_b
 
 
 def _integers() -> MaxNLocator:
-    """Returns ticks at integers only."""
     return MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True)
 
 
@@ -120,23 +109,14 @@ def units_kept(rows: Sequence[Mapping[str, Any]]) -> Figure:
     _check_rows("rows", rows, "layer", "units_before", "units_after")
     if not rows:
         raise ValueError("`rows` must have at least one row of a plan. Received: none")
-    places = range(len(rows))
-    before = [row["units_before"] for row in rows]
-    after = [row["units_after"] for row in rows]
+    layers, before, after = ([row[key] for row in rows] for key in ("layer", "units_before", "units_after"))
     figure = Figure(figsize=(8, 1.4 + 0.24 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    axes.barh(places, before, color="#CCCCCC", label="dense")
-    axes.barh(places, after, color=_COLORS["retrain"], label="kept")
-    for place, most, kept in zip(places, before, after, strict=True):
-        axes.annotate(
-            f"{kept} of {most} ({kept / most:.0%})",
-            (most, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize="small",
-        )
-    axes.set_yticks(places, [row["layer"] for row in rows], fontsize="small")
+    dense = axes.barh(range(len(rows)), before, color="#CCCCCC", label="dense")
+    axes.barh(range(len(rows)), after, color=_STYLES["retrain"]["color"], label="kept")
+    labels = [f"{kept} of {most} ({kept / most:.0%})" for kept, most in zip(after, before, strict=True)]
+    axes.bar_label(dense, labels, padding=4, fontsize="small")
+    axes.set_yticks(range(len(rows)), layers, fontsize="small")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(right=1.25 * max(before))
     axes.set_xlabel("units")
@@ -174,8 +154,7 @@ def distance_matrix(
     edges = np.concatenate([numbers[:1] - 0.5, between, numbers[-1:] + 0.5])
     image = axes.pcolormesh(edges, edges, matrix, cmap="viridis", vmin=0)
     figure.colorbar(image, label="partition distance (share of code bits)")
-    axes.set_aspect("equal")
-    axes.set(xlabel="epoch", ylabel="epoch")
+    axes.set(xlabel="epoch", ylabel="epoch", aspect="equal")
     if found is not None:
         for line in (axes.axvline, axes.axhline):
             handle = line(found, color="white", linestyle=":", linewidth=2, label=f"early bird, epoch {found}")
@@ -255,8 +234,7 @@ def accuracy_flops(summaries: Sequence[Mapping[str, Any]]) -> Figure:
         points = [run[kind] for run in summaries if "accuracy" in run.get(kind, ())]
         if points:
             flops, accuracy = ([point[name] for point in points] for name in ("training_flops", "accuracy"))
-            label = _LABELS[phase]
-            axes.plot(flops, 100 * np.array(accuracy), marker, color=_COLORS[phase], markersize=9, label=label)
+            axes.plot(flops, 100 * np.array(accuracy), marker, markersize=9, **_STYLES[phase])
     axes.margins(0.2)
     axes.set_xlim(left=0)
     axes.set(xlabel="training FLOPs (2 x MACs, search included)", ylabel="accuracy (%)")
@@ -273,7 +251,7 @@ def _check_rows(name: str, rows: Sequence[Mapping], *keys: str) -> None:
 
 
 def _check_distances(distances: npt.ArrayLike, epochs: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both as arrays; raises a ValueError if they do not fit together."""
+    """Returns both as arrays."""
     matrix, numbers = np.asarray(distances), np.asarray(epochs)
     if not len(numbers) or matrix.shape != (len(numbers), len(numbers)):
         raise ValueError(
