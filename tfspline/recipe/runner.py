@@ -58,19 +58,19 @@ def run(
     """
     strategy = strategy_of(recipe)
     folder = RunDir(os.fspath(run_dir), recipe.as_flags(), is_chief(strategy))
-    finished = folder.is_finished
-    wait(strategy)  # until all workers have seen the folder in the same state
-    if not finished:
-        with contextlib.closing(folder), naming_files(), _naming_lost_workers(), Stopper() as stopper:
-            if os.path.isdir(folder.path):
-                folder.lock()  # a new folder is locked when it is created, after all checks
+    with contextlib.closing(folder), naming_files(), _naming_lost_workers(), Stopper() as stopper:
+        if os.path.isdir(folder.path):
+            folder.lock()  # a new folder is locked when it is created, after all checks
+        finished = folder.is_finished
+        wait(strategy)  # until all workers have seen the folder in the same state
+        if not finished:
             training = Training(recipe, folder, verbose, publish, dataset, stopper, strategy)
             source = None
             if search_dir is not None and not folder.last_epoch("search"):
                 source = _search_source(os.fspath(search_dir), recipe)
             Phases(training).run(source)
             wait(strategy)  # a worker that ends terminates the others
-    folder.tidy()
+        folder.tidy()
     return folder.summary()
 
 
