@@ -11,7 +11,6 @@ from tfspline._utils.files import (
     read_json,
     read_npz,
     replacing,
-    with_prefix,
     write_json,
     write_npz,
 )
@@ -101,7 +100,3 @@ def test_error_names_the_file_that_cannot_be_written(tmp_path):
     absent = pytest.raises(FileNotFoundError, match="No such file or directory: '.*/nowhere/a.txt'")
     with absent, replacing(tmp_path / "nowhere" / "a.txt"):
         pass
-
-
-def test_arrays_with_a_prefix_are_named_by_the_rest():
-    assert with_prefix({"on/a": 1, "on/b/0": 2, "step": 3}, "on/") == {"a": 1, "b/0": 2}

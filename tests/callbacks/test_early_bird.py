@@ -15,7 +15,7 @@ import tf_keras
 from tfspline import _keras
 from tfspline._keras.recording import Recorder
 from tfspline.callbacks.early_bird import EarlyBird
-from tfspline.callbacks.pruning_mask import pruning_mask
+from tfspline.callbacks.early_bird_tests import pruning_mask
 from tfspline.spline.codes import Codes
 
 
@@ -128,7 +128,7 @@ def test_looks_at_the_ends_of_epochs_agree_with_one_look_per_epoch(keras, data, 
     first = often.lookback
     assert len(often.distances) == 7 * 5
     np.testing.assert_array_equal(often.distances[4::5][first:], seldom.distances[first:])
-    assert len(often._settling.history.codes) == first * 5
+    assert len(often._settling.codes) == first * 5
 
 
 def test_learns_the_length_of_epochs_from_the_first_one(keras, data):
@@ -291,7 +291,7 @@ def test_takes_codes_on_a_given_probe(keras, data, rng):
     bird = EarlyBird(probe=rng.normal(size=(5, 4)))
     own = fit(model, data, epochs=1) and model.train_function
     fit(model, data, bird)
-    assert len(bird._settling.history.codes[0]) == 5
+    assert len(bird._settling.codes[0]) == 5
     assert model.train_function is own
     assert bird._inputs.recorded is None
 
@@ -391,7 +391,7 @@ def test_continues_from_a_saved_state(keras, data, tmp_path, metric, every):
     fit(model, data, whole, first, epochs=2, shuffle=False)
     first.save(tmp_path / "bird.npz")
     second.load(tmp_path / "bird.npz")
-    assert list(second._settling.history.codes) == list(whole._settling.history.codes)
+    assert second._settling.codes == whole._settling.codes
     fit(model, data, whole, second, epochs=8, initial_epoch=2, shuffle=False)
     np.testing.assert_array_equal(second.distances, whole.distances)
     assert second.epoch == whole.epoch

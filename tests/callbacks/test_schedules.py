@@ -68,8 +68,7 @@ def test_progress_counts_from_where_the_schedule_begins():
     progress = Progress(Schedule(lambda step: (step == 2, 0.5)), begin=None)
     progress.step = 7
     assert progress.due() is None
-    progress.start()
-    assert progress.begin == 7
+    progress.begin = progress.step
     progress.step = 8
     assert progress.due() is None
     progress.step = 9

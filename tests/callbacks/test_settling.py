@@ -38,7 +38,7 @@ def test_settles_when_the_codes_of_all_lookback_epochs_are_near():
     # Epoch 4 is 0.2 from epoch 2, but 0.8 from epoch 1; epoch 5 is at most 0.2 from each of the three before it.
     assert test.distances[1:] == [1.0, 0.9, 0.8, 0.2, 0.1]
     assert (test.epoch, test.step) == (5, None)
-    assert len(test.history.codes) == 3
+    assert len(test.codes) == 3
 
 
 def test_does_not_settle_before_there_are_lookback_earlier_epochs():

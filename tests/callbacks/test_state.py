@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tfspline import EarlyBird, SplinePruning
-from tfspline.callbacks.state import Backup
+from tfspline.callbacks.state import Backup, group_of, nested
 
 
 class Interruption(BaseException):
@@ -238,6 +238,12 @@ def test_resumes_a_schedule_that_started_at_a_late_early_bird(keras, tmp_path):
     assert first.bird.epoch == 2
     resumed = late().run()
     assert resumed.pruning.step == EPOCHS * STEPS and resumed.pruning.sparsity > 0
+
+
+def test_groups_of_arrays_are_found_again():
+    arrays = nested(on={"a": 1, "b/0": 2}, dense={"step": 3})
+    assert arrays == {"on/a": 1, "on/b/0": 2, "dense/step": 3}
+    assert group_of(arrays, "on") == {"a": 1, "b/0": 2}
 
 
 def test_deletes_old_states_and_those_of_an_interrupted_run(tmp_path):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from helpers import zoo
 
 import tfspline
-from tfspline.callbacks.pruning_mask import pruning_mask
+from tfspline.callbacks.early_bird_tests import pruning_mask
 
 
 def fit(keras, model, rng, **options):

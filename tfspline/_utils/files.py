@@ -113,8 +113,3 @@ def read_npz(path: str | os.PathLike, build: Callable[[dict[str, np.ndarray]], A
             raise ValueError(
                 f"Expected a complete file saved by tfspline. Received: {os.fspath(path)!r} ({error})"
             ) from error
-
-
-def with_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose names start with a prefix, by the rest of their names."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

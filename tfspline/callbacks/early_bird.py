@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from tfspline import _keras
 from tfspline._keras.constraints import not_finite
 from tfspline._keras.inputs import check_inputs
 from tfspline._keras.recording import ProbeInputs, SkippedTraining
@@ -15,22 +14,17 @@ from tfspline._utils.checks import among, count, share
 from tfspline._utils.workers import from_chief
 from tfspline.callbacks.early_bird_tests import TESTS, Observer
 from tfspline.callbacks.settling import LookClock, SettlingTest
-from tfspline.callbacks.state import Backup, read_state, write_state
+from tfspline.callbacks.state import SavedCallback
 from tfspline.spline.distance import partition_distance
 
 
-class EarlyBird(_keras.StepCallback):
+class EarlyBird(SavedCallback):
     """Stops a training once the model's partition of its input space has settled (the early-bird ticket).
 
     After each epoch the region codes of fixed inputs, the probe, are compared with those of earlier epochs. The early
     bird is found at the first epoch t with max over 1 <= k <= lookback of distance(t, t - k) < threshold. The logs of
     each epoch contain this maximum as "partition_distance" ("mask_distance" with that metric). The model does not
     change. See docs/early_bird.md for metrics, looks inside an epoch, backups and failed trainings.
-
-    Attributes:
-        found, epoch: whether the early bird has been found; the epoch, counted from 1, or None.
-        step: with `every`, the number of steps trained by then; otherwise None.
-        distances: the distance of each look, as in the logs.
 
     Args:
         threshold: in (0, 1); 0.16 by default, 0.1 for masks.
@@ -52,6 +46,8 @@ class EarlyBird(_keras.StepCallback):
     >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[early_bird])
     """
 
+    _PARTS = ("_clock", "_settling", "_inputs")
+
     def __init__(
         self,
         threshold: float | None = None,
@@ -65,7 +61,7 @@ class EarlyBird(_keras.StepCallback):
         backup_dir: str | os.PathLike | None = None,
         every: int | None = None,
     ):
-        super().__init__()
+        super().__init__(backup_dir, "epochs")
         self._test = TESTS[among("metric", metric, TESTS)]
         self.metric = metric
         self.threshold = share("threshold", self._test.threshold if threshold is None else threshold)
@@ -76,16 +72,13 @@ class EarlyBird(_keras.StepCallback):
         self.ratio = share("ratio", ratio)
         self.stop_training = stop_training
         self.verbose = verbose
-        self.backup_dir = backup_dir
         self.every = None if every is None else count("every", every)
         self.async_safe = every is None  # otherwise Keras 3 has to wait for each step
         self._clock = LookClock(self.every)
         self._settling = SettlingTest(self.threshold, self.lookback, self._test.passes)
-        self._inputs = ProbeInputs(probe, self.probe_size)
-        self._backup = None if backup_dir is None else Backup(backup_dir, self, "epochs")
+        self._inputs = ProbeInputs(probe if self._test.uses_inputs else (), self.probe_size)
         self._observer: Observer | None = None  # of the model, during `fit`
-        self._begun = False  # whether the first epoch of this `fit` has begun
-        self._skipped: SkippedTraining | None = None  # the `SkippedTraining` of a `fit` that has nothing left to train
+        self._skipped: SkippedTraining | None = None  # of a `fit` that has nothing left to train
         self._warned: set[str] = set()  # what was warned about
 
     @property
@@ -116,7 +109,7 @@ class EarlyBird(_keras.StepCallback):
         self._begun = False
         self._clock.set_epoch_steps(self._epoch_steps)
         self._observer = self._test.observer(self.model, self.ratio)
-        if self._inputs.values is not None:
+        if self._test.uses_inputs and self._inputs.values is not None:
             check_inputs(self.model, self._inputs.values)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -126,15 +119,14 @@ class EarlyBird(_keras.StepCallback):
             # Not in on_train_begin: BackupAndRestore restores the model there, and may come later in the list.
             self._begun = True
             self._resume(epoch)
-            if self._test.uses_inputs:
-                self._inputs.start(self.model)
+            self._inputs.start(self.model)
         self._clock.begin_epoch(epoch + 1, self._epoch_steps)
 
     def on_train_batch_end(self, batch, logs=None):
         """With `every`, counts the steps and looks if it is time."""
         if self.every is None or self._skipped:
             return
-        if self._clock.advance(self.steps_of(batch)) and (not self._test.uses_inputs or self._inputs.complete):
+        if self._clock.advance(self.steps_of(batch)) and self._inputs.complete:
             self._look(logs)
         # Not only in on_epoch_end: Keras may make its own backup before this callback gets there.
         if self._backup and (self.model.stop_training or self.last_step(batch) + 1 == self._epoch_steps):
@@ -152,8 +144,7 @@ class EarlyBird(_keras.StepCallback):
         else:
             if not self.model.stop_training:
                 self._clock.end_epoch(self._epoch_steps)
-            if self._test.uses_inputs:
-                self._inputs.take()  # no more can be recorded than one epoch has
+            self._inputs.take()  # no more can be recorded than one epoch has
         logs[f"{self.metric}_distance"] = self.distances[-1] if self.distances else np.nan
         if self._backup:
             self._put()
@@ -186,14 +177,14 @@ class EarlyBird(_keras.StepCallback):
                 print(f"\n{self._clock}: early bird found, {self.metric} distance {self.distances[-1]:.4f}", flush=True)
 
     def _not_finite(self, logs):
-        """Returns what is NaN or infinite: the loss, or a layer by its name; None if the training is sound."""
+        """Returns what is NaN or infinite, the loss or a layer; None if the training is sound."""
         if not np.all(np.isfinite((logs or {}).get("loss", 0.0))):
             return "the loss"
         layer = not_finite(self.model)
         return layer and f"layer {layer!r}"
 
     def _codes(self):
-        codes = self._observer(self._inputs.take() if self._test.uses_inputs else None)
+        codes = self._observer(self._inputs.take())
         self._warn("dead layers, in which no input of the probe activates any unit:", self._observer.dead(codes))
         return codes
 
@@ -215,37 +206,17 @@ class EarlyBird(_keras.StepCallback):
         if place is None:
             self._backup.put(epoch)
             return
-        if self._settling.history.codes:
-            partition_distance(self._codes(), self._settling.history.codes[-1])  # raises for another model's state
+        if self._settling.codes:
+            partition_distance(self._codes(), self._settling.codes[-1])  # raises for another model's state
         if place == epoch:
             self._backup.put(epoch)
-        elif place == epoch - 1 and self._can_repeat_look:
+        elif place == epoch - 1 and self.every is None and self._inputs.values is not None:
             # Keras had finished the epoch before this callback saw its end; the weights are still those.
             self.on_epoch_end(epoch - 1)
         else:
             self._backup.refuse(epoch)
         if self.found and self.stop_training:
             self._skipped = SkippedTraining(self.model)
-
-    @property
-    def _can_repeat_look(self):
-        return self.every is None and (not self._test.uses_inputs or self._inputs.values is not None)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes the state of the callback, a recorded probe included, to an .npz file, for `load`."""
-        write_state(path, self._settings(), self._parts())
-
-    def load(self, path: str | os.PathLike) -> None:
-        """Restores the state that a callback with the same arguments wrote with `save`.
-
-        Raises:
-            ValueError: the file is damaged or was written by a callback with other arguments.
-        """
-        read_state(path, self._settings(), self._parts())
-        self._trained_model = None
-
-    def _parts(self):
-        return {"clock": self._clock, "settling": self._settling, "inputs": self._inputs}
 
     def _settings(self):
         probe = f"probe_size={self.probe_size}" if self._inputs.given is None else "a given probe"

@@ -1,12 +1,15 @@
 """The early-bird tests that `EarlyBird(metric=...)` offers. A further test is one entry in `TESTS`."""
 
 import dataclasses
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
+
+from tfspline import _keras
 from tfspline._keras.types import KerasModel
-from tfspline.callbacks.pruning_mask import pruning_mask
 from tfspline.spline.codes import Codes, RegionEncoder
 
 
@@ -22,23 +25,14 @@ class Observer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class EarlyBirdTest:
-    """What an early-bird test compares, and how near is near enough.
+    """What an early-bird test compares, and how near is near enough."""
 
-    Attributes:
-        threshold: the default threshold.
-        lookback: the default number of earlier epochs to compare with.
-        passes: (distance, threshold) -> whether the distance is small enough.
-        uses_inputs: whether the codes depend on inputs.
-        observer: (model, ratio) -> the `Observer` of a model; raises ValueError if the test does not suit the model.
-        label: describes the distance on the axis of a plot.
-    """
-
-    threshold: float
-    lookback: int
-    passes: Callable[[float, float], bool]
-    uses_inputs: bool
-    observer: Callable[[KerasModel, float], Observer]
-    label: str
+    threshold: float  # the default
+    lookback: int  # the default number of earlier epochs to compare with
+    passes: Callable[[float, float], bool]  # (distance, threshold) -> whether the distance is small enough
+    uses_inputs: bool  # whether the codes depend on inputs; otherwise the observer gets none, ()
+    observer: Callable[[KerasModel, float], Observer]  # (model, ratio) -> observer; ValueError for an unsuitable model
+    label: str  # describes the distance on the axis of a plot
 
 
 class _MaskObserver:
@@ -53,6 +47,31 @@ class _MaskObserver:
 
     def dead(self, codes: Codes) -> list[str]:
         return []
+
+
+def pruning_mask(model: KerasModel, ratio: float) -> Codes:
+    """Returns the units that would be kept if a model were pruned now, as the code of a single sample: 1 for kept.
+
+    The share `ratio` of all units with the smallest |gamma| of their BatchNormalization would be removed. In a model
+    without BatchNormalization the l1 norm of the Dense or Conv kernel counts instead, and the last such layer (the
+    head) is left out (You et al., "Drawing Early-Bird Tickets", ICLR 2020).
+    """
+    layers = _keras.layer_paths(_keras.check_model(model)).values()
+    norms = [layer for layer in layers if _keras.of_class(layer, "BatchNormalization")]
+    scores = [np.abs(layer.gamma.numpy()) for layer in norms if layer.gamma is not None]
+    if not scores:
+        dense_or_conv = ("Dense", "Conv1D", "Conv2D", "Conv3D")
+        kernels = [layer.kernel.numpy() for layer in layers if _keras.builtin_class_name(type(layer)) in dense_or_conv]
+        scores = [np.abs(kernel).reshape(-1, kernel.shape[-1]).sum(0) for kernel in kernels[:-1]]
+    if not scores:
+        raise ValueError(
+            f"Model {model.name!r} has no units to mask. metric='mask' needs BatchNormalization with a scale, or at "
+            "least two Dense or Conv layers."
+        )
+    order = np.argsort(np.concatenate(scores), kind="stable")
+    mask = np.ones(len(order), np.uint8)
+    mask[order[: math.ceil(ratio * len(order))]] = 0
+    return Codes({"mask": np.packbits(mask, bitorder="little")[None]}, {"mask": len(mask)})
 
 
 # Thresholds, lookbacks and comparisons are those of the authors' released code. The mask test keeps a queue of five

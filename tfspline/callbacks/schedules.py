@@ -3,24 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-import numpy as np
+from tfspline.callbacks.state import Saved
 
 
 class Schedule:
-    """A pruning schedule whose answers are checked.
-
-    Args:
-        function: step -> `(should_prune, sparsity)`, the latter in [0, 1), such as a
-            `tfmot.sparsity.keras.PruningSchedule`.
-
-    Raises:
-        TypeError, ValueError: `function` is not of this kind; it is called with step 0.
-
-    Example:
-
-    >>> list(Schedule(lambda step: (step % 2 == 0, step / 10)).within(1, 6))
-    [(2, 0.2), (4, 0.4)]
-    """
+    """A pruning schedule, a function step -> `(should_prune, sparsity)`, whose answers are checked."""
 
     def __init__(self, function: Callable[[int], tuple[bool, float]]):
         if not callable(function) or isinstance(function, type):
@@ -73,29 +60,19 @@ class Schedule:
         )
 
 
-class Progress:
-    """How far a training has come along a schedule.
+class Progress(Saved):
+    """How far a training has come along a schedule."""
 
-    Attributes:
-        step: the number of trained steps.
-        begin: the training step that is step 0 of the schedule; None until the schedule begins.
-
-    Args:
-        schedule: the schedule.
-        begin: see above.
-    """
+    SAVED = ("step", "begin", "_next")
 
     def __init__(self, schedule: Schedule, begin: int | None = 0):
-        self.schedule, self.step, self.begin = schedule, 0, begin
+        self.schedule = schedule
+        self.step = 0  # the number of trained steps
+        self.begin = begin  # the training step that is step 0 of the schedule; None until the schedule begins
         self._next = 0  # the first step of the schedule that has not been considered
 
-    def start(self) -> None:
-        """Lets the schedule begin at the current step."""
-        self.begin = self.step
-
     def due(self) -> float | None:
-        """Returns the sparsity of the last step at which to prune, up to the current one, since the last call; None if
-        there was none."""
+        """Returns the sparsity of the last pruning step since the last call, up to the current step; None if none."""
         if self.begin is None:
             return None
         stop = self.step - self.begin + 1
@@ -106,12 +83,3 @@ class Progress:
     def misfit(self, remaining: int) -> str | None:
         """Returns why the schedule does not suit a training of `remaining` further steps; None if it does."""
         return self.schedule.misfit(self.step - (self.begin or 0) + remaining)
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Returns the progress as named arrays."""
-        return {"steps": np.array([self.step, -1 if self.begin is None else self.begin, self._next])}
-
-    def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Restores what `to_arrays` returned."""
-        self.step, begin, self._next = arrays["steps"].tolist()
-        self.begin = None if begin < 0 else begin

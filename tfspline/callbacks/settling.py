@@ -5,25 +5,21 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfspline._utils.files import with_prefix
-from tfspline.callbacks.code_history import CodeHistory
+from tfspline.callbacks.state import Saved, group_of, nested
 from tfspline.spline.codes import Codes
+from tfspline.spline.distance import partition_distance
 
 
-class LookClock:
-    """Counts how long a network has been trained, and says when to look at its codes.
+class LookClock(Saved):
+    """Counts how long a network has been trained, and says when to look at its codes."""
 
-    Attributes:
-        every: the number of steps between two looks; None looks once an epoch.
-        time: how long the network has been trained, in steps; in epochs if `every` is None.
-        epoch: the number of the current epoch, counted from 1.
-        epoch_steps: the number of steps of an epoch, None while it is unknown.
-    """
+    SAVED = ("time", "epoch_steps")
 
     def __init__(self, every: int | None = None):
-        self.every = every
-        self.time = self.epoch = 0
-        self.epoch_steps: int | None = None
+        self.every = every  # steps between two looks; None looks once an epoch
+        self.time = 0  # trained so far, in steps; in epochs if `every` is None
+        self.epoch = 0  # the current epoch, counted from 1
+        self.epoch_steps: int | None = None  # the steps of an epoch, once they are known
         self._epoch_start = 0
 
     @property
@@ -42,11 +38,7 @@ class LookClock:
         return self.time if self.every else None
 
     def set_epoch_steps(self, steps: int | None) -> None:
-        """Sets the number of steps of an epoch; None keeps what was known before.
-
-        Raises:
-            ValueError: looks would be more than one epoch apart.
-        """
+        """Sets the number of steps of an epoch; None keeps what was known before."""
         self.epoch_steps = steps or self.epoch_steps
         if self.every and self.epoch_steps and self.every > self.epoch_steps:
             raise ValueError(f"every={self.every} must be at most the {self.epoch_steps} steps of an epoch.")
@@ -69,53 +61,36 @@ class LookClock:
     def __str__(self) -> str:
         return f"epoch {self.epoch}" + (f", step {self.time}" if self.every else "")
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Returns the clock as named arrays."""
-        return {"time": np.array(self.time), "epoch_steps": np.array(self.epoch_steps or 0)}
 
-    def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Restores what `to_arrays` returned."""
-        self.time, self.epoch_steps = int(arrays["time"]), int(arrays["epoch_steps"]) or None
-
-
-class SettlingTest:
+class SettlingTest(Saved):
     """Decides whether codes have settled: max over 1 <= k <= lookback of distance(t, t - k) is below a threshold.
 
-    Attributes:
-        history: the earlier codes.
-        distances: the maximum at each look, over as many epochs as there are; NaN where there are none.
-        epoch: the epoch in which the codes settled first; None before.
-        step: the number of steps trained by then; None before, and where steps are not counted.
-
-    Args:
-        threshold: the threshold.
-        lookback: the number of earlier epochs to compare with.
-        passes: (distance, threshold) -> whether the distance is small enough.
+    Codes are compared with those of whole epochs earlier, no matter how often looks are taken within an epoch. So a
+    distance has the same meaning at any frequency.
     """
+
+    SAVED = ("epoch", "step", "distances", "times")
 
     def __init__(self, threshold: float, lookback: int, passes: Callable[[float, float], bool]):
         self._threshold, self._lookback, self._passes = threshold, lookback, passes
-        self.history = CodeHistory(lookback)
-        self.distances: list[float] = []
-        self.epoch: int | None = None
-        self.step: int | None = None
+        self.codes: list[Codes] = []  # of recent looks, oldest first
+        self.times: list[int] = []  # when these looks were taken
+        self.distances: list[float] = []  # the maximum at each look; NaN where there is nothing to compare with
+        self.epoch: int | None = None  # in which the codes settled first
+        self.step: int | None = None  # the number of steps trained by then, if steps are counted
 
     def look(self, codes: Codes | None, clock: LookClock, agree: Callable[[float], float] = float) -> bool:
-        """Compares the codes of now with earlier ones.
+        """Compares codes with earlier ones; returns whether they have settled now for the first time.
 
-        Args:
-            codes: the network's codes; None if the training has failed, after which the comparison starts anew.
-            clock: the time now.
-            agree: turns the distance that this process computed into the one that all workers use.
-
-        Returns:
-            Whether the codes have settled now for the first time.
+        After a failed training, `codes` is None and the comparison starts anew. `agree` turns the distance that this
+        process computed into the one that all workers use.
         """
         distances = []
         if codes is None:
-            self.history.clear()
+            self.codes, self.times = [], []
         else:
-            distances = self.history.add(codes, clock.time, clock.interval, clock.epoch_length)
+            distances = [partition_distance(codes, earlier) for earlier in self._earlier(clock)]
+            self._remember(codes, clock)
         self.distances.append(float(agree(max(distances, default=math.nan))))
         settled = len(distances) == self._lookback and self._passes(self.distances[-1], self._threshold)
         if not settled or self.epoch is not None:
@@ -123,15 +98,28 @@ class SettlingTest:
         self.epoch, self.step = clock.epoch, clock.step
         return True
 
+    def _earlier(self, clock: LookClock) -> list[Codes]:
+        """The codes nearest to 1, 2, ... `lookback` epochs ago; fewer if the history is shorter."""
+        if not self.times or not clock.epoch_length:
+            return []
+        targets = [clock.time - back * clock.epoch_length for back in range(1, self._lookback + 1)]
+        times = np.array(self.times)
+        return [self.codes[np.argmin(abs(times - then))] for then in targets if times[0] <= then + clock.interval / 2]
+
+    def _remember(self, codes: Codes, clock: LookClock) -> None:
+        """Keeps the codes, and drops those that the next look will not need."""
+        self.codes.append(codes)
+        self.times.append(clock.time)
+        if clock.epoch_length:
+            oldest = clock.time + clock.interval - self._lookback * clock.epoch_length
+            while len(self.times) > 1 and self.times[1] <= oldest:
+                del self.codes[0], self.times[0]
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns what the test remembers as named arrays."""
-        history = {f"history/{name}": array for name, array in self.history.to_arrays().items()}
-        found = np.array([self.epoch or 0, self.step or 0])
-        return {"found": found, "distances": np.array(self.distances, np.float64), **history}
+        return super().to_arrays() | nested(**{str(i): codes.to_arrays() for i, codes in enumerate(self.codes)})
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Restores what `to_arrays` returned."""
-        epoch, step = arrays["found"].tolist()
-        self.epoch, self.step = epoch or None, step or None
-        self.distances = arrays["distances"].tolist()
-        self.history.restore(with_prefix(arrays, "history/"))
+        super().restore(arrays)
+        self.codes = [Codes.from_arrays(group_of(arrays, str(i))) for i in range(len(self.times))]

@@ -11,25 +11,20 @@ from tfspline import _keras
 from tfspline._utils.checks import count, instance, several
 from tfspline.callbacks.early_bird import EarlyBird
 from tfspline.callbacks.schedules import Progress, Schedule
-from tfspline.callbacks.state import Backup, read_state, write_state
+from tfspline.callbacks.state import SavedCallback
 from tfspline.callbacks.unit_switch import UnitSwitch
 from tfspline.pruning import criteria
 from tfspline.pruning.allocation import Budget
 from tfspline.pruning.masks import Masks
 
 
-class SplinePruning(_keras.StepCallback):
+class SplinePruning(SavedCallback):
     """Switches units off while a model trains, at the steps and in the number that a schedule gives.
 
     At each step that the schedule names, the units are scored as by `tfspline.plan`, and the given share of those that
     may be removed is switched off. They stay exactly zero; `tfspline.slim(model)` removes them after the training. The
     logs of each epoch contain the share as "pruning_sparsity". docs/gradual_pruning.md explains the details: order of
     callbacks, resuming, tfmot's wrappers, several workers.
-
-    Attributes:
-        masks: the `Masks` of the model; None before the first `fit`.
-        sparsity: the share of the removable units that is off.
-        step: the number of trained steps.
 
     Args:
         schedule: step -> `(should_prune, sparsity)`, such as a `tfmot.sparsity.keras.PruningSchedule`.
@@ -48,6 +43,8 @@ class SplinePruning(_keras.StepCallback):
     >>> small = tfspline.slim(model)
     """
 
+    _PARTS = ("_progress", "_units")
+
     def __init__(
         self,
         schedule: Callable[[int], tuple[bool, float]],
@@ -63,7 +60,7 @@ class SplinePruning(_keras.StepCallback):
         seed: int = 0,
         backup_dir: str | os.PathLike | None = None,
     ):
-        super().__init__()
+        super().__init__(backup_dir, "iterations")
         criteria.named(criterion)
         self.schedule, self.start = schedule, start
         self._progress = Progress(Schedule(schedule), begin=0 if start is None else None)
@@ -76,8 +73,6 @@ class SplinePruning(_keras.StepCallback):
             seed=count("seed", seed, least=0),
             regrow=regrow,
         )
-        self._backup = None if backup_dir is None else Backup(backup_dir, self, "iterations")
-        self._begun = False  # whether the first epoch of this `fit` has begun
         self._epoch_starts = collections.deque([0, 0], 2)  # optimizer iterations at which the last two epochs began
         if start is not None:
             self._check_start()
@@ -120,7 +115,7 @@ class SplinePruning(_keras.StepCallback):
             self.masks.apply(self.model)
         starts = self._progress.begin is None and self._found(epoch)
         if starts:
-            self._progress.start()
+            self._progress.begin = self.step
         if starts or not self._begun:
             self._check_schedule(epoch)
         self._begun = True
@@ -187,24 +182,6 @@ class SplinePruning(_keras.StepCallback):
         self._units.resume(self.model, self.step if place == iterations else None)
         self._progress.step += iterations - place
         return True
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes the state of the callback, masks included, to an .npz file, for `load`."""
-        write_state(path, self._settings(), self._parts())
-
-    def load(self, path: str | os.PathLike) -> None:
-        """Restores the state that a callback with the same arguments wrote with `save`.
-
-        When `fit` begins, the model must have the weights of that time.
-
-        Raises:
-            ValueError: the file is damaged or was written by a callback with other arguments.
-        """
-        read_state(path, self._settings(), self._parts())
-        self._trained_model = None
-
-    def _parts(self):
-        return {"progress": self._progress, "units": self._units}
 
     def _settings(self):
         units, start = self._units, "begin" if self.start is None else "early bird"

@@ -2,85 +2,104 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
-from typing import Any, Protocol
+import re
+from typing import Any
 
 import numpy as np
 
-from tfspline._utils.files import read_npz, with_prefix, write_npz
+from tfspline import _keras
+from tfspline._utils.files import read_npz, write_npz
 from tfspline._utils.workers import from_chief, is_chief, wait
 
-_FORMAT = "tfspline.callback.1"
+_FORMAT = "tfspline.callback.2"
 
 
-class Part(Protocol):
-    """A part of a callback's state."""
+class Saved:
+    """An object whose fields in `SAVED` are saved as arrays. They hold numbers, lists of numbers, or None."""
+
+    SAVED: tuple[str, ...] = ()
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Returns the part as named arrays."""
+        """Returns the fields as named arrays; None has no array."""
+        values = {name: getattr(self, name) for name in self.SAVED}
+        return {name: np.array(value) for name, value in values.items() if value is not None}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Restores what `to_arrays` returned; may raise any exception if the arrays are not of this kind."""
+        """Restores what `to_arrays` returned."""
+        for name in self.SAVED:
+            setattr(self, name, arrays[name].tolist() if name in arrays else None)
 
 
-def write_state(path: str | os.PathLike, settings: str, parts: Mapping[str, Part]) -> None:
-    """Writes the state of a callback to an .npz file.
-
-    Args:
-        path: the file.
-        settings: the callback's class and arguments, in words.
-        parts: the parts of its state by name.
-    """
-    arrays = {"format": np.array(_FORMAT), "settings": np.array(settings)}
-    for name, part in parts.items():
-        arrays.update({f"{name}/{key}": array for key, array in part.to_arrays().items()})
-    write_npz(path, arrays)
+def nested(**groups: dict) -> dict[str, np.ndarray]:
+    """The arrays of all groups in one dict, named "group/name"."""
+    return {f"{group}/{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
 
 
-def read_state(path: str | os.PathLike, settings: str, parts: Mapping[str, Part]) -> None:
-    """Restores the parts of a callback's state from a file that `write_state` wrote.
+def group_of(arrays: dict[str, np.ndarray], group: str) -> dict[str, np.ndarray]:
+    """One group of what `nested` returned."""
+    prefix = f"{group}/"
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
-    Raises:
-        ValueError: the file is damaged or was written by a callback with other settings.
-    """
 
-    def restore(arrays):
+class SavedCallback(_keras.StepCallback):
+    """A callback whose state can be saved; with a `backup_dir`, an interrupted training resumes with its state."""
+
+    _PARTS: tuple[str, ...] = ()  # attributes that make up the state, each with `to_arrays` and `restore`
+
+    def __init__(self, backup_dir: str | os.PathLike | None, unit: str):
+        super().__init__()
+        self.backup_dir = backup_dir
+        self._backup = None if backup_dir is None else Backup(backup_dir, self, unit)
+        self._begun = False  # whether the first epoch of this `fit` has begun
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the state of the callback, with recorded inputs and masks, to an .npz file, for `load`."""
+        parts = {name: getattr(self, name).to_arrays() for name in self._PARTS}
+        write_npz(path, {"format": np.array(_FORMAT), "settings": np.array(self._settings()), **nested(**parts)})
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Restores the state that a callback with the same arguments wrote with `save`.
+
+        When `fit` begins, the model must have the weights of that time.
+
+        Raises:
+            ValueError: the file is damaged or was written by a callback with other arguments.
+        """
+        saved = read_npz(path, self._restore)
+        if saved != self._settings():
+            raise ValueError(
+                f"{os.fspath(path)!r} holds the state of {saved}, but this is {self._settings()}. "
+                "Create the callback with the arguments that it had when the state was saved."
+            )
+        self._trained_model = None
+
+    def _restore(self, arrays):
+        """Restores the state if it has the settings of this callback; returns its settings."""
         if str(arrays["format"]) != _FORMAT:
             raise ValueError(f"format {arrays['format']}")
         saved = str(arrays["settings"])
-        if saved == settings:
-            for name, part in parts.items():
-                part.restore(with_prefix(arrays, f"{name}/"))
+        if saved == self._settings():
+            for name in self._PARTS:
+                getattr(self, name).restore(group_of(arrays, name))
         return saved
 
-    saved = read_npz(path, restore)
-    if saved != settings:
-        raise ValueError(
-            f"{os.fspath(path)!r} holds the state of {saved}, but this is {settings}. "
-            "Create the callback with the arguments that it had when the state was saved."
-        )
+    def _settings(self) -> str:
+        """The callback's class and arguments, in words; a state is of use only for the same ones."""
+        raise NotImplementedError
 
 
 class Backup:
-    """Keeps the states that a callback was in at the last few places of a training, one file each.
+    """Keeps the states that a callback had at the last few places (epochs or steps) of a training, one file each.
 
     Keras resumes from the weights saved last and trains again what came after them. So the right state is not the
     newest one, but the one of that place. With several workers the chief writes, and all of them read.
-
-    Args:
-        folder: the folder of the files, created if necessary. Callbacks of different classes may share it.
-        callback: an object with `save(path)` and `load(path)`, and the `model` that is trained.
-        unit: what places count, for messages.
-
-    Raises:
-        NotADirectoryError: `folder` is a file.
     """
 
     def __init__(self, folder: str | os.PathLike, callback: Any, unit: str):
         self._folder, self._callback, self._unit = os.fspath(folder), callback, unit
         if os.path.exists(self._folder) and not os.path.isdir(self._folder):
             raise NotADirectoryError(f"backup_dir must be a folder. Received: {self._folder!r}, which is a file.")
-        self._prefix = f"{type(callback).__name__}-"
+        self._name = type(callback).__name__  # callbacks of different classes may share a folder
 
     def put(self, place: int, oldest: int = 0) -> None:
         """Saves the callback's state as that of `place`.
@@ -96,15 +115,7 @@ class Backup:
                 os.remove(self._path(other))
 
     def take(self, place: int) -> int | None:
-        """Loads the last state at or before `place`.
-
-        Returns:
-            The place of that state, or None if there are no states.
-
-        Raises:
-            ValueError: all states are newer than `place`; the state is damaged or of a callback with other arguments;
-                this worker sees other states than the chief.
-        """
+        """Loads the last state at or before `place` and returns its place; None if there are no states."""
         places = self._places()
         if places and places[0] > place:
             self.refuse(place)
@@ -123,33 +134,30 @@ class Backup:
     def refuse(self, place: int) -> None:
         """Raises a ValueError: there is no state for `place`."""
         raise ValueError(
-            f"{self._prefix.rstrip('-')} has states in backup_dir={self._folder!r} after "
-            f"{', '.join(map(str, self._places()))} {self._unit}, but the model was restored to {place}. Restore the "
-            "model to one of these, or delete the folder to start over."
+            f"{self._name} has states in backup_dir={self._folder!r} after {', '.join(map(str, self._places()))} "
+            f"{self._unit}, but the model was restored to {place}. Restore the model to one of these, or delete the "
+            "folder to start over."
         )
 
     def clear(self) -> None:
         """Deletes all states, and the folder if nothing else is in it."""
         if is_chief(self._strategy):
-            self._remove()
+            with contextlib.suppress(FileNotFoundError):
+                for name in os.listdir(self._folder):
+                    if name.startswith(f"{self._name}-"):  # includes temporary files of a process that was killed
+                        os.remove(os.path.join(self._folder, name))
+            with contextlib.suppress(OSError):
+                os.rmdir(self._folder)
         wait(self._strategy)  # otherwise another worker's next `fit` might still see them
 
     @property
     def _strategy(self):
         return self._callback.model.distribute_strategy
 
-    def _remove(self):
-        with contextlib.suppress(FileNotFoundError):
-            for name in os.listdir(self._folder):
-                if name.startswith(self._prefix):  # includes temporary files of a process that was killed
-                    os.remove(os.path.join(self._folder, name))
-        with contextlib.suppress(OSError):
-            os.rmdir(self._folder)
-
     def _path(self, place):
-        return os.path.join(self._folder, f"{self._prefix}{place}.npz")
+        return os.path.join(self._folder, f"{self._name}-{place}.npz")
 
     def _places(self):
         names = os.listdir(self._folder) if os.path.isdir(self._folder) else []
-        stems = [name.removeprefix(self._prefix).removesuffix(".npz") for name in names]
-        return sorted(int(stem) for stem, name in zip(stems, names, strict=True) if stem.isdecimal() and stem != name)
+        found = [re.fullmatch(rf"{self._name}-(\d+)\.npz", name) for name in names]
+        return sorted(int(match[1]) for match in found if match)

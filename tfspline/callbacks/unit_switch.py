@@ -8,8 +8,8 @@ import numpy as np
 from tfspline._keras.constraints import weights
 from tfspline._keras.inputs import Probe, probe
 from tfspline._keras.types import KerasModel
-from tfspline._utils.files import with_prefix
 from tfspline._utils.workers import from_chief
+from tfspline.callbacks.state import Saved, group_of, nested
 from tfspline.graph import reader
 from tfspline.graph.structure import Graph
 from tfspline.pruning.allocation import Budget
@@ -17,15 +17,13 @@ from tfspline.pruning.masks import Masks, entries
 from tfspline.pruning.planning import choose
 
 
-class DenseValues:
-    """The values that weights had before units were switched off, which units regain when they are scored anew.
+class DenseValues(Saved):
+    """The values that weights had before units were switched off, which units regain when they are scored anew."""
 
-    Attributes:
-        step: the training step of the last `bring_back`; -1 before.
-    """
+    SAVED = ("step",)
 
     def __init__(self):
-        self.step = -1
+        self.step = -1  # the training step of the last `bring_back`
         self._values = {}  # (layer, index in `layer.weights`) -> array
 
     def bring_back(self, model: KerasModel, masks: Masks, step: int) -> None:
@@ -45,37 +43,28 @@ class DenseValues:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns the values as named arrays."""
-        values = {f"values/{layer}/{index}": value for (layer, index), value in self._values.items()}
-        return {"step": np.array(self.step), **values}
+        values = {f"{layer}/{index}": value for (layer, index), value in self._values.items()}
+        return super().to_arrays() | nested(values=values)
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Restores what `to_arrays` returned."""
-        self.step, self._values = int(arrays["step"]), {}
-        for key, value in with_prefix(arrays, "values/").items():
-            layer, _, index = key.rpartition("/")
-            self._values[layer, int(index)] = value
+        super().restore(arrays)
+        places = {name: name.rsplit("/", 1) for name in group_of(arrays, "values")}
+        self._values = {(layer, int(index)): arrays[f"values/{name}"] for name, (layer, index) in places.items()}
 
 
 @dataclasses.dataclass(eq=False)
 class UnitSwitch:
-    """Chooses units by a criterion and switches them off in a model.
-
-    Attributes:
-        criterion, protect, allow_inexact, data, seed: see `tfspline.plan`.
-        budget: the scope and the minimal number of units; its ratio is replaced by a schedule's.
-        regrow: whether units that are off may come back, with the values that they had.
-        masks: the units that are on; None until a model is known.
-        dense: the values of units that are off, if `regrow`.
-    """
+    """Chooses units by a criterion and switches them off in a model. For its arguments see `tfspline.plan`."""
 
     criterion: str
-    budget: Budget
+    budget: Budget  # its ratio is replaced by a schedule's
     protect: tuple
     allow_inexact: bool
     data: Any
     seed: int
-    regrow: bool
-    masks: Masks | None = dataclasses.field(default=None, init=False)
+    regrow: bool  # whether units that are off may come back, with the values that they had
+    masks: Masks | None = dataclasses.field(default=None, init=False)  # the units that are on, once a model is known
     dense: DenseValues = dataclasses.field(default_factory=DenseValues, init=False)
     _graph: Graph | None = dataclasses.field(default=None, init=False)  # during `fit`
     _probe: Probe | None = dataclasses.field(default=None, init=False)  # of `data`, during `fit`
@@ -119,11 +108,9 @@ class UnitSwitch:
         return np.array(from_chief(model.distribute_strategy, off), bool)
 
     def resume(self, model: KerasModel, step: int | None) -> None:
-        """Takes up a restored state in the middle of `fit`.
+        """Takes up a restored state in the middle of `fit`, for a restored model.
 
-        Args:
-            model: the model, restored too.
-            step: the training step at which the weights were saved; None if that was not where the state was saved.
+        `step` is the training step at which the weights were saved; None if the state was saved at another one.
         """
         self._adopt()
         if self.dense.step == step:  # the weights may have been saved just before units were switched
@@ -140,11 +127,9 @@ class UnitSwitch:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns masks and remembered values as named arrays."""
-        layers = self.masks or self._restored or {}
-        on = {f"on/{layer}": mask for layer, mask in layers.items()}
-        return on | {f"dense/{name}": array for name, array in self.dense.to_arrays().items()}
+        return nested(on=dict(self.masks or self._restored or {}), dense=self.dense.to_arrays())
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Restores what `to_arrays` returned; the masks take effect once the model is known."""
-        self.masks, self._restored = None, with_prefix(arrays, "on/")
-        self.dense.restore(with_prefix(arrays, "dense/"))
+        self.masks, self._restored = None, group_of(arrays, "on")
+        self.dense.restore(group_of(arrays, "dense"))
