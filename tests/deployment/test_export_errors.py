@@ -32,8 +32,8 @@ REFUSED = {
     "names in one string": (mlp, {"class_names": "abc"}, TypeError, "a list or tuple. Received: 'abc'"),
     "names that are numbers": (mlp, {"class_names": [0, 1, 2]}, TypeError, "strings"),
     "names for two outputs": (two_headed, {"class_names": ["a", "b"]}, ValueError, "one output"),
-    "top_k of 0": (mlp, {"class_names": ["a", "b", "c"], "top_k": 0}, ValueError, "positive. Received: 0"),
-    "top_k of 1.5": (mlp, {"class_names": ["a", "b", "c"], "top_k": 1.5}, TypeError, "integer. Received: 1.5"),
+    "top_k of 0": (mlp, {"class_names": ["a", "b", "c"], "top_k": 0}, ValueError, "`top_k`.* Received: 0"),
+    "top_k of 1.5": (mlp, {"class_names": ["a", "b", "c"], "top_k": 1.5}, ValueError, "`top_k`.* integer.* 1.5"),
     "warm-up batch of 0": (
         mlp,
         {"warmup": [0]},

@@ -67,7 +67,6 @@ def export_litert(
 
 
 def _checked_samples(model, quantize, data, batch_size) -> list[tf.Tensor] | None:
-    """The samples in `data`, after a check of all options."""
     among("quantize", quantize, QUANTIZATIONS)
     if quantize == "int8" and data is None:
         raise ValueError("quantize='int8' needs `data`, typical inputs on which the ranges of values are measured.")
@@ -109,12 +108,9 @@ def convert(
 
 
 def interpreter(content: bytes) -> Any:
-    """An interpreter of what `convert` returns, on all cores and with XNNPACK.
-
-    It comes from the package ai-edge-litert if that is installed, otherwise from TensorFlow, where it is deprecated.
-    """
+    """An interpreter of what `convert` returns, on all cores and with XNNPACK."""
     try:
         from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
+    except ImportError:  # that of TensorFlow is deprecated
         Interpreter = tf.lite.Interpreter  # noqa: N806
     return Interpreter(model_content=content, num_threads=os.cpu_count())

@@ -5,13 +5,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import tensorflow as tf
+
 from tfspline._keras import check_model
 from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import instance
 from tfspline._utils.files import write_json
 from tfspline.deployment import signatures
 from tfspline.deployment.versions import next_version, publish
-from tfspline.deployment.warmup import requests, write_requests
+from tfspline.deployment.warmup import requests
 from tfspline.graph import reader as graphs
 
 _FORMAT = "tfspline.export.1"
@@ -82,23 +84,22 @@ def export(
     path = os.fspath(path)
     next_version(path, version)  # checked before the model is traced, which takes seconds
     traced = signatures.traced(model, input, preprocessing, class_names, top_k)
-    logs = requests(os.path.basename(os.path.abspath(path)), traced, model, warmup) if warmup else None
+    logs = requests(os.path.basename(os.path.abspath(path)), traced, model, warmup) if warmup else []
     known = _description(model, plan) | {"metadata": _checked(metadata or {})}
 
     def write(folder):
         signatures.write(model, traced, folder)
-        _write_extra(os.path.join(folder, "assets.extra"), known, plan, logs)
+        extra = os.path.join(folder, "assets.extra")
+        os.mkdir(extra)
+        write_json(os.path.join(extra, "tfspline.json"), _FORMAT, **known)
+        if plan is not None:
+            plan.save(os.path.join(extra, "plan.json"))
+        if logs:
+            with tf.io.TFRecordWriter(os.path.join(extra, "tf_serving_warmup_requests")) as writer:
+                for log in logs:
+                    writer.write(log)
 
     return publish(path, version, write)
-
-
-def _write_extra(folder: str, known: Mapping[str, Any], plan: PruningPlan | None, logs: list | None) -> None:
-    os.mkdir(folder)
-    write_json(os.path.join(folder, "tfspline.json"), _FORMAT, **known)
-    if plan is not None:
-        plan.save(os.path.join(folder, "plan.json"))
-    if logs is not None:
-        write_requests(os.path.join(folder, "tf_serving_warmup_requests"), logs)
 
 
 def _description(model, plan) -> dict[str, Any]:

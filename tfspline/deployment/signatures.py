@@ -1,5 +1,6 @@
 """The signatures of a SavedModel: TensorFlow functions with named and typed inputs and outputs."""
 
+import collections
 import contextlib
 import functools
 import io
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 from tfspline._keras import keras_of, nodes
 from tfspline._keras.types import KerasModel
-from tfspline._utils.checks import among, several
+from tfspline._utils.checks import among, count, several
 
 # TensorFlow operations that call back into Python.
 _PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
@@ -22,15 +23,12 @@ def traced(
     class_names: Sequence[str] | None = None,
     top_k: int = 5,
 ) -> dict[str, tf.types.experimental.PolymorphicFunction]:
-    """Traces the signatures `serving_default` and, if there are class names, `classify`.
-
-    Arguments and errors are those of `tfspline.export`. Returns a traced function for each name of a signature.
-    """
+    """Traces the signatures `serving_default` and, with class names, `classify`; see `tfspline.export`."""
     specs, prepare = _inputs(model, input, preprocessing)
     signatures = {"serving_default": functools.partial(_named, _output_names(model))}
     if class_names is not None:
-        classes = _check_classifier(model, class_names, top_k)
-        signatures["classify"] = functools.partial(_classified, list(class_names), min(top_k, classes))
+        _check_classifier(model, class_names, top_k)
+        signatures["classify"] = functools.partial(_classified, list(class_names), min(top_k, len(class_names)))
     return {name: _trace(model, specs, prepare, finish) for name, finish in signatures.items()}
 
 
@@ -84,8 +82,7 @@ def _classified(class_names: list[str], k: int, outputs: list) -> dict[str, tf.T
     return {"classes": tf.gather(tf.constant(class_names), best.indices), "scores": best.values}
 
 
-def _check_classifier(model, class_names, top_k) -> int:
-    """The number of classes of a model that class names and top_k fit."""
+def _check_classifier(model, class_names, top_k) -> None:
     shapes = [tuple(tensor.shape[1:]) for tensor in model.outputs]
     if len(shapes) > 1 or len(shapes[0]) != 1:
         raise ValueError(
@@ -97,11 +94,7 @@ def _check_classifier(model, class_names, top_k) -> int:
         raise TypeError(f"Expected class_names to be strings. Received: {class_names!r}")
     if len(class_names) != classes:
         raise ValueError(f"Expected {classes} class_names, the outputs of {model.name!r}. Received: {len(class_names)}")
-    if not isinstance(top_k, int) or isinstance(top_k, bool):
-        raise TypeError(f"Expected top_k to be an integer. Received: {top_k!r}")
-    if top_k < 1:
-        raise ValueError(f"Expected top_k to be positive. Received: {top_k}")
-    return classes
+    count("top_k", top_k)
 
 
 # ---- inputs
@@ -124,26 +117,14 @@ def _inputs(model, input, preprocessing) -> tuple[list[tf.TensorSpec], Callable]
     if preprocessing is not None and not callable(preprocessing):
         raise TypeError(f"Expected preprocessing to be a function of a batch. Received: {preprocessing!r}")
     (wanted,) = specs
-    if input is not None:
-        _check_takes_images(model, input, wanted)
-    spec, prepare = INPUTS[input]
-    return [spec(wanted)], functools.partial(prepare, wanted, preprocessing or tf.identity)
-
-
-def _check_takes_images(model, input, wanted):
-    if wanted.shape.rank != 4 or None in wanted.shape[1:].as_list() or wanted.shape[3] not in (1, 3, 4):
+    shape = wanted.shape.as_list()
+    if input is not None and (len(shape) != 4 or None in shape[1:] or shape[3] not in (1, 3, 4)):
         raise ValueError(
             f"Expected a model that takes images of a known size, [batch, height, width, 1, 3 or 4], for input="
-            f"{input!r}. Received: {model.name!r}, which takes {tuple(wanted.shape)}"
+            f"{input!r}. Received: {model.name!r}, which takes {tuple(shape)}"
         )
-
-
-def _image_spec(wanted):
-    return tf.TensorSpec((None, None, None, wanted.shape[3]), tf.uint8, name="image")
-
-
-def _image_bytes_spec(wanted):
-    return tf.TensorSpec((None,), tf.string, name="image_bytes")
+    spec, prepare = INPUTS[input]
+    return [spec(wanted)], functools.partial(prepare, wanted, preprocessing or tf.identity)
 
 
 def _prepare_tensor(wanted, preprocessing, inputs):
@@ -172,8 +153,8 @@ def _prepare_image_bytes(wanted, preprocessing, inputs):
 # and how the model's input is made, a function of that spec, the preprocessing and the signature's inputs.
 INPUTS: dict[str | None, tuple[Callable, Callable]] = {
     None: (lambda wanted: wanted, _prepare_tensor),
-    "image": (_image_spec, _prepare_image),
-    "image_bytes": (_image_bytes_spec, _prepare_image_bytes),
+    "image": (lambda wanted: tf.TensorSpec([None] * 3 + [wanted.shape[3]], tf.uint8, "image"), _prepare_image),
+    "image_bytes": (lambda wanted: tf.TensorSpec([None], tf.string, "image_bytes"), _prepare_image_bytes),
 }
 
 
@@ -189,9 +170,9 @@ def _fitting(values, wanted):
 
 def _unique(names: Iterable[str]) -> list[str]:
     """Numbers repeated names: two outputs of one layer have the same name, but a signature needs different ones."""
-    seen: dict[str, int] = {}
+    seen: collections.Counter = collections.Counter()
     unique = []
     for name in names:
-        count = seen[name] = seen.get(name, -1) + 1
-        unique.append(f"{name}_{count}" if count else name)
+        unique.append(f"{name}_{seen[name]}" if seen[name] else name)
+        seen[name] += 1
     return unique

@@ -58,7 +58,7 @@ def latency(*models: KerasModel, runtime: str | Runtime = "tensorflow", batch_si
 
 
 def in_turns(samples: list[Sample], rounds: int = ROUNDS) -> np.ndarray:
-    """The results of all samples in each round, seconds `[rounds, samples]`."""
+    """Takes all samples once in each round; returns seconds `[rounds, samples]`."""
     return np.array([[sample() for sample in samples] for _ in range(rounds)])
 
 
@@ -109,17 +109,7 @@ def _batch(shape, dtype):
 
 
 class Stopwatch:
-    """Measures the latency of a model, and of its layers, with only some of its units.
-
-    Args:
-        model: a built model with a static input shape.
-        graph: the graph that `reader.read` returned for it.
-        runtime: as for `latency`.
-        batch_size: as for `latency`.
-
-    Raises:
-        ValueError: as for `latency`.
-    """
+    """Measures the latency of a model, and of its layers, with only some of its units; see `latency`."""
 
     def __init__(self, model: KerasModel, graph: Graph, runtime: str | Runtime = "tensorflow", batch_size: int = 1):
         self.model, self.graph, self.runtime, self.batch_size = model, graph, runtime, batch_size
@@ -127,11 +117,7 @@ class Stopwatch:
         self._seconds: dict[tuple, float] = {}  # by layer and input shapes: see `_key`
 
     def share(self, kept: np.ndarray) -> float:
-        """Measures the latency with only the units `kept` (bool `[units]`), relative to that of the whole model.
-
-        Returns:
-            The median of the ratios of all rounds.
-        """
+        """Measures the latency with only the units `kept` (bool `[units]`), relative to that of the whole model."""
         slim = sample_of(cut(self.model, self.graph, kept), self.runtime, self.batch_size)
         seconds = in_turns([self._dense, slim])
         return float(np.median(seconds[:, 1] / seconds[:, 0]))
@@ -139,37 +125,28 @@ class Stopwatch:
     def layers(self, kept: np.ndarray) -> dict[str, float]:
         """Measures each layer that has MACs by itself, with only the units `kept` (bool `[units]`).
 
-        Returns:
-            Seconds by the path of the layer, including the overhead of a prediction. The calls of a shared layer are
-            added up.
+        Returns seconds by the path of the layer, including the overhead of a prediction. The calls of a shared layer
+        are added up.
         """
         model = cut(self.model, self.graph, kept)
         seconds = {path: 0.0 for path, macs in self.graph.macs().items() if macs}
         calls = [(path, _key(*call), call) for path, *call in _calls(model) if path in seconds]
-        self._measure(model, [(key, call) for _, key, call in calls])
+        new: dict[tuple, list] = {}
+        for _, key, call in calls:
+            if key not in self._seconds:
+                new.setdefault(key, call)
+        if new:
+            samples = [sample_of(_single_call(model, *call), self.runtime, self.batch_size) for call in new.values()]
+            self._seconds.update(zip(new, np.median(in_turns(samples), axis=0).tolist(), strict=True))
         for path, key, _ in calls:
             seconds[path] += self._seconds[key]
         return seconds
 
-    def _measure(self, model, calls: list[tuple[tuple, list]]) -> None:
-        """Measures those (key, call) of layers whose key has not been measured before."""
-        samples: dict[tuple, Sample] = {}
-        for key, call in calls:
-            if key not in self._seconds and key not in samples:
-                samples[key] = sample_of(_single_call(model, *call), self.runtime, self.batch_size)
-        if samples:
-            medians = np.median(in_turns(list(samples.values())), axis=0)
-            self._seconds.update(zip(samples, medians.tolist(), strict=True))
-
     def table(self, choices: list[np.ndarray]) -> Callable[[np.ndarray], float]:
-        """Measures the layers for some choices of kept units, to estimate the time for others.
+        """Measures the layers for some choices of kept units, bool `[units]` each, to estimate the time for others.
 
-        Args:
-            choices: the kept units to measure, bool `[units]` each.
-
-        Returns:
-            A function of kept units that estimates the seconds of all layers together. The time of a layer is
-            interpolated linearly in its MACs, and never decreases with them.
+        Returns a function of kept units that estimates the seconds of all layers together. The time of a layer is
+        interpolated linearly in its MACs, and never decreases with them.
         """
         measured = [(self.graph.macs(kept), self.layers(kept)) for kept in choices]
         curves = {

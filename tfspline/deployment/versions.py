@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from tfspline._utils.checks import count
 from tfspline._utils.files import to_disk
 
 _TEMPORARY = ".export-"  # servers look only at folders whose name is an integer
@@ -14,23 +15,14 @@ _DAY = 24 * 60 * 60
 
 
 def next_version(path: str, version: int | None = None) -> int:
-    """The number of the next version in `path`: `version` if it is valid, by default the highest one plus 1.
-
-    Raises:
-        TypeError, ValueError: `version` is not a positive integer, or lower than an existing one.
-        FileExistsError: `version` exists.
-        NotADirectoryError: `path` is a file.
-    """
+    """The number of the next version in `path`: `version` if it is valid, by default the highest one plus 1."""
     if os.path.exists(path) and not os.path.isdir(path):
         raise NotADirectoryError(f"Expected a folder of versions. Received: {path!r}, which is a file")
     names = os.listdir(path) if os.path.isdir(path) else []
     highest = max((int(name) for name in names if name.isdecimal()), default=0)
     if version is None:
         return highest + 1
-    if not isinstance(version, int) or isinstance(version, bool):
-        raise TypeError(f"Expected version to be an integer. Received: {version!r}")
-    if version < 1:
-        raise ValueError(f"Expected version to be positive. Received: {version}")
+    count("version", version)
     if os.path.exists(os.path.join(path, str(version))):
         raise FileExistsError(f"Version {version} already exists in {path!r}. Leave out `version` to use the next one.")
     if version < highest:
@@ -42,21 +34,12 @@ def next_version(path: str, version: int | None = None) -> int:
 
 
 def publish(path: str, version: int | None, write: Callable[[str], None]) -> str:
-    """Writes a new version in a temporary folder and renames it once it is complete.
+    """Writes a new version in a temporary folder and renames it once it is complete; returns its folder.
 
-    Args:
-        path: folder of versions, created if missing.
-        version: see `next_version`.
-        write: a function that creates the folder with the given name and writes the version into it.
-
-    Returns:
-        The folder of the version.
-
-    Raises:
-        TypeError, ValueError, FileExistsError, NotADirectoryError: see `next_version`.
+    `write` creates the folder with the given name and writes the version into it.
     """
     os.makedirs(path, exist_ok=True)
-    remove_leftovers(path)
+    _remove_leftovers(path)
     # In a sub-folder, since only its owner may read the temporary folder itself.
     with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=path) as temporary:
         written = os.path.join(temporary, "version")
@@ -81,10 +64,9 @@ def _renamed(written, path, version):
             return target
 
 
-def remove_leftovers(path: str, age: float = _DAY) -> None:
-    """Removes temporary folders of killed exports that are at least `age` seconds old; newer ones may be in use by
-    another process or machine."""
-    for name in os.listdir(path) if os.path.isdir(path) else ():
+def _remove_leftovers(path):
+    """Removes old temporary folders of killed exports; newer ones may be in use by another process or machine."""
+    for name in os.listdir(path):
         folder = os.path.join(path, name)
-        if name.startswith(_TEMPORARY) and os.path.getmtime(folder) <= time.time() - age:
+        if name.startswith(_TEMPORARY) and os.path.getmtime(folder) <= time.time() - _DAY:
             shutil.rmtree(folder, ignore_errors=True)

@@ -9,21 +9,10 @@ from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import count, several
 
 
-def requests(name: str, signatures: Mapping[str, Any], model: KerasModel, batches: Sequence[int]) -> list:
-    """Requests with zeros, or with black images, for each signature and batch size.
+def requests(name: str, signatures: Mapping[str, Any], model: KerasModel, batches: Sequence[int]) -> list[bytes]:
+    """Serialized requests with zeros, or with black images, for each signature and batch size.
 
-    Args:
-        name: the name of the model on the server.
-        signatures: the traced signatures by name.
-        model: the model, whose input shapes are used.
-        batches: batch sizes.
-
-    Returns:
-        A `PredictionLog` for each request.
-
-    Raises:
-        ImportError: tensorflow-serving-api is not installed.
-        ValueError: a batch size is not positive, or the size of an input is unknown.
+    `name` is that of the model on the server; the sizes of the inputs are those of `model`.
     """
     try:
         from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
@@ -39,7 +28,8 @@ def requests(name: str, signatures: Mapping[str, Any], model: KerasModel, batche
             }
             model_spec = model_pb2.ModelSpec(name=name, signature_name=signature)
             request = predict_pb2.PredictRequest(model_spec=model_spec, inputs=inputs)
-            logs.append(prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request)))
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            logs.append(log.SerializeToString())
     return logs
 
 
@@ -49,10 +39,3 @@ def _zeros(spec, shape, batch):
     if spec.dtype == tf.string and spec.shape.rank == 1 and len(shape) == 3:
         return [tf.io.encode_png(tf.zeros(shape, tf.uint8)).numpy()] * batch
     return tf.zeros([batch, *shape], spec.dtype).numpy()
-
-
-def write_requests(path: str, logs: Sequence[Any]) -> None:
-    """Writes requests in the format that TensorFlow Serving reads."""
-    with tf.io.TFRecordWriter(path) as writer:
-        for log in logs:
-            writer.write(log.SerializeToString())

@@ -60,16 +60,10 @@ class SplineUnitBase:
         return self.name if self.activation is None else self.activation.name
 
     def region_code(self, x: Data) -> tf.Tensor:
-        """Compute the layer's part of `tfspline.region_codes`, in inference mode.
+        """Compute the layer's part of `tfspline.region_codes` for its inputs `[samples, ...]`, in inference mode.
 
-        Args:
-            x: the layer's inputs, `[samples, ...]`.
-
-        Returns:
-            uint8 `[samples, ceil(bits / 8)]`, packed as in `tfspline.Codes`.
-
-        Raises:
-            ValueError: the layer has no activation, and therefore no code.
+        Returns uint8 `[samples, ceil(bits / 8)]`, packed as in `tfspline.Codes`. Raises a ValueError if the layer has
+        no activation, and therefore no code.
         """
         pieces = activation_of(self)
         if not isinstance(pieces, PiecewiseAffine):
@@ -82,10 +76,8 @@ class SplineUnitBase:
 
         Assigning a mask sets the weights to zero and keeps them there in training, by the constraints that
         `tfspline.Masks.apply` uses. Assign it before the train function is traced, or use `tfspline.Masks`, which takes
-        care of that for a whole model. A channel that is switched on again starts from zero.
-
-        Raises:
-            ValueError: the layer is not built, has no gamma, or the assigned mask is not bool `[channels]`.
+        care of that for a whole model. A channel that is switched on again starts from zero. The layer must be built
+        and have a gamma.
         """
         return np.any([weight.numpy() != 0 for weight in self._scales()], axis=0)
 

@@ -39,9 +39,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     def _fusable(self, inputs, mask):
         channels_last = len(inputs.shape) > 2 and self.axis in (-1, len(inputs.shape) - 1)
         fused_dtype = inputs.dtype == self.compute_dtype and self.compute_dtype in _FUSED_DTYPES
-        return (
-            channels_last and fused_dtype and mask is None and not (getattr(self, "renorm", False) or self.synchronized)
-        )
+        plain = mask is None and not getattr(self, "renorm", False) and not self.synchronized
+        return plain and channels_last and fused_dtype
 
 
 @keras.saving.register_keras_serializable("tfspline")

@@ -20,8 +20,7 @@ def wrap(model: KerasModel) -> KerasModel:
     model: a saved wrapped model needs tfspline to be loaded.
 
     Args:
-        model: a built functional or Sequential model of Keras 3 or tf_keras; it is not changed. In tf_keras,
-            BatchNormalization is already fused, so wrapping does not make training faster.
+        model: a built functional or Sequential model of Keras 3 or tf_keras (see docs/layers.md); it is not changed.
 
     Returns:
         An uncompiled model of the same Keras version with new layers and the same weights. Compile it before training.
@@ -108,9 +107,8 @@ def _rebuilt(model, copies_of):
 
 def _stacks(model: KerasModel, batch_normalization: type[KerasLayer]) -> dict[int, KerasLayer]:
     """Map the id of each BatchNormalization that can absorb an activation layer to that layer."""
-    nested = [
-        layer for layer in _keras.layer_paths(model).values() if _keras.is_model(layer) and _keras.is_graph(layer)
-    ]
+    layers = _keras.layer_paths(model).values()
+    nested = [layer for layer in layers if _keras.is_model(layer) and _keras.is_graph(layer)]
     graphs = {id(graph): graph for graph in [model, *nested]}.values()
     nodes = [node for graph in graphs for node in _keras.nodes(graph)]
     calls = collections.Counter(id(node.layer) for node in nodes)
@@ -125,8 +123,8 @@ def _stacks(model: KerasModel, batch_normalization: type[KerasLayer]) -> dict[in
         if before is None or type(before) is not batch_normalization:
             continue
         alone = reads[node.inputs[0]] == calls[id(before)] == calls[id(node.layer)] == 1
+        alone = alone and node.inputs[0] not in outputs
         losses = before.activity_regularizer or node.layer.activity_regularizer
-        same_dtype = before.compute_dtype == node.layer.compute_dtype
-        if alone and same_dtype and not losses and node.inputs[0] not in outputs:
+        if alone and not losses and before.compute_dtype == node.layer.compute_dtype:
             stacks[id(before)] = node.layer
     return stacks

@@ -16,7 +16,7 @@ from tfspline.callbacks.early_bird import EarlyBird
 from tfspline.callbacks.early_bird_tests import TESTS
 
 # The lines of each phase. Colour-blind readers can tell these colours, from the palette of Okabe and Ito, apart.
-_STYLES = {
+_STYLES: dict[str, dict[str, Any]] = {
     "search": {"label": "dense search", "color": "#0072B2"},
     "sparsify": {"label": "gradual pruning", "color": "#CC79A7"},
     "retrain": {"label": "slim network", "color": "#D55E00"},
