@@ -74,13 +74,9 @@ class SplinePruning(SavedCallback):
             regrow=regrow,
         )
         self._epoch_starts = collections.deque([0, 0], 2)  # optimizer iterations at which the last two epochs began
-        if start is not None:
-            self._check_start()
-
-    def _check_start(self):
-        if instance("start", self.start, EarlyBird).stop_training:
+        if start is not None and instance("start", start, EarlyBird).stop_training:
             raise ValueError("start= must not stop the training. Create it as EarlyBird(stop_training=False).")
-        if self._backup and self.start.backup_dir is None:
+        if start is not None and start.backup_dir is None and self._backup:
             raise ValueError("backup_dir= is given, but the EarlyBird in start= has none. Give it a backup_dir, too.")
 
     @property
@@ -91,7 +87,7 @@ class SplinePruning(SavedCallback):
     @property
     def sparsity(self) -> float:
         """The share of the removable units that is off."""
-        return self._units.sparsity
+        return self.masks.sparsity if self.masks else 0.0
 
     @property
     def step(self) -> int:

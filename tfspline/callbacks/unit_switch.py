@@ -70,11 +70,6 @@ class UnitSwitch:
     _probe: Probe | None = dataclasses.field(default=None, init=False)  # of `data`, during `fit`
     _restored: dict[str, np.ndarray] | None = dataclasses.field(default=None, init=False)  # of `masks`, by layer
 
-    @property
-    def sparsity(self) -> float:
-        """The share of the removable units that is off."""
-        return self.masks.sparsity if self.masks else 0.0
-
     def begin(self, model: KerasModel) -> None:
         """Reads a model; raises an error if it cannot be pruned, or is not the one of a restored state."""
         self._graph = graph = reader.read(model, self.protect, self.allow_inexact)

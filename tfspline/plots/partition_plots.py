@@ -137,7 +137,9 @@ def sampled_partitions(
     for axes, name in zip(panels[0], chosen, strict=True):
         # Longer names would overlap the next panel.
         axes.set_title(name if len(name) <= _NAME else f"…{name[1 - _NAME :]}", fontsize="small")
-    _add_colorbar(figure, panels, image)
+    bar = figure.colorbar(image, ax=panels, label="boundaries between neighbouring samples", aspect=30)
+    bar.ax.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
+    bar.ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 1)))
     handle = Line2D([], [], color=_AXIS, linewidth=1.5, label="decision boundary")
     figure.legend(handles=[handle], loc="outside lower center", fontsize="small")
     _name_axes(panels, plane, list(models))
@@ -172,12 +174,6 @@ def _draw_differing_bits(axes: Axes, bits: np.ndarray, most: int, box: npt.Array
     return axes.imshow(bits, colors, norm=norm, extent=_extent(box), origin="lower", interpolation="nearest")
 
 
-def _add_colorbar(figure: Figure, panels: np.ndarray, image: Any) -> None:
-    bar = figure.colorbar(image, ax=panels, label="boundaries between neighbouring samples", aspect=30)
-    bar.ax.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
-    bar.ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 1)))
-
-
 def _extent(box: npt.ArrayLike) -> tuple[float, float, float, float]:
     (left, right), (bottom, top) = bounds_of(box).tolist()
     return left, right, bottom, top
@@ -185,8 +181,7 @@ def _extent(box: npt.ArrayLike) -> tuple[float, float, float, float]:
 
 def _grid(box: npt.ArrayLike, samples: int) -> tuple[np.ndarray, np.ndarray, Iterator[np.ndarray]]:
     """Returns the coordinates of a grid, [samples] each, and its points, a few rows [rows, samples, 2] at a time."""
-    left, right, bottom, top = _extent(box)
-    first, second = np.linspace(left, right, samples), np.linspace(bottom, top, samples)
+    first, second = (np.linspace(low, high, samples) for low, high in bounds_of(box))
     points = np.stack(np.meshgrid(first, second), axis=2)
     rows = max(1, _BATCH // samples)
     return first, second, (points[start : start + rows] for start in range(0, samples, rows))

@@ -107,8 +107,6 @@ def units_kept(rows: Sequence[Mapping[str, Any]]) -> Figure:
         >>> units_kept([{"layer": "conv1", "units_before": 16, "units_after": 5}]).savefig("units.png")
     """
     _check_rows("rows", rows, "layer", "units_before", "units_after")
-    if not rows:
-        raise ValueError("`rows` must have at least one row of a plan. Received: none")
     layers, before, after = ([row[key] for row in rows] for key in ("layer", "units_before", "units_after"))
     figure = Figure(figsize=(8, 1.4 + 0.24 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -225,8 +223,6 @@ def accuracy_flops(summaries: Sequence[Mapping[str, Any]]) -> Figure:
         >>> accuracy_flops([{"dense": dense, "slim": slim}]).savefig("accuracy.png")
     """
     _check_rows("summaries", summaries, "slim")
-    if not summaries:
-        raise ValueError("`summaries` must have the summary of at least one run. Received: none")
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     kinds = {"dense": ("baseline", "o"), "slim": ("retrain", "s"), "weights_pruned": ("retrain_weights", "^")}
@@ -245,9 +241,10 @@ def accuracy_flops(summaries: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _check_rows(name: str, rows: Sequence[Mapping], *keys: str) -> None:
-    for row in several(name, rows):
-        if not isinstance(row, Mapping) or not set(keys) <= set(row):
-            raise ValueError(f"`{name}` must be mappings with {', '.join(keys)}. Received: {row!r}")
+    wrong = [row for row in several(name, rows) if not isinstance(row, Mapping) or not set(keys) <= set(row)]
+    if wrong or not rows:
+        received = repr(wrong[0]) if wrong else "none"
+        raise ValueError(f"`{name}` must be mappings with {', '.join(keys)}, at least one. Received: {received}")
 
 
 def _check_distances(distances: npt.ArrayLike, epochs: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
