@@ -98,9 +98,7 @@ def sampled_partitions(
 
     Args:
         models: title -> model, see `tfspline.region_codes`; all must have the layers of the first.
-        box: ((low, high), (low, high)), the range of each of the two coordinates.
-        plane: two inputs (x0, x1) without batch dimension; the points of the box are a * x0 + b * x1. None for models
-            whose input is two numbers.
+        box, plane: see `tfspline.partition_polygons`.
         samples: grid points per side, at least 2.
         layers: the number of layers to draw, evenly spaced from the first to the last.
         marks: name -> point of the box to mark.
