@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfspline.recipe.magnitude import count_zeros, hold_zeros, prune_weights
+from tfspline.recipe.networks import count_zeros, hold_zeros, prune_weights
 
 
 def network(keras):

@@ -27,9 +27,6 @@ class Checkpoints:
 
     A single file is complete or absent, and the checksums in a zip file show whether it is damaged. A checkpoint
     contains the files of its phase and the history of the run up to it.
-
-    Args:
-        folder: its path; it need not exist.
     """
 
     def __init__(self, folder: str):
@@ -40,13 +37,9 @@ class Checkpoints:
         return os.path.join(self.folder, f"{_name(row)}.zip")
 
     def put(self, rows: Sequence[Mapping], files: Mapping[str, Callable[[str], None]]) -> None:
-        """Write the checkpoint of the last row of a history, and delete those that are no longer needed.
+        """Write the checkpoint of the last row of a history, and keep only the newest two of each line of phases.
 
-        The newest two checkpoints of each line of phases are kept.
-
-        Args:
-            rows: the history.
-            files: extension of a file, such as ".keras" -> function that writes it to a path.
+        `files` maps the extension of each file, such as ".keras", to a function that writes it to a path.
         """
         row = rows[-1]
         with placing(self.path(row)) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -81,22 +74,17 @@ class Checkpoints:
             return False
 
     def newest(self) -> list[dict]:
-        """The history up to the newest undamaged checkpoint for which the checkpoints it builds on are undamaged, too.
-
-        Logs a warning for each checkpoint that is skipped.
-        """
+        """The history up to the newest checkpoint that is undamaged, as well as the checkpoints that it builds on."""
         whole = functools.cache(lambda name: self.is_whole(_place(name)))
-        for place in sorted(map(_place, self._names()), key=_order, reverse=True):
+        places = sorted(map(_place, self._names()), key=lambda row: (PHASES.index(row["phase"]), row["steps"]))
+        for place in reversed(places):
             if whole(_name(place)):
-                rows = self._history(place)
+                with zipfile.ZipFile(self.path(place)) as archive:
+                    rows = from_lines(archive.read(_HISTORY).decode())
                 if all(whole(_name(line[-1])) for line in _by_line(rows)):
                     return rows
             logging.warning("Skipping the checkpoint %s: it, or one that it builds on, is damaged", self.path(place))
         return []
-
-    def _history(self, place):
-        with zipfile.ZipFile(self.path(place)) as archive:
-            return from_lines(archive.read(_HISTORY).decode())
 
     def _names(self):
         files = os.listdir(self.folder) if os.path.isdir(self.folder) else []
@@ -121,10 +109,6 @@ def _name(row):
 def _place(name):
     phase, steps = _NAME.fullmatch(name).groups()
     return {"phase": phase, "steps": int(steps)}
-
-
-def _order(place):
-    return PHASES.index(place["phase"]), place["steps"]
 
 
 def _by_line(rows):

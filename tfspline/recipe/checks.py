@@ -1,4 +1,4 @@
-"""Validation of a recipe: the type and range of each field, and fields that contradict each other."""
+"""Validation of a recipe: the type and range of each field, fields that contradict each other, and the dataset."""
 
 import dataclasses
 import functools
@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from tfspline import _keras, models
+from tfspline.datasets import Dataset
 from tfspline.pruning import criteria
+from tfspline.pruning.planning import plan
 from tfspline.recipe.flags import described, is_valid
 
-BUDGETS = ("ratio", "max_flops", "training_flops_reduction")
+_BUDGETS = ("ratio", "max_flops", "training_flops_reduction")
 _INPUT_SHAPE, _CLASSES = (32, 32, 3), 2  # placeholders, because the dataset is not loaded yet
 _MAX_INTEGER = 2**63  # TensorFlow stores integers in 64 bits
 
@@ -113,15 +115,52 @@ def _pruning_conflicts(recipe) -> Iterator[str]:
 
 
 def _check_budget(recipe):
-    given = {name: getattr(recipe, name) for name in _changed(recipe, *BUDGETS)}
+    given = {name: getattr(recipe, name) for name in _changed(recipe, *_BUDGETS)}
     if len(given) != 1:
-        raise ValueError(f"Expected exactly one of {', '.join(BUDGETS)}. Received: {given or 'none'}")
+        raise ValueError(f"Expected exactly one of {', '.join(_BUDGETS)}. Received: {given or 'none'}")
     (name, value), *_ = given.items()
     if name == "training_flops_reduction":
         _expect(name, value, 1 < value < math.inf, "greater than 1")
         recipe.slim_share(recipe.search_limit)  # raises a ValueError if the search alone exceeds the budget
     else:
         _expect(name, value, 0 < value < 1, "in (0, 1)")
+
+
+def check_dataset(recipe: Any, dataset: Dataset, steps: int, devices: int) -> None:
+    """Raise a ValueError if the dataset, its `steps` per epoch or the devices that share each batch do not fit."""
+    models.check(recipe.network, dataset.input_shape, dataset.classes, recipe.width, recipe.keras)
+    dataset.augmentation(recipe.augment)
+    if recipe.eb_every and recipe.eb_every > steps:
+        raise ValueError(f"Expected eb_every to be at most the {steps} steps of an epoch. Received: {recipe.eb_every}")
+    held_out = len(dataset.validation or ())
+    first = min(recipe.batch_size, held_out) if held_out else recipe.batch_size
+    if recipe.batch_size % devices or first % devices:  # Keras 3 needs a first batch that the devices share equally
+        raise ValueError(
+            f"The {devices} devices must share the batches equally. Received: batch_size={recipe.batch_size}, "
+            f"{held_out} validation images. Change batch_size or validation_split."
+        )
+
+
+def check_removal(recipe: Any, dataset: Dataset) -> None:
+    """Raise a ValueError if the budget cannot be met after the longest search, or if it removes no unit."""
+    limit = recipe.search_limit
+    share = recipe.slim_share(limit)
+    dense = models.build(recipe.network, dataset.input_shape, dataset.classes, recipe.width, recipe.keras)
+    try:  # with any criterion: all remove the same number of units
+        chosen = plan(
+            dense, recipe.ratio, max_flops=share, criterion="random", scope=recipe.scope, min_units=recipe.min_units
+        )
+    except ValueError as error:
+        if recipe.training_flops_reduction is None:
+            raise
+        raise ValueError(
+            f"training_flops_reduction={recipe.training_flops_reduction:g} cannot be met after a search of {limit} "
+            f"epochs: the slim network may have {share:.2g} of the FLOPs, which is too little. Reduce "
+            "training_flops_reduction or search_epochs, or increase epochs."
+        ) from error
+    if not chosen.removed.any():
+        given = [_setting(recipe, name) for name in (*_changed(recipe, *_BUDGETS), "min_units")]
+        raise ValueError(f"No unit of network={recipe.network!r} would be removed with {', '.join(given)}.")
 
 
 @functools.cache  # a grid of recipes would build the same networks hundreds of times

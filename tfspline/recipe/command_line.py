@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import os
 import pathlib
 import shlex
@@ -25,21 +26,22 @@ def main_entry() -> None:
 
 
 def main(arguments: Sequence[str], script: str = "train.py") -> None:
-    """Run the recipe that the arguments describe and print its summary table.
+    """Run the recipe that the arguments, such as `["--epochs=9", "--ratio=0.5"]`, describe, and print a table.
 
-    Args:
-        arguments: flags, such as `["--flagfile=configs/quickstart.cfg", "--seed=1"]`.
-        script: path of the program, for messages.
-
-    Raises:
-        SystemExit: with a message of one line if an argument is invalid or the run fails; with 128 plus the number of
-            the signal if a signal stopped it.
+    If an argument is invalid or the run fails, exit with a message of one line that names the program `script`. If a
+    signal stopped the run, exit with 128 plus the number of the signal.
     """
     program = os.path.basename(script)
     try:
-        given = vars(_parser(program).parse_args(_with_flagfile(arguments)))
-        recipe = Recipe.from_flags({name: given[name] for name in _fields() if name in given})
-        run_dir = given.get("run_dir") or os.path.join("runs", f"{_name(given, recipe)}-{recipe.seed}")
+        parser = _parser(program)
+        given = vars(parser.parse_args(arguments))
+        if "flagfile" in given:
+            flags = [f"--{name}={text}" for name, text in read_flagfile(given["flagfile"]).items()]
+            given = vars(parser.parse_args([*flags, *arguments]))
+        names = [field.name for field in dataclasses.fields(Recipe)]
+        recipe = Recipe.from_flags({name: given[name] for name in names if name in given})
+        name = pathlib.Path(given["flagfile"]).stem if "flagfile" in given else f"{recipe.network}-{recipe.dataset}"
+        run_dir = given.get("run_dir") or os.path.join("runs", f"{name}-{recipe.seed}")
         summary = run(recipe, run_dir, given["verbose"], given.get("search_dir"))
     except (ValueError, TypeError, OSError, ImportError, tf.errors.ResourceExhaustedError) as error:
         if "--traceback" in arguments:
@@ -76,39 +78,12 @@ def _parser(program):
     of_run.add_argument("--verbose", type=int, choices=(0, 1, 2), default=1, help=levels)
     show = "Show where in the code an error was raised."
     of_run.add_argument("--traceback", action="store_true", default=False, help=show)
-    groups = {}
-    for name, field in _fields().items():
-        group = field.metadata["group"]
-        if group not in groups:
-            groups[group] = parser.add_argument_group(group)
-        bare = {"nargs": "?", "const": "true"} if field.type is bool else {}
-        groups[group].add_argument(f"--{name}", metavar=_metavar(field), help=_help(field), **bare)
+    for group, fields in itertools.groupby(dataclasses.fields(Recipe), lambda field: field.metadata["group"]):
+        of_recipe = parser.add_argument_group(group)
+        for field in fields:
+            metavar = "|".join(field.metadata["choices"]) or _METAVARS.get(kind_of(field.type), "INT,...")
+            default = f" (default: {to_text(field.default)})" if field.default not in (None, ()) else ""
+            text = f"{field.metadata['help']}{default}".replace("%", "%%")
+            bare = {"nargs": "?", "const": "true"} if field.type is bool else {}
+            of_recipe.add_argument(f"--{field.name}", metavar=metavar, help=text, **bare)
     return parser
-
-
-def _fields():
-    return {field.name: field for field in dataclasses.fields(Recipe)}
-
-
-def _metavar(field):
-    return "|".join(field.metadata["choices"]) or _METAVARS.get(kind_of(field.type), "INT,...")
-
-
-def _help(field):
-    default = f" (default: {to_text(field.default)})" if field.default not in (None, ()) else ""
-    return f"{field.metadata['help']}{default}".replace("%", "%%")
-
-
-def _with_flagfile(arguments):
-    """The arguments with the flags of a flagfile, if one is given, in front of them."""
-    found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    found.add_argument("--flagfile")
-    path = found.parse_known_args(arguments)[0].flagfile
-    if path is None:
-        return arguments
-    return [*(f"--{name}={text}" for name, text in read_flagfile(path).items()), *arguments]
-
-
-def _name(given, recipe):
-    """The name of the run's default folder: that of the flagfile, or of network and dataset."""
-    return pathlib.Path(given["flagfile"]).stem if "flagfile" in given else f"{recipe.network}-{recipe.dataset}"

@@ -6,19 +6,17 @@ import os
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+_DESCRIPTIONS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+_ACCEPTED = {bool: bool, int: numbers.Integral, float: numbers.Real, str: str}
 
 
 def flag(group: str, default: Any, help: str, choices: Sequence[str] = ()) -> Any:
-    """Define a dataclass field that is also a command-line flag. The annotation of the field is the type of the flag.
+    """Define a dataclass field that is also a command-line flag, which `--help` lists under `group`.
 
-    Args:
-        group: heading under which `--help` lists the flag.
-        default: value of the field if the flag is not given.
-        help: description for `--help`.
-        choices: the valid values; empty if they are not a fixed list.
+    The annotation of the field is the type of the flag. `choices` are the valid values if they are a fixed list.
     """
     return dataclasses.field(default=default, metadata={"group": group, "help": help, "choices": tuple(choices)})
 
@@ -29,14 +27,8 @@ def kind_of(annotation: Any) -> Any:
 
 
 def described(annotation: Any) -> str:
-    """Describe in words the values that an annotation allows.
-
-    Example:
-
-    >>> described(int | None), described(tuple[int, int])
-    ('an integer', 'integers separated by commas')
-    """
-    return _KINDS.get(kind_of(annotation), "integers separated by commas")
+    """Describe in words the values that an annotation allows."""
+    return _DESCRIPTIONS.get(kind_of(annotation), "integers separated by commas")
 
 
 def is_valid(value: Any, annotation: Any) -> bool:
@@ -46,9 +38,7 @@ def is_valid(value: Any, annotation: Any) -> bool:
     kind = kind_of(annotation)
     if typing.get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(is_valid(item, int) for item in value)
-    if kind in (bool, str):
-        return isinstance(value, kind)
-    return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+    return isinstance(value, _ACCEPTED[kind]) and isinstance(value, bool) == (kind is bool)
 
 
 def to_text(value: Any) -> str:
@@ -59,11 +49,7 @@ def to_text(value: Any) -> str:
 
 
 def from_text(name: str, text: str, annotation: Any) -> Any:
-    """The value that `to_text` wrote.
-
-    Raises:
-        ValueError: `text` is not a value of the annotated type; the message names the flag `name`.
-    """
+    """The value that `to_text` wrote. Raises a ValueError that names the flag if it is not of the annotated type."""
     kind = kind_of(annotation)
     try:
         if typing.get_origin(kind) is tuple:
@@ -74,18 +60,12 @@ def from_text(name: str, text: str, annotation: Any) -> Any:
 
 
 def read_flagfile(path: str | os.PathLike) -> dict[str, str]:
-    """Read a file with one flag per line, `--name=value` or `--name` for "true". Skips empty lines and `#` comments.
+    """Read the text of each flag from a file with one flag per line, `--name=value` or `--name` for "true".
 
-    Returns:
-        The text of each flag, by name.
-
-    Raises:
-        ValueError: a line is not a flag.
+    Skips empty lines and `#` comments, and raises a ValueError for other lines.
     """
-    with open(path, encoding="utf-8") as file:
-        lines = [line.rstrip("\n") for line in file]
     flags = {}
-    for line in lines:
+    for line in Path(path).read_text("utf-8").split("\n"):
         if not line.strip() or line.startswith("#"):
             continue
         if not line.startswith("--"):

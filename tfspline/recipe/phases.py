@@ -1,19 +1,23 @@
 """The phases of a run, from the dense search to the summary."""
 
+import importlib.util
+import shutil
 import time
 from collections.abc import Callable, Mapping
+
+from absl import logging
 
 from tfspline import _keras
 from tfspline._keras.inputs import probe
 from tfspline._keras.types import KerasModel
 from tfspline.callbacks.early_bird import EarlyBird
+from tfspline.deployment.saved_model import export
 from tfspline.graph.cost import flops
 from tfspline.graph.surgery import difference
 from tfspline.layers.wrapping import unwrap, wrap
 from tfspline.pruning.masks import Masks
 from tfspline.pruning.planning import Plan, plan
-from tfspline.recipe import networks, publishing
-from tfspline.recipe.magnitude import prune_weights
+from tfspline.recipe import networks, report
 from tfspline.recipe.run_dir import RunDir
 from tfspline.recipe.summary import summarize
 from tfspline.recipe.training import Training
@@ -23,21 +27,13 @@ _TOLERANCE = 1e-4  # of the largest output; float32 sums round differently if th
 
 
 class Phases:
-    """Executes the phases of a run. Each saves its network in a checkpoint, from which later phases load it.
-
-    Args:
-        training: trains the networks, and has the recipe and the folder.
-    """
+    """Executes the phases of a run. Each saves its network in a checkpoint, from which later phases load it."""
 
     def __init__(self, training: Training):
         self.training, self.recipe, self.folder = training, training.recipe, training.folder
 
     def run(self, source: RunDir | None) -> None:
-        """Execute all phases that are not recorded yet, write the results, and mark the run as finished.
-
-        Args:
-            source: a run whose search is copied; None to use a search of its own.
-        """
+        """Execute all phases that are not recorded yet, and write the results. Copy the search of `source`, if any."""
         training, folder = self.training, self.folder
         training.check()  # before anything is written
         if training.chief:
@@ -98,8 +94,8 @@ class Phases:
         slim, error = self._cut(chosen, dense, sample[0])
         if self.training.verbose:
             print(f"{chosen}\nThe masked and the slim network agree to {error:.1e} of the largest output")
-        seconds, facts = time.perf_counter() - start, {"ratio": chosen.ratio, "difference": error}
-        self._record("prune", phase, seconds, {".keras": wrap(slim).save, _PLAN: chosen.save}, **facts)
+        files = {".keras": wrap(slim).save, _PLAN: chosen.save}
+        self._record("prune", phase, start, files, ratio=chosen.ratio, difference=error)
 
     def _choose(self, dense, data):
         """The plan, made with labelled training images."""
@@ -136,7 +132,7 @@ class Phases:
             keras = _keras.keras_named(recipe.keras)
             keras.utils.set_random_seed(recipe.seed)
             slim = keras.models.clone_model(slim)
-        self._record("rewind", None, time.perf_counter() - start, {".keras": wrap(slim).save})
+        self._record("rewind", None, start, {".keras": wrap(slim).save})
 
     def _plan_for(self, dense):
         """The plan by which the dense network was pruned."""
@@ -152,8 +148,8 @@ class Phases:
         if self.folder.last_epoch("prune_weights") is None:
             start = time.perf_counter()
             model = self.training.load("search")
-            prune_weights(model, flops(model).params - flops(slim).params)
-            self._record("prune_weights", "search", time.perf_counter() - start, {".keras": model.save})
+            networks.prune_weights(model, flops(model).params - flops(slim).params)
+            self._record("prune_weights", "search", start, {".keras": model.save})
         model = self.training.train_on("retrain_weights", "prune_weights", self.recipe.epochs)
         return self._leave("weights_pruned", model)
 
@@ -166,17 +162,31 @@ class Phases:
 
     def finish(self, bird: EarlyBird, trained: Mapping[str, KerasModel]) -> None:
         """Write all results; the summary comes last, because it marks the run as finished."""
-        training, folder = self.training, self.folder
         chosen = self._plan_for(trained["dense"])
-        folder.put("plan.json", chosen.save)
-        summary = summarize(training, bird, chosen, **trained)
-        if training.publish:
-            publishing.publish(training, bird, chosen, summary, trained)
-        folder.finish(summary)
+        self.folder.put("plan.json", chosen.save)
+        summary = summarize(self.training, bird, chosen, **trained)
+        if self.training.publish:
+            self._export(trained["slim"], chosen, summary)
+            if importlib.util.find_spec("matplotlib") is None:
+                logging.warning("matplotlib is not installed, so no pictures are drawn: pip install 'tfspline[plots]'")
+            else:
+                from tfspline.recipe import pictures  # imports matplotlib, which is slow
 
-    def _record(self, phase, after, seconds, files: Mapping[str, Callable[[str], None]], **facts):
+                pictures.draw(self.folder, self.training.data, bird, summary, trained)
+            report.write(self.folder.path, summary)
+        self.folder.finish(summary)
+
+    def _export(self, slim, chosen, summary):
+        """Write the SavedModel for serving, in place of what an interrupted attempt wrote."""
+        serving, classes = self.folder.file("serving"), self.training.data.class_names
+        accuracy = {name: summary[name].get("accuracy") for name in ("dense", "slim")}
+        metadata = {"accuracy": accuracy, "evaluated_on": summary["evaluate"]}
+        shutil.rmtree(serving, ignore_errors=True)
+        export(slim, serving, version=1, class_names=classes, plan=chosen, metadata=metadata)
+
+    def _record(self, phase, after, start, files: Mapping[str, Callable[[str], None]], **facts):
         """Record a phase without training, at the end of the phase `after`, or at step 0 if that is None."""
-        folder = self.folder
+        folder, seconds = self.folder, time.perf_counter() - start
         epoch, steps = (0, 0) if after is None else (folder.last_epoch(after) or 0, folder.last_step(after))
         folder.record({"phase": phase, "epoch": epoch, "steps": steps, **facts, "seconds": seconds}, files)
         self.training.wait()

@@ -31,13 +31,6 @@ def draw(
 
     If region codes of at least two dense epochs were saved, also draw `distances.png` and `layer_distances.png`, and
     write their numbers to `distances.npz`.
-
-    Args:
-        folder: the folder of the run.
-        dataset: its dataset.
-        early_bird: the early bird of its search.
-        summary: what `tfspline.recipe.summary.summarize` returns.
-        trained: the networks at the end: "dense", "slim" and, if there is one, "weights_pruned".
     """
     figures: dict[str, Any] = {
         "training": plots.training(folder.history, early_bird),

@@ -8,6 +8,7 @@ from typing import Any
 
 from tfspline import _keras, datasets
 from tfspline.callbacks.early_bird import EarlyBird
+from tfspline.callbacks.early_bird_tests import TESTS
 from tfspline.callbacks.spline_pruning import SplinePruning
 from tfspline.datasets.augment import AUGMENTATIONS
 from tfspline.pruning.allocation import SCOPES
@@ -51,18 +52,15 @@ class Recipe:
     strategy: str = flag(
         "Execution",
         "none",
-        "mirrored trains on all GPUs, or on all logical CPUs if there is no GPU; each device takes a share of"
-        " --batch_size. multi_worker trains on the devices of all workers listed in the environment variable TF_CONFIG"
-        " and needs --keras=tf_keras.",
+        "mirrored trains on all GPUs, or on all logical CPUs if there is no GPU. multi_worker trains on the devices of"
+        " all workers in the environment variable TF_CONFIG, with --keras=tf_keras. Devices share each batch.",
         ("none", "mirrored", "multi_worker"),
     )
     seed: int = flag("Execution", 0, "Seed of initial weights, data order and augmentation.")
     deterministic: bool = flag("Execution", False, "Make runs on this machine repeatable bit for bit. Slower on a GPU.")
     epochs: int = flag("Training", 30, "Number of epochs, including the search.")
     batch_size: int = flag("Training", 128, "Number of images per training step, over all devices.")
-    steps_per_epoch: int | None = flag(
-        "Training", None, "Number of steps per epoch. Default: one pass over the images."
-    )
+    steps_per_epoch: int | None = flag("Training", None, "Number of steps per epoch. Default: one pass over the data.")
     learning_rate: float = flag("Training", 0.1, "Learning rate of SGD in the first epoch.")
     momentum: float = flag("Training", 0.9, "Momentum of SGD.")
     weight_decay: float = flag("Training", 1e-4, "L2 weight decay of kernels, added to the gradient before momentum.")
@@ -74,12 +72,9 @@ class Recipe:
         "Search",
         None,
         "Prune after this many epochs if no early bird was found earlier. 0 prunes the network at initialization, where"
-        " all gammas are equal, so that bn_scale cannot rank units. Default: a fifth of --epochs, but at least"
-        " --eb_lookback + 1.",
+        " bn_scale cannot rank units. Default: a fifth of --epochs, but at least --eb_lookback + 1.",
     )
-    eb_metric: str = flag(
-        "Search", "partition", "What the early bird compares: region codes or pruning masks.", ("partition", "mask")
-    )
+    eb_metric: str = flag("Search", "partition", "What the early bird compares: codes or pruning masks.", (*TESTS,))
     eb_threshold: float | None = flag("Search", None, "Largest distance of an early bird. Default: by --eb_metric.")
     eb_lookback: int | None = flag("Search", None, "Number of epochs to compare with. Default: by --eb_metric.")
     eb_every: int | None = flag("Search", None, "Test for the early bird every this many steps, not once per epoch.")
@@ -160,7 +155,7 @@ class Recipe:
 
     @property
     def longest_search(self) -> int:
-        """Number of epochs that a search may have: one epoch must stay for the retraining, unless that restarts."""
+        """Number of epochs that a search may have: one epoch must remain for the retraining, unless that restarts."""
         return self.epochs - self.pruning_limit - (not self.restarts)
 
     def retrained_from(self, pruned: float) -> float:
@@ -168,20 +163,11 @@ class Recipe:
         return 0 if self.restarts else pruned
 
     def slim_share(self, searched: float) -> float | None:
-        """The share of the dense network's MACs that the slim network may have.
+        """The share of the dense network's MACs that the slim network may have; None if `ratio` is set.
 
-        Training FLOPs are proportional to forward FLOPs times samples. With t of E epochs searched, search and
+        Training FLOPs are proportional to forward FLOPs times samples. With t of E epochs `searched`, search and
         retraining together cost 1/R of the dense training if t + f (E - s) = E / R, where f is the share and s is the
-        epoch at which the retraining starts: t, or 0 if it restarts.
-
-        Args:
-            searched: number of epochs of the search; may be a fraction.
-
-        Returns:
-            `max_flops` if that is set, f if `training_flops_reduction` is set, None if `ratio` is set.
-
-        Raises:
-            ValueError: the search alone costs more than `training_flops_reduction` allows.
+        epoch at which the retraining starts. Raises a ValueError if the search alone costs more.
         """
         if self.training_flops_reduction is None:
             return self.max_flops
@@ -227,9 +213,7 @@ class Recipe:
     def pruning(self, steps: int, **options) -> SplinePruning:
         """A new callback for gradual pruning: sparsity rises from 0 to `ratio` with tfmot's `PolynomialDecay`.
 
-        Args:
-            steps: number of steps per epoch.
-            **options: additional arguments of `SplinePruning`.
+        An epoch has `steps` steps; `options` are additional arguments of the callback.
         """
         frequency = max(1, self.pruning_limit * steps // _PRUNING_STEPS)
         last = self.pruning_limit * steps // frequency * frequency
@@ -243,10 +227,7 @@ class Recipe:
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, str]) -> "Recipe":
-        """The recipe whose fields have these texts, as `as_flags` writes them.
-
-        Raises:
-            ValueError: an unknown flag, a text that is not a value of its field, or an invalid recipe.
+        """The recipe whose fields have these texts, as `as_flags` writes them. Raises a ValueError if it is invalid.
 
         Example:
             >>> recipe = Recipe(network="mlp", ratio=0.5)
@@ -271,7 +252,7 @@ class Recipe:
             if field.metadata["group"] not in _AFTER_SEARCH
         }
         fields |= {"search_epochs": self.search_limit, "eb_threshold": bird.threshold, "eb_lookback": bird.lookback}
-        if self.eb_metric == "mask":
+        if not TESTS[self.eb_metric].uses_inputs:  # it compares masks with this share of removed units
             fields["ratio"] = bird.ratio
         if self.eb_every:
             fields["gradual"] = self.gradual

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfspline import _keras
 from tfspline._keras.constraints import not_finite
-from tfspline._utils.files import read_npz, write_npz
+from tfspline._utils.files import write_npz
 
 if TYPE_CHECKING:
     from tfspline.recipe.training import Training
@@ -18,32 +18,20 @@ METRICS = ".metrics.npz"  # extension of the state of the metrics in a checkpoin
 
 @dataclasses.dataclass
 class Start:
-    """Where a call of `fit` starts.
-
-    Attributes:
-        step: number of steps since the start of the run.
-        epochs: number of epochs since the start of the run after which the phase ends.
-        metrics: state of the metrics if `step` is within an epoch, otherwise empty.
-        seconds: time that the steps of that epoch have already taken.
-    """
+    """Where a call of `fit` starts. Steps and epochs are counted since the start of the run."""
 
     step: int
-    epochs: int
-    metrics: list = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
+    epochs: int  # after which the phase ends
+    metrics: dict = dataclasses.field(default_factory=dict)  # their state if `step` is within an epoch
+    seconds: float = 0.0  # that the steps of this epoch have already taken
 
 
 class Recorder(_keras.StepCallback):
     """Adds a row to the history, with a checkpoint, after each epoch of a phase.
 
-    If a signal stops the run within an epoch, it records the steps so far and the state of the metrics.
-
-    Args:
-        training: has the folder of the run.
-        phase: name of the phase.
-        start: where the `fit` starts.
-        callback: an EarlyBird or SplinePruning whose state is saved with each checkpoint; may be None.
-        watch: called with the number of each finished epoch; may be None.
+    If a signal stops the run within an epoch, it records the steps so far and the state of the metrics. The state of
+    `callback`, an EarlyBird or SplinePruning, is saved with each checkpoint. `watch` is called with the number of each
+    finished epoch.
     """
 
     def __init__(
@@ -69,9 +57,9 @@ class Recorder(_keras.StepCallback):
         """Restore the state of the metrics if the epoch was interrupted."""
         self.epoch = epoch
         if self.start.metrics:
-            for variable, value in zip(_metric_variables(self.model), self.start.metrics, strict=True):
+            for variable, value in zip(_metric_variables(self.model), self.start.metrics.values(), strict=True):
                 variable.assign(value)
-            self.start.metrics = []
+            self.start.metrics = {}
 
     def on_train_batch_end(self, batch, logs=None):
         """Check the loss, and record the steps so far if a signal was received."""
@@ -117,11 +105,6 @@ class Recorder(_keras.StepCallback):
             f"{what} after step {self.trained} ({self.phase}, epoch {self.epoch + 1}). Try a lower learning_rate in a "
             "new run_dir."
         )
-
-
-def read_metrics(path: str) -> list:
-    """The state of the metrics that a checkpoint within an epoch contains."""
-    return read_npz(path, lambda arrays: list(arrays.values()))
 
 
 def _metric_variables(model):

@@ -1,7 +1,6 @@
 """The report of a run: a table for the terminal, and a self-contained HTML page."""
 
 import base64
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import jinja2
 
 from tfspline._utils.files import write_text
+from tfspline.recipe.checkpoints import from_lines
 
 _NETWORKS = {"dense": "dense", "slim": "slim", "weights_pruned": "weights pruned"}
 _ROWS = (
@@ -29,11 +29,7 @@ _PICTURES = {
 
 
 def table(summary: Mapping) -> str:
-    """The final table of a run as text, with one column per network.
-
-    Args:
-        summary: what `run` returns. Without a baseline, the dense network has no accuracy and no training time.
-    """
+    """The final table of a run as text, with one column per network."""
     names, rows = _compared(summary)
     line = ("{:<26}" + " {:>14}" * len(names) + " {:>10}").format
     lines = [line("", *names, "reduction"), *(line(*row) for row in rows)]
@@ -41,14 +37,9 @@ def table(summary: Mapping) -> str:
 
 
 def write(run_dir: str | os.PathLike, summary: Mapping) -> None:
-    """Write `report.html` into the folder of a run; the page needs no other file and no network.
-
-    Args:
-        run_dir: the folder, with `history.jsonl`, `flags.cfg` and the pictures, each of which may be missing.
-        summary: what `tfspline.recipe.summary.summarize` returns.
-    """
+    """Write `report.html` into the folder of a run, with the pictures in it; the page needs no other file."""
     folder = Path(run_dir)
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    history = from_lines((folder / "history.jsonl").read_text("utf-8"))
     names, compared = _compared(summary)
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("tfspline.recipe"),
@@ -64,7 +55,7 @@ def write(run_dir: str | os.PathLike, summary: Mapping) -> None:
         pictures=[_picture(folder / name, text) for name, text in _PICTURES.items() if (folder / name).exists()],
         columns=list(dict.fromkeys(name for row in history for name in row)),
         history=history,
-        flags=(folder / "flags.cfg").read_text(encoding="utf-8"),
+        flags=(folder / "flags.cfg").read_text("utf-8"),
     )
     write_text(folder / "report.html", page)
 

@@ -23,23 +23,8 @@ class RunDir:
     """A folder that contains one run, which can be killed at any moment and continued.
 
     The checkpoints determine how far the run has come; `history.jsonl` is a copy of their history for people. Only the
-    process that holds the lock may write.
-
-    Args:
-        path: the folder; it may exist if it is empty or contains a run with the same flags.
-        flags: the flags that define the run, name -> text on a command line.
-        writes: False for workers other than the chief. They read what the chief writes, and write nothing.
-
-    Raises:
-        NotADirectoryError: `path` is a file.
-        FileExistsError: `path` contains files, but no `flags.cfg`.
-        ValueError: `path` contains a run with other flags.
-
-    Example:
-        >>> run = RunDir("runs/mine", {"epochs": "3"})
-        >>> run.start()
-        >>> run.history
-        []
+    process that holds the lock may write. Workers other than the chief have `writes=False`: they read what the chief
+    writes. `flags` define the run, name -> text on a command line; a folder that contains anything else is refused.
     """
 
     def __init__(self, path: str, flags: Mapping[str, str], writes: bool = True):
@@ -61,25 +46,11 @@ class RunDir:
 
     @functools.cached_property
     def history(self) -> list[dict]:
-        """One row per recorded epoch, and one for each phase without epochs.
-
-        Raises:
-            ValueError: the run is finished, and its `history.jsonl` is damaged.
-        """
-        if not self.is_finished:
-            return self._checkpoints.newest()
-        with open(self.file("history.jsonl"), encoding="utf-8") as file:
-            try:
-                return from_lines(file.read())
-            except ValueError as error:
-                raise ValueError(f"{file.name!r} is damaged ({error})") from error
+        """One row per recorded epoch, and one for each phase without epochs."""
+        return self._parsed("history.jsonl", from_lines) if self.is_finished else self._checkpoints.newest()
 
     def lock(self) -> None:
-        """Keep other processes out until `close` or the end of this process; delete temporary files of killed ones.
-
-        Raises:
-            BlockingIOError: another process is using the folder.
-        """
+        """Keep other processes out until `close` or the end of this process; delete temporary files of killed ones."""
         if not self._writes:
             return
         try:
@@ -96,12 +67,7 @@ class RunDir:
         self._lock.release(force=True)
 
     def start(self) -> None:
-        """Create the folder, lock it, and write the flags into it as a flagfile.
-
-        Raises:
-            FileNotFoundError: this worker does not write, and does not see the folder of the chief.
-            ValueError: the chief has other flags.
-        """
+        """Create the folder, lock it, and write the flags into it as a flagfile."""
         if not self._writes:
             if not os.path.exists(self.file("flags.cfg")):
                 raise FileNotFoundError(f"run_dir={self.path!r} must be a folder that all workers share.")
@@ -151,14 +117,13 @@ class RunDir:
     def record(self, row: Mapping[str, Any], made: Mapping[str, Callable[[str], Any]]) -> None:
         """Add a row to the history with a checkpoint. It replaces a row of the same phase and epoch.
 
-        Args:
-            row: has `phase`, `epoch` (counted from 1), `steps` (since the start of the run) and `seconds`. Numbers that
-                are not finite become null, because JSON cannot represent them.
-            made: extension of a file of the checkpoint, such as ".keras" -> function that writes it to a path.
+        A row has `phase`, `epoch` (counted from 1), `steps` (since the start of the run) and `seconds`. `made` maps the
+        extension of each file of the checkpoint, such as ".keras", to a function that writes it to a path.
         """
         place = row["phase"], row["epoch"]
         rows = [other for other in self.history if (other["phase"], other["epoch"]) != place]
-        rows.append({name: _finite(value) for name, value in row.items()})
+        infinite = {name: None for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+        rows.append({**row, **infinite})  # JSON has no NaN and no infinity
         if self._writes:
             self._checkpoints.put(rows, made)
         else:  # saving a model collects values from all workers, so every worker must do it
@@ -192,12 +157,15 @@ class RunDir:
         return os.path.exists(self.file("summary.json"))
 
     def summary(self) -> dict:
-        """What `finish` wrote. Raises a ValueError if the file is damaged."""
-        with open(self.file("summary.json"), encoding="utf-8") as file:
+        """What `finish` wrote."""
+        return self._parsed("summary.json", json.loads, " Remove it to repeat the retraining.")
+
+    def _parsed(self, name, parse, advice=""):
+        with open(self.file(name), encoding="utf-8") as file:
             try:
-                return json.load(file)
+                return parse(file.read())
             except ValueError as error:
-                raise ValueError(f"{file.name!r} is damaged ({error}). Remove it to repeat the retraining.") from error
+                raise ValueError(f"{file.name!r} is damaged ({error}).{advice}") from error
 
     def _reread(self):
         """Forget what another process may have changed."""
@@ -234,7 +202,3 @@ class RunDir:
 
 def _as_flags(flags, names):
     return " ".join(f"--{name}={flags[name]}" if name in flags else f"no --{name}" for name in names)
-
-
-def _finite(value):
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,11 +7,7 @@ from collections.abc import Iterator
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has asked the process to end.
-
-    Attributes:
-        number: number of the signal.
-    """
+    """The signal `number` has asked the process to end."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -23,13 +19,10 @@ class Stopper:
 
     A second signal always acts at once. Signals that are ignored (by nohup, for instance) stay ignored. Outside of the
     main thread, which alone receives signals, this does nothing.
-
-    Attributes:
-        received: number of the signal that waits for the end of the current step; None if there is none.
     """
 
     def __init__(self):
-        self.received = None
+        self.received = None  # number of the signal that waits for the end of the current step
         self._waits = False
         self._previous = {}
 

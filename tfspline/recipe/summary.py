@@ -8,9 +8,11 @@ from tfspline.callbacks.early_bird import EarlyBird
 from tfspline.graph.cost import flops, training_flops
 from tfspline.pruning.planning import Plan
 from tfspline.recipe.checkpoints import PHASES, SLIM_PHASES, WEIGHT_PHASES
-from tfspline.recipe.magnitude import count_zeros
+from tfspline.recipe.networks import count_zeros
 from tfspline.recipe.training import Training
 from tfspline.spline.codes import RegionEncoder
+
+_SETTINGS = ("network", "dataset", "seed", "evaluate", "epochs", "schedule", "criterion")
 
 
 def summarize(
@@ -21,27 +23,12 @@ def summarize(
     slim: KerasModel,
     weights_pruned: KerasModel | None = None,
 ) -> dict:
-    """The content of `summary.json`.
-
-    Args:
-        training: what trained the networks; its folder has the history.
-        bird: the early bird of the search.
-        plan: the plan by which units were removed.
-        dense: the network at the end of the baseline if there is one, otherwise at the end of the search.
-        slim: the network without the removed units.
-        weights_pruned: the network without single weights, if there is one.
-    """
+    """The content of `summary.json`. Without a baseline, `dense` is the network at the end of the search."""
     recipe, folder = training.recipe, training.folder
     (pruned,) = (row for row in folder.history if row["phase"] == "prune")
     networks = _networks(training, pruned["steps"], dense, slim, weights_pruned)
     return {
-        "network": recipe.network,
-        "dataset": recipe.dataset,
-        "seed": recipe.seed,
-        "evaluate": recipe.evaluate,
-        "epochs": recipe.epochs,
-        "schedule": recipe.schedule,
-        "criterion": recipe.criterion,
+        **{name: getattr(recipe, name) for name in _SETTINGS},
         "ratio": pruned["ratio"],
         "steps_per_epoch": training.steps,
         "early_bird_epoch": bird.epoch,

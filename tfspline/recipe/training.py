@@ -1,6 +1,7 @@
 """Train the networks of a run from checkpoint to checkpoint."""
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -10,15 +11,16 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
+from tfspline._utils.files import read_npz
 from tfspline._utils.workers import is_chief, join, wait
 from tfspline.callbacks.early_bird import EarlyBird
+from tfspline.callbacks.early_bird_tests import TESTS
 from tfspline.datasets import Dataset
 from tfspline.recipe import networks
 from tfspline.recipe.checkpoints import WEIGHT_PHASES
-from tfspline.recipe.feasibility import check_budget, check_dataset
-from tfspline.recipe.magnitude import hold_zeros
+from tfspline.recipe.checks import check_dataset, check_removal
 from tfspline.recipe.recipe import Recipe
-from tfspline.recipe.recording import METRICS, Recorder, Start, read_metrics
+from tfspline.recipe.recording import METRICS, Recorder, Start
 from tfspline.recipe.run_dir import RunDir
 from tfspline.recipe.stopping import Stopper
 from tfspline.spline.codes import RegionEncoder
@@ -30,24 +32,9 @@ _EACH_BATCH_SHARED.experimental_distribute.auto_shard_policy = tf.data.experimen
 
 
 class Training:
-    """Trains the networks of one run; none of its attributes changes.
+    """Trains the networks of one run and records their epochs in its folder; none of its attributes changes.
 
-    Args:
-        recipe: the settings.
-        folder: where epochs and checkpoints are recorded.
-        verbose: as in Keras' `fit`; always 0 for workers other than the chief.
-        publish: whether the region codes of dense epochs are kept for pictures.
-        dataset: the dataset if it is loaded already. Default: `recipe.load_dataset()`.
-        stopper: an entered context that asks to stop. Default: nothing asks to stop.
-        strategy: the `tf.distribute` strategy. Default: `strategy_of(recipe)`.
-
-    Attributes:
-        data: the dataset.
-        steps: number of training steps per epoch.
-        chief: whether this process writes files; False only for workers other than the chief.
-
-    Raises:
-        ValueError, OSError: the data cannot be loaded, or the batch size does not fit it.
+    With `publish`, the region codes of dense epochs are kept for pictures. A `stopper` is an entered context.
     """
 
     def __init__(
@@ -67,7 +54,7 @@ class Training:
         self.recipe, self.folder, self.publish = recipe, folder, publish
         self.stopper = stopper or Stopper()
         self.strategy = strategy_of(recipe) if strategy is None else strategy
-        self.chief = is_chief(self.strategy)
+        self.chief = is_chief(self.strategy)  # whether this process writes files
         self.verbose = verbose if self.chief else 0
         self.data = recipe.load_dataset() if dataset is None else dataset
         self.steps = self.data.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
@@ -76,7 +63,7 @@ class Training:
         """Raise a ValueError if the recipe does not fit the dataset or the devices, or cannot meet its budget."""
         check_dataset(self.recipe, self.data, self.steps, self.strategy.num_replicas_in_sync)
         if not self.folder.history:
-            check_budget(self.recipe, self.data)
+            check_removal(self.recipe, self.data)
 
     def sample(self) -> tuple:
         """The training images, and their labels, for the early bird and for criteria that use data."""
@@ -87,7 +74,7 @@ class Training:
         recipe = self.recipe
         # A given probe is the same after an interruption, while recorded inputs would not be. A gradual schedule starts
         # at the beginning of an epoch, so `Recorder` ends the search there.
-        probe = self.sample()[0] if recipe.eb_metric == "partition" else None
+        probe = self.sample()[0] if TESTS[recipe.eb_metric].uses_inputs else None
         bird = recipe.early_bird(probe=probe, verbose=self.verbose, stop_training=not recipe.gradual)
         if self.folder.last_step("search"):
             self.folder.read("search", ".npz", bird.load)
@@ -95,15 +82,15 @@ class Training:
 
     def load(self, phase: str) -> KerasModel:
         """The network at the end of a phase, or a new one if it has not started, with its optimizer, compiled."""
-        recipe = self.recipe
         with self.strategy.scope():
             if self.folder.last_epoch(phase) is None:
-                model = networks.build(recipe, self.data)
+                model = networks.build(self.recipe, self.data)
             else:
-                model = self.folder.read(phase, ".keras", lambda path: networks.load(recipe, path))
+                load = functools.partial(_keras.load_model, _keras.keras_named(self.recipe.keras))
+                model = self.folder.read(phase, ".keras", load)
             if phase in WEIGHT_PHASES:
-                hold_zeros(model)
-            networks.compile_network(recipe, model)
+                networks.hold_zeros(model)
+            networks.compile_network(self.recipe, model)
         self.wait()  # until all workers have read what the chief may replace
         return model
 
@@ -122,21 +109,10 @@ class Training:
         return model
 
     def fit(self, phase: str, model: KerasModel, done: int, epochs: int, callback: Any = None) -> None:
-        """Train a network and record every epoch, until `epochs` are done or `callback` stops it.
+        """Train a network from `load`, whose run has `done` steps, until `epochs` are done or `callback` stops it.
 
         If `done` is within an epoch, this trains to the end of that epoch only, because all epochs of a `fit` have the
-        same length.
-
-        Args:
-            phase: name under which the epochs are recorded.
-            model: a network from `load`.
-            done: number of steps since the start of the run.
-            epochs: number of epochs since the start of the run at which to end.
-            callback: the EarlyBird of the search, or a SplinePruning; its state is saved with each checkpoint.
-
-        Raises:
-            ValueError: the loss of a step, or a weight after an epoch, is not finite. The epoch is not recorded.
-            Stopped: a signal was received; the current step was trained and recorded.
+        same length. Raises a ValueError, without recording the epoch, if the loss or a weight is not finite.
         """
         first_epoch, first_step = divmod(done, self.steps)
         recorder = Recorder(self, phase, self._start(phase, model, done, epochs), callback, self._watch(phase, model))
@@ -160,7 +136,7 @@ class Training:
         if not done % self.steps or self.folder.last_step(phase) != done:
             return Start(done, epochs)
         model.evaluate(self.data.evaluation_batches(self.recipe.batch_size).take(1), verbose=0)  # creates the metrics
-        metrics = self.folder.read(phase, METRICS, read_metrics)
+        metrics = self.folder.read(phase, METRICS, functools.partial(read_npz, build=dict))
         return Start(done, epochs, metrics, self.folder.history[-1]["seconds"])
 
     def _train_batches(self, epoch, step):
