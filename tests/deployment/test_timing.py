@@ -1,7 +1,6 @@
 """Latency and latency budgets, with simulated clocks, since real ones are not reproducible."""
 
 import functools
-import importlib
 import timeit
 
 import numpy as np
@@ -10,6 +9,7 @@ import tf_keras
 from helpers.zoo import FAMILIES, residual, scramble, shared_and_nested
 
 import tfspline
+from tfspline.deployment import timing
 from tfspline.deployment.timing import ROUNDS, Stopwatch, clock, in_turns
 from tfspline.graph import reader as graph
 
@@ -157,10 +157,9 @@ def test_runtimes_measure(keras, rng, runtime):
 
 def test_tensorflow_runtime_computes_the_answers_of_the_model(keras, rng, monkeypatch):
     model, answers = scramble(shared_and_nested(keras), rng), []
-    module = importlib.import_module("tfspline.deployment.timing")
-    monkeypatch.setattr(module, "clock", lambda predict: lambda: answers.extend(predict()) or 1.0)
+    monkeypatch.setattr(timing, "clock", lambda predict: lambda: answers.extend(predict()) or 1.0)
     tfspline.latency(model, batch_size=3)
-    x = [module._batch((3, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
+    x = [timing._batch((3, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
     for expected, answer in zip(model(x), answers[: len(model.outputs)], strict=True):
         np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5)
 

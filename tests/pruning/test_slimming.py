@@ -33,11 +33,11 @@ def zero_kernels(model, ratio):
     """Zeroes a random part of the kernel columns that produce units, but not their biases and shifts."""
     plan = tfspline.plan(model, ratio, criterion="random")
     layers = _keras.layer_paths(model)
-    for site in plan.graph.slices:
-        if site.role == "produced":
-            weight = layers[site.layer].weights[site.index]
+    for part in plan.graph.slices:
+        if part.role == "produced":
+            weight = layers[part.layer].weights[part.index]
             value = weight.numpy()
-            np.moveaxis(value, site.axis, 0)[plan.removed[site.units]] = 0
+            np.moveaxis(value, part.axis, 0)[plan.removed[part.units]] = 0
             weight.assign(value)
     return model
 

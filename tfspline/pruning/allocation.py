@@ -1,5 +1,6 @@
 """Allocation: turns a budget (a ratio of units, or a share of FLOPs, parameters or time) into units to remove."""
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Mapping
 
@@ -20,12 +21,7 @@ _TABLE = (1, 0.75, 0.5, 0.25, 0)  # shares of each group's units at which the la
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a plan has to meet. The fields are arguments of `tfspline.plan`.
-
-    Raises:
-        TypeError, ValueError: a field is out of range, or not exactly one of `ratio`, `max_flops`, `max_params` and
-            `max_latency` is given.
-    """
+    """What a plan has to meet. The fields are arguments of `tfspline.plan`, checked here."""
 
     ratio: float | Mapping[str, float] | None = None
     max_flops: float | None = None
@@ -41,10 +37,10 @@ class Budget:
             names = ", ".join(f"`{name}`" for name in _BUDGETS)
             raise ValueError(f"Expected exactly one of {names}. Received: {given or 'none'}")
         ((name, value),) = given.items()
-        by_layer = name == "ratio" and isinstance(value, Mapping)
-        if by_layer and not value:
+        shares = list(value.values()) if name == "ratio" and isinstance(value, Mapping) else [value]
+        if not shares:
             raise ValueError("Expected the `ratio` of at least one layer. Received: an empty mapping")
-        for one in value.values() if by_layer else [value]:
+        for one in shares:
             share(name, one)
         among("scope", self.scope, SCOPES)
         for name in ("min_units", "round_to"):
@@ -53,14 +49,7 @@ class Budget:
     def removed(
         self, graph: Graph, groups: list[Group], scores: list[np.ndarray], stopwatch: Stopwatch | None = None
     ) -> np.ndarray:
-        """Chooses the units to remove, bool [graph.units].
-
-        `groups` may lose units; `scores` holds the scores of the units of each. Only `max_latency` needs a `stopwatch`.
-
-        Raises:
-            ValueError: the budget is smaller than what must stay, a latency cannot be met, or a ratio names a layer
-                without prunable units.
-        """
+        """Chooses the units to remove, bool [graph.units], from `groups`, given the `scores` of the units of each."""
         ranking = _Ranking(self, graph, groups, scores)
         return ~ranking.kept(self._widths(ranking, graph, stopwatch))
 
@@ -78,10 +67,8 @@ class Budget:
 
 
 class _Ranking:
-    """The prunable units of a model, in the order in which they are removed.
-
-    "Widths" are an int array: how many units each group keeps. A group keeps its best units.
-    """
+    """The prunable units of a model, in the order in which they are removed. "Widths" are an int array: how many units
+    each group keeps, which are its best."""
 
     def __init__(self, budget: Budget, graph: Graph, groups: list[Group], scores: list[np.ndarray]):
         self.groups = groups
@@ -89,11 +76,8 @@ class _Ranking:
         self._budget, self._units = budget, graph.units
         ranks = [_rank(score) for score in scores]
         self._rank_from_best = [len(rank) - 1 - rank for rank in ranks]
-        if budget.scope == "layer":
-            ratios = np.concatenate([(rank + 1) / len(rank) for rank in ranks])
-        else:
-            flat = np.concatenate(scores)
-            ratios = (_rank(flat) + 1) / len(flat)
+        ranked_together = ranks if budget.scope == "layer" else [_rank(np.concatenate(scores))]
+        ratios = np.concatenate([(rank + 1) / len(rank) for rank in ranked_together])
         order = np.argsort(ratios, kind="stable")
         self._group_at = np.repeat(np.arange(len(groups)), self.sizes)[order]  # the group that loses the i-th unit
         self._ratio_at = ratios[order]  # the smallest ratio at which the i-th unit is removed
@@ -124,15 +108,12 @@ class _Ranking:
 
     def count_for(self, cost: Callable[[np.ndarray], float], budget: float) -> int:
         """How many units must be removed until a cost, which falls with the widths, is at most `budget`."""
-        few, many = 0, len(self)
-        while few < many:
-            middle = (few + many) // 2
-            few, many = (few, middle) if cost(self.widths_after(middle)) <= budget else (middle + 1, many)
-        return many
+        counts = range(len(self))
+        return bisect.bisect_left(counts, True, key=lambda count: cost(self.widths_after(count)) <= budget)
 
     def widened(self, widths: np.ndarray, cost: Callable[[np.ndarray], float], budget: float) -> np.ndarray:
-        """Wider widths, if there are any whose cost is at most `budget`."""
-        # One unit of a wide residual stream can cost several percent of a model: cheaper units fill the gap.
+        """Wider widths, if there are any whose cost is at most `budget`: one unit of a wide residual stream can cost
+        several percent of a model, and cheaper units fill the gap."""
         for group in range(len(widths)):
             if cost(widths) > (1 - _CLOSE) * budget:
                 break
@@ -173,8 +154,8 @@ def _widths_below(ranking, name, budget, cost_by_layer):
 class _LatencySearch:
     """Finds widths whose measured latency is a given share of the whole model's.
 
-    A table of measured layers predicts the latency of any widths. The search picks widths by the table, measures the
-    whole model at these, and uses each measurement to correct how the table is read.
+    A table of measured layers predicts the latency of any widths. Each measurement of a whole model corrects how the
+    table is read.
     """
 
     def __init__(self, ranking: _Ranking, stopwatch: Stopwatch, budget: float):
@@ -212,12 +193,10 @@ class _LatencySearch:
         predicted, measured = np.sort(list(self._tried.values()), axis=0).T  # sorted: a noisy clock may reorder them
         target = np.interp(self._budget, measured, predicted)
         count = ranking.count_for(self._predicted, target)
-        candidates = [
-            ranking.widened(ranking.widths_after(count), self._predicted, target),
-            ranking.widths_after(max(count - 1, 0)),
-        ]
-        candidates = [widths for widths in candidates if tuple(widths) not in self._tried]
-        return min(candidates, key=lambda widths: abs(self._predicted(widths) - target), default=None)
+        narrower = ranking.widened(ranking.widths_after(count), self._predicted, target)
+        wider = ranking.widths_after(max(count - 1, 0))
+        untried = [widths for widths in (narrower, wider) if tuple(widths) not in self._tried]
+        return min(untried, key=lambda widths: abs(self._predicted(widths) - target), default=None)
 
 
 def _too_small(name, budget, least):

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import among
+from tfspline.graph.layer_specs.registry import spec_of
 from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import cut
 from tfspline.graph.weights import value_of
@@ -23,7 +24,7 @@ COMPENSATIONS = ("none", "merge", "refit")
 
 
 def check(data: Data, compensate: str, recalibrate: bool | None) -> None:
-    """Raises a ValueError if `compensate` is unknown, or if refitting or recalibration is requested without `data`."""
+    """Raises a ValueError if `compensate` is unknown, or if an option needs `data` that is not given."""
     among("compensate", compensate, ("auto", *COMPENSATIONS))
     if data is None and (compensate == "refit" or recalibrate):
         raise ValueError("`data`, unlabelled inputs, is needed to refit or recalibrate. Received: none")
@@ -38,19 +39,11 @@ def compensate(
     how: str,
     recalibrate: bool,
 ) -> None:
-    """Changes the weights of a cut model, layer by layer, to bring its outputs on probe inputs near the uncut model's.
+    """Changes the weights of `small`, the model cut to the units `kept`, to bring its outputs near the uncut model's.
 
-    Each layer gets the inputs that the already compensated layers before it produce, so errors do not accumulate.
-
-    Args:
-        model: the uncut model.
-        small: the cut model, `cut(model, graph, kept)`. Its weights are changed.
-        graph: the `Graph` of `model`.
-        kept: bool [graph.units], False for a removed unit.
-        inputs: unlabelled inputs, one tensor for each of `model.inputs`.
-        how: "merge" or "refit", for Dense layers and ungrouped convolutions that are called once; or "none".
-        recalibrate: whether to re-estimate BatchNormalization statistics. A BatchNormalization directly after a
-            refitted layer keeps its own, because the fit takes it into account.
+    `how` is "merge", "refit" or "none". Each layer gets the inputs that the already compensated layers before it
+    produce, so errors do not accumulate. `recalibrate` leaves the statistics of a BatchNormalization directly after a
+    refitted layer as they are, because the fit takes them into account.
     """
     walk = _Walk(model, small, graph, kept, how, recalibrate)
     _keras.run(model, [Pair(x, x) for x in inputs], walk.visit, nested=True)
@@ -76,7 +69,7 @@ class _Walk:
         whole = _keras.call(node.layer, args, kwargs, Pair, lambda pair: pair.whole)
         small = _keras.call(layer, args, kwargs, Pair, lambda pair: pair.cut)
         pairs = [Pair(*pair) for pair in zip(whole, small, strict=True)]
-        if refit.is_add(layer):
+        if spec_of(layer).adds:
             for tensor in node.inputs:
                 self._pairs.pop(tensor, None)
         added = zip(node.outputs, pairs, strict=True)
@@ -138,12 +131,12 @@ def _recalibrate(whole, bn, x, axis, kept):
 
 
 def merge_pairs(model: KerasModel, graph: Graph, kept: np.ndarray) -> KerasModel:
-    """Merges each removed unit into the kept unit with the nearest hyperplane; needs no data.
+    """Returns an uncut copy of a model with each removed unit merged into the kept unit with the nearest hyperplane.
 
     If the hyperplanes of units k and k' nearly coincide, with the same side on, then relu(w_k x + b_k) is about
     |w_k| / |w_k'| relu(w_k' x + b_k'): the weights that read k, scaled so, are added to those that read k'. Units
     without a kept unit on the same side are left as they are, and so are groups whose units pass per-channel weights
-    (of a depthwise convolution, PReLU) before they are read. Returns an uncut copy of the model with merged weights.
+    (of a depthwise convolution, PReLU) before they are read.
     """
     merged = cut(model, graph, np.ones(graph.units, bool))
     layers = _keras.layer_paths(merged)

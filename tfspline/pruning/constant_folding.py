@@ -17,16 +17,11 @@ _SIDES = 80, 96  # sizes for axes that the model leaves open; what is constant d
 
 
 def constants(model: KerasModel, graph: Graph, free: np.ndarray) -> dict[str, np.ndarray]:
-    """Finds the constants that layers read which can fold them into their bias.
+    """Finds the constants that are read by layers which can fold them into their bias.
 
-    Args:
-        model: the model that `graph` was read from.
-        graph: the structure of the model.
-        free: bool [units], False for units that may be mixed with others before they are read. They count as varying.
-
-    Returns:
-        For each such layer, by path: the mean, the smallest and the largest value of each channel over all positions
-        and calls, float64 [3, channels]; NaN for a channel that varies with the model's input.
+    Returns, by path of such a layer, the mean, smallest and largest value of each channel over all positions and calls,
+    float64 [3, channels]; NaN for a channel that varies with the model's input. Units that are not `free` (bool
+    [units]) may be mixed with others before they are read, so they count as varying.
     """
     walk = _Walk(graph, free)
     rng = np.random.default_rng(0)
@@ -41,15 +36,11 @@ def constants(model: KerasModel, graph: Graph, free: np.ndarray) -> dict[str, np
 
 
 class _Walk:
-    """Propagates signals through a model and notes what the layers read that can fold constants into their bias.
-
-    Attributes:
-        read: layer path -> for each call the mean, the smallest and the largest value of each channel.
-    """
+    """Propagates signals through a model and notes what the layers read that can fold constants into their bias."""
 
     def __init__(self, graph: Graph, free: np.ndarray):
         self._graph, self._free = graph, free
-        self.read: dict[str, list[list[np.ndarray]]] = {}
+        self.read: dict[str, list[list[np.ndarray]]] = {}  # layer path -> mean, smallest, largest value for each call
 
     def visit(self, node, args, kwargs):
         spec = spec_of(node.layer)
@@ -74,14 +65,8 @@ class _Walk:
 def random_inputs(
     model: KerasModel, rng: np.random.Generator, side: int = _SIDES[0], batch: int = 1
 ) -> list[tf.Tensor]:
-    """Random inputs for a model: normal numbers, or tokens if it has an Embedding.
-
-    Args:
-        model: a built model.
-        rng: the random number generator.
-        side: the size of axes that the model leaves open.
-        batch: the batch size if the model leaves it open.
-    """
+    """Random inputs for a model: normal numbers, or tokens if it has an Embedding. `side` and `batch` are the sizes of
+    axes that the model leaves open."""
     tokens = [layer.input_dim for layer in _keras.layer_paths(model).values() if _keras.of_class(layer, "Embedding")]
     inputs = []
     for tensor in model.inputs:

@@ -11,8 +11,7 @@ import tensorflow as tf
 
 from tfspline._utils.checks import among
 from tfspline.pruning.elimination import RHO, eliminate_by_cost, greedy_elimination, hyperplane_distances
-from tfspline.pruning.readers import Reader
-from tfspline.pruning.units import Gradients, Units
+from tfspline.pruning.units import Gradients, Reader, Units
 
 Criterion = Callable[[Units], np.ndarray]
 
@@ -40,16 +39,12 @@ def register_criterion(name: str, function: Criterion) -> None:
 
 
 def named(name: str) -> Criterion:
-    """The criterion of this name; ValueError that lists the known ones if there is none."""
+    """The criterion of this name."""
     return _criteria[among("criterion", name, sorted(_criteria))]
 
 
 def scores(name: str, units: Units) -> np.ndarray:
-    """The scores, [n], that a criterion gives to units.
-
-    Raises:
-        ValueError: weights are NaN or infinite, or the criterion does not return one number a unit.
-    """
+    """The scores, [n], that a criterion gives to units."""
     if not np.isfinite([units.kernel.min(), units.kernel.max()]).all():
         raise ValueError(f"Layer {units.name!r} has NaN or Inf weights, so its units cannot be scored.")
     result = np.asarray(named(name)(units))
@@ -80,10 +75,9 @@ def spline(units: Units, rho: float = RHO) -> np.ndarray:
     norm = np.linalg.norm(weight, axis=1)
     alive = np.flatnonzero(norm > 0)
     scores = np.zeros(len(norm), np.float32)
-    if alive.size == 0:
-        return scores
-    distance = hyperplane_distances(weight[alive], units.offset[alive], rho)
-    scores[alive] = greedy_elimination(distance, norm[alive])
+    if alive.size:
+        distance = hyperplane_distances(weight[alive], units.offset[alive], rho)
+        scores[alive] = greedy_elimination(distance, norm[alive])
     return scores
 
 
@@ -117,8 +111,7 @@ def spline_affine(units: Units) -> np.ndarray:
     With G the covariance of the units' values and V_k the weights by which a layer reads unit k, the other units can
     replace unit k up to the error |V_k|^2 / (G^-1)_kk (the OBS identity, Hassibi and Stork 1993). The cost is this
     error as a share of the variance of the layer's output, summed over the layers that read the unit. The cheapest
-    unit is eliminated, again and again, with V and G^-1 updated to those of the merged rest; its score is the largest
-    cost so far.
+    unit is eliminated, again and again, with V and G^-1 updated; its score is the largest cost so far.
     """
     return eliminate_by_cost(_readers(units, "spline_affine"))
 
@@ -150,10 +143,7 @@ def l2(units: Units) -> np.ndarray:
 
 @_built_in
 def fpgm(units: Units) -> np.ndarray:
-    """Sum of the distances to the group's other kernels, divided by the group's mean (He et al. 2019, FPGM).
-
-    The unit nearest to the geometric median is the most replaceable.
-    """
+    """Sum of the distances to the group's other kernels, divided by the group's mean (He et al. 2019, FPGM)."""
     squares = tf.reduce_sum(tf.square(units.kernel), axis=1)
     inner = tf.matmul(units.kernel, units.kernel, transpose_b=True)
     distances = tf.sqrt(tf.maximum(squares[:, None] + squares[None, :] - 2 * inner, 0))
@@ -166,7 +156,6 @@ def taylor(units: Units) -> np.ndarray:
 
     Without the unit the loss changes by about g, the sum of gradient x weight over its incoming weights and offset.
     The score is the mean of g squared over batches of 64 samples: at a minimum of the loss, g over all data is zero.
-    BatchNormalization directly after a layer counts as part of it, in inference mode.
     """
     return np.square(_gradients(units, "taylor", training=False).gate).mean(axis=0)
 
@@ -175,9 +164,8 @@ def taylor(units: Units) -> np.ndarray:
 def snip(units: Units) -> np.ndarray:
     """Sum of |gradient x weight| over the incoming kernel (Lee et al. 2019, SNIP; needs `data` with labels).
 
-    SNIP scores single weights, usually at initialisation. The gradient is that of the mean loss, with
-    BatchNormalization using the statistics of each batch of 64 samples, because at initialisation its moving
-    statistics are not meaningful yet.
+    BatchNormalization uses the statistics of each batch of 64 samples: SNIP usually runs at initialisation, where the
+    moving statistics are not meaningful yet.
     """
     return np.abs(units.kernel * _gradients(units, "snip", training=True).kernel).sum(axis=1)
 
@@ -189,13 +177,6 @@ def synflow(units: Units) -> np.ndarray:
     R is the sum of the outputs of the network with absolute weights for an input of ones. A weight scores w dR/dw / R,
     a unit the sum over its incoming kernel. Everything is linear and in float64, without activations and offsets;
     BatchNormalization scales by |gamma| / sigma. So the scores of each layer of a chain add up to exactly 1.
-
-    These are one-shot scores. The authors prune in 100 rounds, each time the same share of the remaining units:
-
-        for _ in range(100):
-            model = tfspline.prune(model, 1 - (1 - ratio) ** (1 / 100), criterion="synflow", scope="global")
-
-    Rounds keep layers from losing all units; so does `min_units`.
     """
     return (np.abs(units.kernel) * units.flow()).sum(axis=1)
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from tfspline.pruning.readers import Reader
+from tfspline.pruning.units import Reader
 
 RHO = 0.05  # weight of the difference of offsets in the distance of two hyperplanes
 RIDGE = 1e-4  # share of a covariance's mean variance added to its diagonal: units may be linearly dependent
@@ -13,8 +13,7 @@ _SHARE = 64  # one in this many remaining units is eliminated per step of `elimi
 
 
 def hyperplane_distances(weight: np.ndarray, offset: np.ndarray, rho: float = RHO) -> np.ndarray:
-    """Distances d(k, k') of the hyperplanes of all pairs of units, as defined in the criterion `spline`: float32
-    [n, n], for weights [n, fan_in] and offsets [n]."""
+    """Distances of the hyperplanes of all pairs of units, float32 [n, n], as defined in the criterion `spline`."""
     norm = tf.maximum(tf.norm(weight, axis=1), np.finfo(np.float32).tiny)
     normal, offset = weight / norm[:, None], offset / norm
     cosine = tf.matmul(normal, normal, transpose_b=True)
@@ -24,11 +23,8 @@ def hyperplane_distances(weight: np.ndarray, offset: np.ndarray, rho: float = RH
 
 
 def greedy_elimination(distance: np.ndarray, norm: np.ndarray) -> np.ndarray:
-    """Eliminates, again and again, the unit with the smaller norm of the closest remaining pair.
-
-    Each unit remembers its nearest neighbour, so this takes O(n^2) on average. Returns the distance at which each unit
-    was eliminated, float32 [n]; infinity for the last one.
-    """
+    """Eliminates, again and again, the unit with the smaller norm of the closest remaining pair. Returns the distance
+    at which each unit was eliminated, float32 [n]; infinity for the last one. Takes O(n^2) on average."""
     distance = distance.copy()
     np.fill_diagonal(distance, np.inf)
     scores = np.full(len(norm), np.inf, np.float32)
@@ -46,12 +42,8 @@ def greedy_elimination(distance: np.ndarray, norm: np.ndarray) -> np.ndarray:
 
 
 def eliminate_by_cost(readers: list[Reader]) -> np.ndarray:
-    """Eliminates, again and again, the unit that is cheapest to merge into the others.
-
-    The cost of a unit is what its elimination changes in the outputs of the readers after the best merging, as a share
-    of their variance; see the criterion `spline_affine`. Of 128 remaining units and more, one in 64 is eliminated per
-    step. Returns the largest cost up to and including the elimination of each unit, float32 [n].
-    """
+    """Eliminates, again and again, the unit that is cheapest to merge into the others (see the criterion
+    `spline_affine`). Returns the largest cost up to and including the elimination of each unit, float32 [n]."""
     maps = [_ReaderMap.of(reader) for reader in readers]
     remaining, highest = np.arange(len(readers[0].covariance)), 0.0
     scores = np.empty(len(remaining), np.float32)
@@ -88,17 +80,11 @@ def _cheapest(maps, count):
 
 @dataclasses.dataclass
 class _ReaderMap:
-    """The affine map by which a layer reads n units, with outgoing weights V.
+    """The affine map by which a layer reads n units, with outgoing weights V, in float64."""
 
-    Attributes:
-        inverse: float64 [n, n], inverse of the units' covariance.
-        gram: float64 [n, n], V V^T.
-        variance: float64, the variance of the layer's output.
-    """
-
-    inverse: tf.Tensor
-    gram: tf.Tensor
-    variance: tf.Tensor
+    inverse: tf.Tensor  # [n, n], inverse of the units' covariance
+    gram: tf.Tensor  # [n, n], V V^T
+    variance: tf.Tensor  # of the layer's output
 
     @classmethod
     def of(cls, reader: Reader) -> "_ReaderMap":
@@ -109,8 +95,7 @@ class _ReaderMap:
         del covariance  # large for a wide layer
         gram = tf.matmul(reader.outgoing, reader.outgoing, transpose_b=True)
         variance = tf.cast(tf.reduce_sum(gram * reader.covariance), tf.float64) + np.finfo(np.float32).tiny
-        gram = tf.cast(gram, tf.float64)
-        return cls(inverse, gram, variance)
+        return cls(inverse, tf.cast(gram, tf.float64), variance)
 
     def costs(self) -> tf.Tensor:
         """The cost of eliminating each unit, float64 [n]: |V_k|^2 / (G^-1)_kk over the variance."""

@@ -23,11 +23,9 @@ _OFFSETS = ("bias", "beta", "moving_mean", "mean")  # weights that are added, no
 class LossGradients:
     """The derivatives of a model's loss, for each layer that produces channels, by its path.
 
-    Attributes:
-        kernels: the gradient of the mean loss with respect to the weight that produces the channels, float32 of its
-            shape.
-        gates: the derivative of each batch's mean loss with respect to a factor on each channel, float32 [batches,
-            channels]. The factor acts after the bias, or after the BatchNormalization that directly follows.
+    `kernels`: those of the mean loss by the weight that produces the channels, float32 of its shape. `gates`: those of
+    each batch's mean loss by a factor on each channel, after the bias or the BatchNormalization that directly follows,
+    float32 [batches, channels].
     """
 
     kernels: dict[str, np.ndarray]
@@ -35,14 +33,10 @@ class LossGradients:
 
 
 def of_loss(model: KerasModel, graph: Graph, probe: Probe, training: bool) -> LossGradients:
-    """Differentiates the loss that a model is compiled with, on inputs and labels. The weights are not changed.
+    """Differentiates the loss that a model is compiled with, on inputs and labels.
 
     With `training`, BatchNormalization uses the statistics of each batch. Other layers, such as Dropout, run in
     inference mode either way.
-
-    Raises:
-        ValueError: the model has no loss, or is a tf_keras model on several replicas; the labels do not fit the loss;
-            or the loss is not finite.
     """
     _keras.check_loss(model)
     tape = _LossTape(model, graph, training)
@@ -71,22 +65,15 @@ def _restored(weights: list[KerasVariable]):
 
 
 class _LossTape:
-    """Differentiates a model's loss on one batch at a time.
-
-    Attributes:
-        kernels: layer path -> the weight that produces channels.
-        norms: the BatchNormalization layers of the model.
-    """
+    """Differentiates a model's loss on one batch at a time."""
 
     def __init__(self, model: KerasModel, graph: Graph, training: bool):
         layers = _keras.layer_paths(model)
         self._model, self._folded, self._producers, self._training = model, graph.folded, graph.producers, training
         self.kernels = {name: layers[name].weights[part.index] for name, part in self._producers.items()}
         self.norms = [layer for layer in layers.values() if _keras.of_class(layer, "BatchNormalization")]
-        biases = {
-            name: bias_of(layers[name], part) for name, part in self._producers.items() if name not in graph.folded
-        }
-        self._biases = {name: bias for name, bias in biases.items() if bias is not None}
+        biases = {name: bias_of(layers[name], part) for name, part in self._producers.items()}
+        self._biases = {name: bias for name, bias in biases.items() if bias is not None and name not in graph.folded}
         # A factor on the output of each folded BatchNormalization: its path -> channel axis, number of channels.
         self._gated = {
             norm: (graph.reads[norm, 0][0] + 1, layers[norm].moving_mean.shape[0]) for norm in graph.folded.values()
@@ -146,25 +133,15 @@ def _float32(value):
 
 
 def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
-    """Differentiates the synaptic flow of a network (SynFlow, Tanaka et al. 2020).
+    """Differentiates the synaptic flow R of a network, as the criterion `synflow` defines it, in float64.
 
-    R is the sum of the outputs for an input of ones, computed in float64 with absolute weights and without offsets and
-    activations. Returns, for each layer that produces channels, by its path, the derivative of log R with respect to
-    |w|, w the weight that produces them, float32 of its shape.
-
-    Raises:
-        ValueError: the input shape is not static, or R is zero or too large for float64.
+    Returns, for each layer that produces channels, by its path, the derivative of log R with respect to |w|, w the
+    weight that produces them, float32 of its shape.
     """
     check_static(model)
     copies: dict[int, KerasLayer] = {}
     calls = {call.node.key: _linear_call(call, copies) for call in calls_with_activations(model)}
-    inputs = [tf.ones([1, *tensor.shape[1:]], tf.float64) for tensor in model.inputs]
-
-    def flow():
-        outputs = _keras.run(model, inputs, lambda node, args, kwargs: calls[node.key](args, kwargs), nested=True)
-        return tf.reduce_sum(flat(outputs))
-
-    flow()  # makes the float64 copies of the layers
+    _flow(model, calls)  # fills `copies` with the float64 copies of the layers
     for weight in (weight for copy in copies.values() for weight in copy.weights):
         if tf.as_dtype(weight.dtype).is_floating:
             name = weight.name.split("/")[-1].split(":")[0]
@@ -175,7 +152,7 @@ def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
     }
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tf.nest.flatten(kernels))
-        total = flow()
+        total = _flow(model, calls)
     if not 0 < abs(total) < np.inf:
         raise ValueError(
             f"The synaptic flow of {model.name!r} is {float(total)}; criterion 'synflow' needs a finite number other "
@@ -183,6 +160,13 @@ def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
         )
     slopes = tape.gradient(total, kernels, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return {name: _float32(tf.convert_to_tensor(slope) / total) for name, slope in slopes.items()}
+
+
+def _flow(model, calls):
+    """The sum of the outputs for an input of ones, with every node replaced by its function in `calls`."""
+    inputs = [tf.ones([1, *tensor.shape[1:]], tf.float64) for tensor in model.inputs]
+    outputs = _keras.run(model, inputs, lambda node, args, kwargs: calls[node.key](args, kwargs), nested=True)
+    return tf.reduce_sum(flat(outputs))
 
 
 def _linear_call(call: CallActivation, copies: dict):

@@ -16,16 +16,14 @@ from tfspline.graph import reader as graphs
 from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import check_same, cut
 from tfspline.pruning import tfmot as wrappers
+from tfspline.pruning.placement import rows
 
 _FORMAT = "tfspline.masks.1"
 
 
 def switch_off(model: KerasModel, graph: Graph, off: np.ndarray) -> KerasModel:
-    """Returns a copy of a model in which the units `off` (bool [graph.units]) contribute exactly nothing.
-
-    The weights that produce such a unit (kernel column, bias, gamma, beta) are zero, and so are the weights by which
-    the next layers read it, because an activation such as sigmoid is not 0 at 0.
-    """
+    """Returns a copy of a model in which all weights that produce, scale or read the units `off` (bool [graph.units])
+    are zero. Zeros in the producing weights alone are not enough: sigmoid, for instance, is not 0 at 0."""
     masked = cut(model, graph, np.ones(graph.units, bool))
     layers = _keras.layer_paths(masked)
     for (path, index), on in entries(graph, off).items():
@@ -50,15 +48,12 @@ class Masks(Mapping):
     """Which units of a model are on: a mapping of every layer that produces channels to bool [channels].
 
     Made by `from_model`, `of`, `load`, or by a plan (`plan.masks`). A unit that several layers produce is on or off in
-    all of them, and a protected unit is always on.
-
-    Attributes:
-        graph: the `Graph` of the model.
-        off: bool [graph.units], True for a unit that is off.
+    all of them, and a protected unit is always on. All methods raise a ValueError for a model whose graph cannot be
+    read, or that has other layers or shapes than the one that the masks were made for.
 
     Args:
-        graph: the `Graph` of the model.
-        off: bool [graph.units].
+        graph: the `Graph` of the model; also an attribute.
+        off: bool [graph.units], True for a unit that is off; also an attribute.
 
     Raises:
         ValueError: a protected unit is off, or `off` has another shape.
@@ -93,13 +88,11 @@ class Masks(Mapping):
         Args:
             model: a built functional or Sequential model.
             on: layer path -> bool [channels], True for on. Units of other layers are on.
-            allow_inexact: as for `tfspline.plan`: units may be off although removing them changes the function of the
-                rest.
+            allow_inexact: units may be off although removing them changes the function of the rest.
 
         Raises:
             KeyError: a layer does not produce channels.
-            ValueError: masks have the wrong length, contradict each other, or switch protected units off; or the
-                model's graph cannot be read.
+            ValueError: masks have the wrong length, contradict each other, or switch protected units off.
         """
         return cls.of_layers(graphs.read(model, allow_inexact=allow_inexact), on)
 
@@ -129,17 +122,14 @@ class Masks(Mapping):
 
         A prunable unit is off if all weights that produce, scale or read it are zero. (`tfspline.slim` finds more:
         units that are merely constant.) `allow_inexact` is as for `of`.
-
-        Raises:
-            TypeError, ValueError: the model's graph cannot be read.
         """
         graph = graphs.read(model, allow_inexact=allow_inexact)
         layers = _keras.layer_paths(model)
         off = graph.free
         for part in graph.slices:
             if part.role != "statistic":
-                value = np.moveaxis(layers[part.layer].weights[part.index].numpy(), part.axis, 0)
-                off[part.units[value.reshape(len(value), -1).any(axis=1)]] = False
+                value = layers[part.layer].weights[part.index].numpy()
+                off[part.units[rows(value, part.axis).any(axis=1)]] = False
         return cls(graph, off)
 
     @classmethod
@@ -151,7 +141,7 @@ class Masks(Mapping):
         `tfspline.slim` folds it into the next layers. `allow_inexact` is as for `of`.
 
         Raises:
-            TypeError, ValueError: the model is not a wrapped tf_keras model, or its graph cannot be read.
+            TypeError, ValueError: the model is not a wrapped tf_keras model.
         """
         wrappers.check_wrapped(wrapped)
         graph = graphs.read(wrapped, allow_inexact=allow_inexact)
@@ -160,7 +150,7 @@ class Masks(Mapping):
         for part in graph.slices:
             if part.role == "produced":
                 mask = masks.get((part.layer, part.index))  # None if the layer is not wrapped: all on
-                on = True if mask is None else np.moveaxis(mask, part.axis, 0).reshape(len(part.units), -1).any(axis=1)
+                on = slice(None) if mask is None else rows(mask, part.axis).any(axis=1)
                 off[part.units[on]] = False
         return cls(graph, off)
 
@@ -172,17 +162,13 @@ class Masks(Mapping):
         prevent that, and to switch off what tfmot does not mask: biases, gammas, betas and unwrapped layers.
 
         Raises:
-            TypeError, ValueError: the model is not a wrapped tf_keras model or not the one that the masks were made
-                for, or a layer that produces a unit that is off is not wrapped.
+            TypeError, ValueError: the model, or a layer that produces a unit that is off, is not wrapped.
         """
         wrappers.check_wrapped(wrapped)
         check_same(wrapped, self.graph, "masks were")
         masked = {place for place, _, _ in wrappers.pruning_vars(wrapped)}
-        bare = [
-            part.layer
-            for part in self.graph.producers.values()
-            if self.off[part.units].any() and (part.layer, part.index) not in masked
-        ]
+        producers = [part for part in self.graph.producers.values() if self.off[part.units].any()]
+        bare = [part.layer for part in producers if (part.layer, part.index) not in masked]
         if bare:
             raise ValueError(
                 f"Layers {bare} have units that are off, but tfmot has not wrapped them. Wrap them, or use Masks.apply."
@@ -222,16 +208,12 @@ class Masks(Mapping):
         loops, until `release`. Masks that were applied before are replaced.
 
         Each weight gets a constraint, which Keras' optimizers call after each update; the user's own constraint keeps
-        working inside it. Constraints are not saved with the model. The first call retraces the model's train
-        function; later masks need no retracing. A custom `tf.function` that was traced before the first call ignores
-        the masks. Call `release` after training, in particular if the optimizer ends by assigning moving averages of
-        the weights (`use_ema=True`), which were not zero.
+        working inside it. Constraints are not saved with the model. A custom `tf.function` that was traced before the
+        first call ignores the masks. Call `release` after training, in particular if the optimizer ends by assigning
+        moving averages of the weights (`use_ema=True`), which were not zero.
 
         In a model that tfmot has wrapped, the wrappers get the masks as well (see `to_tfmot`), and tfmot does not
         choose masks until `release`. Weights that tfmot had masked before are trained again.
-
-        Raises:
-            ValueError: `model` has other layers or shapes than the one that the masks were made for.
         """
         check_same(model, self.graph, "masks were")
         masks, installed = entries(self.graph, self.off), wrappers.freeze(model)
@@ -259,29 +241,26 @@ class Masks(Mapping):
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the masks as JSON: for each layer its number of channels and which of them are off."""
-        channels = {layer: len(on) for layer, on in self.items()}
-        write_json(
-            path, _FORMAT, channels=channels, off={layer: np.flatnonzero(~on).tolist() for layer, on in self.items()}
-        )
+        channels, off = as_lists(self.graph, self.off)
+        write_json(path, _FORMAT, channels=channels, off=off)
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: KerasModel, *, allow_inexact: bool = False) -> "Masks":
-        """Reads masks written by `save`, for the model that they were made for; `allow_inexact` is as for `of`.
-
-        Raises:
-            ValueError: the file is damaged, does not hold masks, or holds those of another model.
-        """
+        """Reads masks written by `save`, for the model that they were made for; `allow_inexact` is as for `of`."""
         graph = graphs.read(model, allow_inexact=allow_inexact)
         return read_json(path, _FORMAT, "masks", lambda found: listed(graph, found["channels"], found["off"]))
 
 
-def listed(graph: Graph, channels: dict[str, int], off: dict[str, list[int]]) -> Masks:
-    """Makes masks from the lists in a file: each layer's number of channels, and which are off, in ascending order.
+def as_lists(graph: Graph, off: np.ndarray) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """Each layer's number of channels, and which of them are off, for a file that `listed` reads."""
+    producers = graph.producers.items()
+    channels = {layer: len(part.units) for layer, part in producers}
+    return channels, {layer: np.flatnonzero(off[part.units]).tolist() for layer, part in producers}
 
-    Raises:
-        ValueError: the lists are malformed, contradict each other or do not fit the graph.
-    """
-    expected = {layer: len(part.units) for layer, part in graph.producers.items()}
+
+def listed(graph: Graph, channels: dict[str, int], off: dict[str, list[int]]) -> Masks:
+    """Makes masks from what `as_lists` returned; ValueError if the lists are malformed or do not fit the graph."""
+    expected, _ = as_lists(graph, np.zeros(graph.units, bool))
     if channels != expected or off.keys() != expected.keys():
         raise ValueError(f"Expected a model with the channels {channels}. Received: one with {expected}")
     on = {layer: np.ones(number, bool) for layer, number in expected.items()}

@@ -9,16 +9,7 @@ from tfspline.graph.structure import Group, WeightSlice
 
 
 class Placement:
-    """Where the weights that produce a group's units hold each of them.
-
-    Args:
-        producers: the layers that produce channels, by path, as in `Graph.producers`.
-        group: a group of the same graph.
-
-    Attributes:
-        slices: layer path -> the `WeightSlice` of the weight that produces the units.
-        places: layer path -> int [n, positions a unit], see `places_of`.
-    """
+    """Where the weights that produce a group's units hold each of them; `producers` as in `Graph.producers`."""
 
     def __init__(self, producers: Mapping[str, WeightSlice], group: Group):
         self.slices = {layer: producers[layer] for layer in group.layers}
@@ -35,14 +26,9 @@ class Placement:
 
 
 def places_of(unit_at: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Finds units along an axis.
+    """The positions of n units along an axis, int [n, positions a unit], given the unit at each position of the axis.
 
-    Args:
-        unit_at: int [positions], the unit at each position of the axis.
-        units: int [n], the units to find.
-
-    Returns:
-        int [n, positions a unit]. The second dimension is 0 unless every unit is there, equally often.
+    The second dimension is 0 unless every unit is there, equally often.
     """
     places = np.argsort(unit_at, kind="stable")
     places = places[np.isin(unit_at[places], units)]

@@ -41,38 +41,34 @@ def plan(
     """Chooses the units of a model to remove.
 
     Args:
-        model: a built functional or Sequential model of Keras 3 or tf_keras.
+        model: a built functional or Sequential model of Keras 3 or tf_keras. It is not changed.
         ratio: the share of the prunable units to remove, in (0, 1); or a mapping of layers to such shares, where all
             other layers keep their units. Give exactly one of `ratio`, `max_flops`, `max_params` and `max_latency`.
         max_flops: the largest share of the model's FLOPs that may stay, in (0, 1).
         max_params: the largest share of the model's parameters that may stay, in (0, 1).
-        max_latency: the share of the prediction time that may stay, in (0, 1), met within 5 %. It is measured on this
-            device, in turns with the whole model. Measuring takes about a minute for a large network, longer with
-            LiteRT, and needs an otherwise idle machine.
+        max_latency: the share of the prediction time that may stay, in (0, 1), met within 5 %. Measuring takes about a
+            minute for a large network and needs an otherwise idle machine.
         criterion: "spline", "spline_data", "spline_affine", "bn_scale", "l1", "l2", "fpgm", "taylor", "snip",
             "synflow", "random", or a name given to `register_criterion`.
         scope: "layer" removes the same share of every group of units; "global" ranks all units together.
         min_units: the smallest number of units that a group keeps.
-        round_to: widths are rounded up to a multiple of this number, for instance 8 for speed on some hardware. A group
-            without such a width keeps all units.
+        round_to: widths are rounded up to a multiple of this number. A group without such a width keeps all units.
         protect: layers whose units are kept: paths, or predicates of a layer.
         allow_inexact: also remove units whose removal changes the function of the rest, so that the result differs
             from the masked model: channels that LayerNormalization and similar layers normalize over.
         seed: seed of the criterion "random".
-        data: inputs for data-driven criteria; a few hundred samples are enough. "spline_data" and "spline_affine" need
-            inputs as the model takes them (several inputs in a list). "taylor" and "snip" need a tuple `(x, y)` of
-            inputs and labels, and a compiled loss. A batched tf.data.Dataset of either works too; its first 1,024
-            samples are used. Activations are computed for all samples at once, gradients in batches.
+        data: inputs for data-driven criteria, several inputs in a list; a few hundred samples are enough. "taylor" and
+            "snip" need a tuple `(x, y)` of inputs and labels, and a compiled loss. A batched tf.data.Dataset of either
+            works too; its first 1,024 samples are used.
         runtime: where `max_latency` is measured: "tensorflow", "litert", or a function, as for `tfspline.latency`.
         batch_size: inputs per prediction when `max_latency` is measured.
 
     Returns:
-        A `Plan`; the model is not changed. A warning is logged if no unit is removed.
+        A `Plan`. A warning is logged if no unit is removed.
 
     Raises:
-        TypeError, ValueError: the model's graph cannot be read; an argument is out of range; no unit of the model can
-            be pruned; the budget is smaller than what must stay; no widths meet `max_latency` within 5 %; or the
-            criterion needs `data`, labels or a compiled loss that is missing.
+        TypeError, ValueError: the model's graph cannot be read; an argument is out of range; no unit can be removed;
+            the budget cannot be met; or the criterion needs `data`, labels or a compiled loss that is missing.
 
     Example:
 
@@ -93,17 +89,22 @@ def plan(
         round_to=round_to,
     )
     graph = graphs.read(model, several("protect", protect), allow_inexact)
-    if max_flops is not None:
+    options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
+    stopwatch = None
+    if max_latency is not None:
+        stopwatch = Stopwatch(model, graph, runtime, batch_size)
+        options |= {"runtime": getattr(runtime, "__name__", str(runtime)), "batch_size": batch_size}
+    return Plan(graph, _removed(model, graph, budget, criterion, seed, data, stopwatch), options)
+
+
+def _removed(model, graph, budget, criterion, seed, data, stopwatch):
+    if budget.max_flops is not None:
         check_static(model)
-    stopwatch = None if max_latency is None else Stopwatch(model, graph, runtime, batch_size)
     seen = None if data is None else probe(model, data)
     removed = choose(model, graph, budget, criterion, np.random.default_rng(seed), seen, stopwatch=stopwatch)
     if not removed.any():
         logging.warning("Pruning %s: no unit is removed; its groups are too small for %s", model.name, budget)
-    options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
-    if max_latency is not None:
-        options |= {"runtime": getattr(runtime, "__name__", str(runtime)), "batch_size": batch_size}
-    return Plan(graph, removed, options)
+    return removed
 
 
 def choose(
@@ -120,9 +121,6 @@ def choose(
 
     Units that are already `off` (bool [graph.units]) are removed before all others, which are scored as if these were
     not there. Only a latency budget needs a `stopwatch`.
-
-    Raises:
-        ValueError: no unit can be removed; the criterion does not fit the model; or the budget cannot be met.
     """
     groups = [group for group in graph.groups if not group.protected]
     if not groups:
@@ -154,8 +152,7 @@ def prune(
         data: as for `plan`; the remaining layers are also refitted on these inputs.
         compensate: "auto", "refit", "merge" or "none", as for `Plan.apply`.
         recalibrate: whether to re-estimate BatchNormalization statistics, as for `Plan.apply`.
-        **options: the other arguments of `plan`: `max_flops`, `max_params`, `max_latency`, `criterion`, `scope`,
-            `min_units`, `round_to`, `protect`, `allow_inexact`, `seed`, `runtime` and `batch_size`.
+        **options: the other arguments of `plan`, such as `max_flops`, `criterion` and `protect`.
 
     Returns:
         An uncompiled model of the same Keras version with the same layer names and fewer units, free of tfspline
@@ -168,8 +165,6 @@ def prune(
 
     >>> import keras, numpy as np, tfspline
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)])
-    >>> tfspline.prune(model, 0.5).layers[0].units
-    4
     >>> tfspline.prune(model, 0.5, criterion="spline_affine", data=np.random.rand(100, 4)).layers[0].units
     4
     """

@@ -22,6 +22,8 @@ _FORMAT = "tfspline.plan.1"
 class Plan:
     """The units to remove from a model. Made by `tfspline.plan`.
 
+    `apply`, `mask` and `load` raise a ValueError for a model with other layers or shapes than the plan's model.
+
     Attributes:
         graph: the `Graph` of the model.
         removed: bool [graph.units], True for a unit to remove.
@@ -141,7 +143,7 @@ class Plan:
             recalibrate: whether to re-estimate the statistics of BatchNormalization on `data`; by default if given.
 
         Raises:
-            ValueError: `model` has other layers or shapes than the plan's model, or an option needs `data`.
+            ValueError: an option is unknown, or needs `data` that is not given.
         """
         compensation.check(data, compensate, recalibrate)
         if compensate == "auto":
@@ -157,28 +159,18 @@ class Plan:
 
     def mask(self, model: KerasModel) -> KerasModel:
         """Returns a copy of `model` of the same shape with the removed units switched off: the same function as that
-        of `apply` without compensation.
-
-        Raises:
-            ValueError: `model` has other layers or shapes than the plan's model.
-        """
+        of `apply` without compensation."""
         check_same(model, self.graph)
         return masks.switch_off(model, self.graph, self.removed)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the plan as JSON: its options, and the removed channels of each layer."""
-        producers = self.graph.producers
-        removed = {layer: np.flatnonzero(self.removed[part.units]).tolist() for layer, part in producers.items()}
-        channels = {layer: len(part.units) for layer, part in producers.items()}
+        channels, removed = masks.as_lists(self.graph, self.removed)
         write_json(path, _FORMAT, options=self.options, channels=channels, removed=removed)
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: KerasModel) -> "Plan":
-        """Reads a plan written by `save`, for the model that it was made for.
-
-        Raises:
-            ValueError: the file is not a plan, is damaged, or was made for another model.
-        """
+        """Reads a plan written by `save`, for the model that it was made for."""
         return read_json(path, _FORMAT, "a plan", functools.partial(cls._from_document, check_model(model)))
 
     @classmethod

@@ -33,17 +33,11 @@ class Pair:
 
 @dataclasses.dataclass
 class Goal:
-    """Where a layer's output is compared.
+    """Where a layer's output is compared."""
 
-    Attributes:
-        bn: path of a BatchNormalization that follows and reads nothing else, or None.
-        others: ids of the tensors that are added to the output.
-        relu: whether a ReLU follows.
-    """
-
-    bn: str | None = None
-    others: tuple[int, ...] = ()
-    relu: bool = False
+    bn: str | None = None  # path of a BatchNormalization that follows and reads nothing else
+    others: tuple[int, ...] = ()  # ids of the tensors that are added to the output
+    relu: bool = False  # whether a ReLU follows
 
 
 def goals(model: KerasModel, graph: Graph) -> dict[str, Goal]:
@@ -84,26 +78,16 @@ def _goal(node, graph, tensors) -> Goal:
         bn, last, following = following.path, following, tensors.only_reader(following)
         if getattr(last.layer, "activation", None):  # a SplineUnit
             return Goal(bn, relu=has_relu(last.layer))
-    if following and is_add(following.layer) and tensors.same_shape(following.inputs):
+    if following and spec_of(following.layer).adds and tensors.same_shape(following.inputs):
         others = tuple(tensor for tensor in following.inputs if tensor not in last.outputs)
         following = tensors.only_reader(following)
-    return Goal(bn, others, bool(following) and is_relu(following.layer))
+    return Goal(bn, others, bool(following) and not is_fused(following.layer) and has_relu(following.layer))
 
 
 def is_refittable(layer: KerasLayer) -> bool:
     """Whether a layer can be merged and refitted: Dense, or an ungrouped convolution."""
     kernel = spec_of(layer).kernel
     return kernel is not None and kernel.refittable(layer)
-
-
-def is_add(layer: KerasLayer) -> bool:
-    """Whether a layer or bare op adds tensors."""
-    return spec_of(layer).adds
-
-
-def is_relu(layer: KerasLayer) -> bool:
-    """Whether a layer is an activation layer that computes max(x, 0). False for bare ops."""
-    return not is_fused(layer) and has_relu(layer)
 
 
 def channel_axis(layer: KerasLayer) -> int:
@@ -120,17 +104,8 @@ def refit(
     relu: bool,
     others: list[Pair],
 ) -> None:
-    """Refits a layer of the cut model in place.
-
-    Args:
-        whole: the layer in the uncut model.
-        layer: the layer in the cut model.
-        bn: the BatchNormalization that directly follows it in the cut model, or None.
-        x: its inputs.
-        makes: bool [channels], which outputs of `whole` are kept.
-        relu: whether a ReLU follows, so that only values where it is on must match.
-        others: the tensors that are added to the output.
-    """
+    """Refits a layer of the cut model in place, given the layer `whole` of the uncut model, and `makes`, bool
+    [channels], which of its outputs are kept. `bn`, `relu` and `others` are as in `Goal`."""
     inputs = _channels_last(layer, x.cut)
     slope, shift = folded(bn) if bn is not None else (1.0, 0.0)
     slope = np.where(np.abs(slope) > 1e-6, slope, 1.0)  # nothing passes a zero slope, so there is nothing to fit
@@ -171,7 +146,7 @@ def _goal_values(whole, layer, x, makes, slope, shift, others):
 
 class FewRows:
     """Ridge regression on x, float32 [rows, features], with fewer rows than features, so that X X^T is smaller than
-    X^T X. `shifted` says whether to fit an offset."""
+    X^T X. `shifted`: fit an offset too."""
 
     def __init__(self, x: tf.Tensor, shifted: bool):
         self._shifted = shifted

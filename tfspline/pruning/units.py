@@ -5,6 +5,7 @@ import functools
 from collections.abc import Iterator
 
 import numpy as np
+import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.inputs import Probe
@@ -12,8 +13,33 @@ from tfspline._keras.types import KerasModel
 from tfspline.graph.structure import Graph, Group
 from tfspline.graph.weights import folded, value_of
 from tfspline.pruning import gradients
-from tfspline.pruning.placement import Placement, side_by_side
-from tfspline.pruning.readers import Reader, readers_of
+from tfspline.pruning.placement import Placement, channels_last, places_of, rows, side_by_side, take
+
+
+@dataclasses.dataclass
+class Reader:
+    """How one layer reads the n units of a group on probe data.
+
+    Attributes:
+        covariance: float32 [n, n], covariance of the units' values at this layer's input, over samples and positions.
+        coactivity: float32 [n, n], the share of samples and positions at which both units are on, that is > 0.
+        outgoing: float32 [n, m], the weights by which the layer reads each unit, all taps and outputs side by side,
+            with a directly following BatchNormalization folded in.
+    """
+
+    covariance: np.ndarray
+    coactivity: np.ndarray
+    outgoing: np.ndarray
+
+    @classmethod
+    def of(cls, values: tf.Tensor, outgoing: np.ndarray) -> "Reader":
+        """A `Reader` from the units' values [samples, n, places a unit] and the outgoing weights [n, m]."""
+        values = tf.reshape(tf.transpose(values, [0, 2, 1]), [-1, values.shape[1]])
+        centred = values - tf.reduce_mean(values, axis=0)
+        on = tf.cast(values > 0, tf.float32)
+        samples = float(len(values))
+        covariance = tf.matmul(centred, centred, transpose_a=True) / samples
+        return cls(covariance.numpy(), (tf.matmul(on, on, transpose_a=True) / samples).numpy(), outgoing)
 
 
 @dataclasses.dataclass
@@ -71,9 +97,7 @@ class Units:
     def gradients(self, training: bool) -> Gradients | None:
         """The gradients of the compiled loss; None if the plan has no `data` with labels.
 
-        Args:
-            training: whether BatchNormalization uses the statistics of each batch, as in training, or its moving
-                statistics, as in inference.
+        With `training`, BatchNormalization uses the statistics of each batch, else its moving statistics.
         """
         loss = self.measured.loss_gradients(training)
         if loss is None:
@@ -82,8 +106,8 @@ class Units:
         return Gradients(self.placement.matrix(loss.kernels), np.sum(gates, axis=0))
 
     def flow(self) -> np.ndarray:
-        """float32 [n, fan_in], the derivative of log R by the absolute incoming weights, where R is the synaptic flow
-        of the whole network; see `tfspline.pruning.gradients.of_flow`."""
+        """float32 [n, fan_in], the derivative of the logarithm of the synaptic flow by the absolute incoming weights;
+        see `tfspline.pruning.gradients.of_flow`."""
         return self.placement.matrix(self.measured.flow)
 
 
@@ -96,11 +120,11 @@ class Measurements:
 
     @functools.cached_property
     def readers(self) -> dict[str, list[Reader]] | None:
-        """The `Reader`s of each group, by name; None without inputs."""
+        """The readers of each group, by name; None without inputs."""
         return self._probe and readers_of(self._model, self._graph, self._groups, self._probe.inputs)
 
     def loss_gradients(self, training: bool) -> gradients.LossGradients | None:
-        """The gradients of the loss with respect to what layers produce; None without labels."""
+        """The gradients of the loss; None without labels."""
         if self._probe is None or self._probe.labels is None:
             return None
         if training not in self._loss_gradients:
@@ -116,10 +140,7 @@ class Measurements:
 def units_of(
     model: KerasModel, graph: Graph, groups: list[Group], rng: np.random.Generator, probe: Probe | None = None
 ) -> Iterator[Units]:
-    """Yields the `Units` of each group.
-
-    `probe`: inputs for data-driven criteria. The model runs on them only if a criterion needs activations or gradients.
-    """
+    """Yields the `Units` of each group. The model runs on `probe` only if a criterion asks for what that yields."""
     measured = Measurements(model, graph, groups, probe)
     layers = _keras.layer_paths(model)
     producers, scale = graph.producers, _mean_gamma(graph, layers)
@@ -128,17 +149,8 @@ def units_of(
         kernels = {layer: value_of(layers[layer].weights[part.index]) for layer, part in placement.slices.items()}
         parts = placement.parts(kernels)
         slope, offset = _folded_norm(graph, layers, placement, parts)
-        gamma = scale[group.units]
-        yield Units(
-            name=group.name,
-            kernel=side_by_side(parts),
-            slope=slope,
-            offset=offset,
-            scale=None if np.isnan(gamma).any() else gamma,
-            rng=rng,
-            measured=measured,
-            placement=placement,
-        )
+        gamma = None if np.isnan(scale[group.units]).any() else scale[group.units]
+        yield Units(group.name, side_by_side(parts), slope, offset, gamma, rng, measured, placement)
 
 
 def _folded_norm(graph, layers, placement, parts):
@@ -164,3 +176,55 @@ def _mean_gamma(graph, layers):
             np.add.at(total, part.units, np.abs(value_of(layers[part.layer].gamma)))
             np.add.at(passed, part.units, 1)
     return np.divide(total, passed, out=np.full(graph.units, np.nan), where=passed > 0).astype(np.float32)
+
+
+def readers_of(
+    model: KerasModel, graph: Graph, groups: list[Group], inputs: list[tf.Tensor]
+) -> dict[str, list[Reader]]:
+    """Runs the model on probe inputs. Returns, by group name, a `Reader` for each call that reads the group's units."""
+    recorder = _Recorder(model, graph, groups)
+    _keras.run(model, inputs, recorder.visit, nested=True)
+    return recorder.readers
+
+
+class _Recorder:
+    """Visits the calls of a model and collects a `Reader` wherever a layer reads units of a group."""
+
+    def __init__(self, model, graph, groups):
+        self.readers = {group.name: [] for group in groups}
+        self._graph, self._groups = graph, groups
+        self._group_at = np.full(graph.units, -1)
+        for i, group in enumerate(groups):
+            self._group_at[group.units] = i
+        self._kernels = {}  # layer path -> the weights that read units, with their `WeightSlice`s
+        layers, producers = _keras.layer_paths(model), graph.producers
+        for part in graph.slices:
+            if part.role == "read":
+                norm = layers.get(graph.folded.get(part.layer))
+                kernel = _kernel_with_norm(layers[part.layer], norm, part, producers.get(part.layer))
+                self._kernels.setdefault(part.layer, []).append((part, kernel))
+
+    def visit(self, node, args, kwargs):
+        tensors = [value for value in tf.nest.flatten((args, kwargs)) if tf.is_tensor(value)]
+        for i, x in enumerate(tensors if node.path in self._kernels else ()):
+            self._record(node.path, x, *self._graph.reads.get((node.path, i), (0, np.array([], int))))
+        return node.layer(*args, **kwargs)
+
+    def _record(self, path, x, axis, units):
+        """Records what a layer reads through one of its inputs `x`, whose `axis` (batch not counted) holds `units`."""
+        for group in (self._groups[i] for i in np.unique(self._group_at[units]) if i >= 0):
+            places = places_of(units, group.units)
+            read = [(kernel, places_of(part.units, group.units)) for part, kernel in self._kernels[path]]
+            outgoing = [take(kernel, at) for kernel, at in read if at.size]
+            if places.size and outgoing:
+                values = tf.gather(channels_last(x, axis + 1), places, axis=1)
+                self.readers[group.name].append(Reader.of(values, side_by_side(outgoing)))
+
+
+def _kernel_with_norm(layer, norm, part, producer):
+    """A weight that reads units, as a matrix [channels read, rest], with a following BatchNormalization folded in."""
+    kernel = value_of(layer.weights[part.index])
+    if norm is not None and producer and producer.index == part.index:
+        slope, _ = folded(norm)
+        kernel = kernel * np.expand_dims(slope, [axis for axis in range(kernel.ndim) if axis != producer.axis])
+    return rows(kernel, part.axis)
