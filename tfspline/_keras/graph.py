@@ -13,9 +13,9 @@ from tfspline._keras.modules import is_model, keras_modules, keras_of, of_class
 from tfspline._keras.types import KerasLayer, KerasModel
 
 
-def is_graph(model: KerasModel) -> bool:
-    """Whether the graph of a model is known: it is functional, or a Sequential that has been built."""
-    return hasattr(_functional(model), "_nodes_by_depth")
+def is_graph(layer: KerasLayer) -> bool:
+    """Whether a layer is a model whose graph is known: it is functional, or a Sequential that has been built."""
+    return is_model(layer) and hasattr(_functional(layer), "_nodes_by_depth")
 
 
 def _functional(model):
@@ -70,7 +70,7 @@ def nodes(model: KerasModel, nested: bool = False, parent: Node | None = None) -
                 continue
             make = _node_keras3 if hasattr(node, "operation") else _node_tf_keras
             node = make(node, parent)
-            if nested and is_model(node.layer) and is_graph(node.layer):
+            if nested and is_graph(node.layer):
                 yield from nodes(node.layer, nested, node)
             else:
                 yield node
@@ -123,7 +123,7 @@ def run(
 
 def _results(node, values, visit, nested) -> list:
     """The values of the outputs of a call."""
-    if nested and is_model(node.layer) and is_graph(node.layer):
+    if nested and is_graph(node.layer):
         return run(node.layer, [values[tensor] for tensor in node.inputs], visit, nested, node)
     args, kwargs = node.fill(values)
     return tf.nest.flatten(visit(node, args, kwargs))
@@ -146,7 +146,7 @@ def layer_paths(model: KerasModel, prefix: str = "") -> dict[str, Any]:
     paths = {}
     for node in nodes(model):
         paths[prefix + node.layer.name] = node.layer
-        if is_model(node.layer) and is_graph(node.layer):
+        if is_graph(node.layer):
             paths.update(layer_paths(node.layer, f"{prefix}{node.layer.name}/"))
     return paths
 
@@ -189,7 +189,7 @@ def rebuild(
         layer = node.layer
         if id(layer) not in copies:
             path = prefix + layer.name
-            if is_model(layer) and is_graph(layer):
+            if is_graph(layer):
                 symbolic = [x for x in tf.nest.flatten((args, kwargs)) if module.backend.is_keras_tensor(x)]
                 copies[id(layer)] = [rebuild(layer, copies_of, f"{path}/", symbolic)]
             else:
@@ -216,7 +216,7 @@ def _freeze(model, copy):
     copies = {layer.name: layer for layer in copy.layers}
     for layer in map(unwrapped, model.layers):
         other = copies.get(layer.name)
-        if is_model(layer) and is_graph(layer):
+        if is_graph(layer):
             _freeze(layer, other)
         elif other and other.trainable != layer.trainable:
             other.trainable = layer.trainable

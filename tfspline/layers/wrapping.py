@@ -108,7 +108,7 @@ def _rebuilt(model, copies_of):
 def _stacks(model: KerasModel, batch_normalization: type[KerasLayer]) -> dict[int, KerasLayer]:
     """Map the id of each BatchNormalization that can absorb an activation layer to that layer."""
     layers = _keras.layer_paths(model).values()
-    nested = [layer for layer in layers if _keras.is_model(layer) and _keras.is_graph(layer)]
+    nested = [layer for layer in layers if _keras.is_graph(layer)]
     graphs = {id(graph): graph for graph in [model, *nested]}.values()
     nodes = [node for graph in graphs for node in _keras.nodes(graph)]
     calls = collections.Counter(id(node.layer) for node in nodes)
