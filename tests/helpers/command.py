@@ -1,4 +1,4 @@
-"""The command line in this process, which is faster than a new one."""
+"""Runs train.py in the test process, which is faster than a new process."""
 
 from tfspline.recipe import command_line
 

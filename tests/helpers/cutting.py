@@ -1,4 +1,4 @@
-"""The check of every cut: masked and slimmed are the same function."""
+"""A check that a masked model and its slim model compute the same function."""
 
 import numpy as np
 
@@ -9,12 +9,12 @@ EXACT = 1e-5  # of the largest output
 
 
 def check_cut(model, plan, rng):
-    """Masked equals slimmed, which is smaller by as much as the plan says, and the model is as it was."""
+    """Check that masked and slim outputs agree, that costs match the plan, and that the model is unchanged."""
     before = [weight.numpy() for weight in model.weights]
     slim, masked = plan.apply(model), plan.mask(model)
     x = inputs_for(model, rng)
     assert difference(masked(x), slim(x)) <= EXACT
-    assert difference(model(x), slim(x)) > 1e-3  # the cut units did contribute
+    assert difference(model(x), slim(x)) > 1e-3  # the removed units did contribute
     (params_before, params_after), (_, macs_after) = plan.cost()["params"], plan.cost()["macs"]
     assert model.count_params() == masked.count_params() == params_before
     assert slim.count_params() == params_after < params_before

@@ -15,7 +15,7 @@ def blocks(page: pathlib.Path, language: str = "python") -> list[str]:
 
 
 def run(page: pathlib.Path, code: list[str], names: dict, keras: str = "keras") -> dict:
-    """Runs code blocks one after the other, `import keras` being that of the given Keras version."""
+    """Runs code blocks in order, with `import keras` replaced by an import of the given Keras version."""
     for block in code:
         source = re.sub(r"^import keras$", f"import {keras} as keras", block, flags=re.MULTILINE)
         exec(compile(source, str(page), "exec"), names)

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 
 def smooth(rng, height, width, channels=3):
-    """An image that JPEG hardly changes."""
+    """An image that JPEG compression hardly changes."""
     coarse = rng.uniform(0, 255, (3, 4, channels)).astype(np.float32)
     return tf.image.resize(coarse, (height, width)).numpy().astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Compiled models, their data, and whether units are switched off."""
+"""Compiled models, their data, and checks that removed units are zero."""
 
 import numpy as np
 import tensorflow as tf
@@ -9,12 +9,12 @@ from tfspline.pruning.masks import entries
 
 
 def half(model, rng, share=0.5):
-    """Masks in which a random share of the prunable units is off."""
+    """Masks that remove a random share of the prunable units."""
     return tfspline.plan(model, share, criterion="random", seed=int(rng.integers(99))).masks
 
 
 def off_values(model, masks):
-    """The weights' entries that belong to units that are off."""
+    """The weight entries that belong to removed units."""
     layers = tfspline._keras.layer_paths(model)
     return np.concatenate(
         [

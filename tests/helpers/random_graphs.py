@@ -134,7 +134,7 @@ def transposed(layers, x, draw):
 
 @block
 def in_a_row(layers, x, draw):
-    """Layers for sequences, with all positions of the map along one axis."""
+    """A sequence layer, applied to all positions of the feature map along one axis."""
     height, width, channels = x.shape[1:]
     x = layers.Reshape((height * width, channels))(x)
     kind = draw(st.sampled_from(["conv", "separable", "depthwise", "transposed", "attention", "gru", "both"]))

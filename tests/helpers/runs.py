@@ -1,4 +1,4 @@
-"""Small recipes, runs that are interrupted, and what a run has written."""
+"""A small recipe, a function that interrupts runs, and functions that read the files of a run."""
 
 import json
 
@@ -45,7 +45,7 @@ def interrupt(monkeypatch, stops):
 
 
 def end_of(folder, keras):
-    """All that a run has written, without times: names of files, history, summary, plan and each weight."""
+    """The results of a run, without times: file names, history, summary, plan and weights."""
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     weights = {
         path.name: [weight.tobytes() for weight in keras.models.load_model(path).get_weights()]

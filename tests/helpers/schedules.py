@@ -1,4 +1,4 @@
-"""A pruning schedule, and a quiet fit."""
+"""A pruning schedule, and a `fit` without output."""
 
 
 class Every:

@@ -13,13 +13,14 @@ def schedule(step):
 
 
 class Training:
-    """The same model, data and callbacks each time, as in a new process.
+    """A training with the same model, data and callbacks each time, as in a new process.
 
     Args:
         keras: the Keras version.
-        folder: where backups are kept.
-        order: the order of the callbacks: b(ird), p(runing), k(eras' BackupAndRestore), c (those given to `run`).
-        after_bird: whether the pruning starts at the early bird.
+        folder: the folder for backups.
+        order: the order of the callbacks, one letter each: b for EarlyBird, p for SplinePruning, k for
+            BackupAndRestore of Keras, c for the callbacks given to `run`.
+        after_bird: whether pruning starts when the early bird is found.
         regrow: see `SplinePruning`.
         given: whether the early bird is given a probe; otherwise it records one.
         save_freq: see `BackupAndRestore`.

@@ -1,4 +1,4 @@
-"""Small networks with every structure that slimming must handle, and weights as after training."""
+"""Small networks with every structure that slimming must handle, and random weights like those of a training."""
 
 import numpy as np
 import tensorflow as tf
@@ -52,7 +52,7 @@ def assert_close(a, b, tolerance=1e-4):
 
 
 def inputs_for(model, rng, batch=3):
-    """Random inputs of a model's shapes and kinds of dtype (float or integer)."""
+    """Random inputs with the shapes of the model inputs, float or integer as each input requires."""
     arrays = [
         rng.integers(0, 5, (batch, *tensor.shape[1:]))
         if tf.as_dtype(tensor.dtype).is_integer

@@ -1,4 +1,4 @@
-"""The rules that keep the code base easy to find one's way in: import direction, sizes, names, private APIs."""
+"""Rules for the code: import order, sizes, names, private attributes of Keras, documentation, types."""
 
 import ast
 import inspect
@@ -30,7 +30,7 @@ def functions(path: pathlib.Path):
 
 
 def body_lines(function: ast.FunctionDef) -> int:
-    """The lines of a function; the docstring of a function of the public face does not count."""
+    """The lines of a function; the docstring of a public function does not count."""
     lines = function.end_lineno - function.lineno + 1
     if function.name in tfspline.__all__ and ast.get_docstring(function):
         docstring = function.body[0]
@@ -44,7 +44,7 @@ def names(path) -> str:
 
 
 def test_packages_import_in_one_direction():
-    # In a process of its own, since the linter disables all loggers that exist.
+    # In a new process, since the linter disables all existing loggers.
     command = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
     subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=True)
 

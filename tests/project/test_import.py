@@ -1,4 +1,4 @@
-"""`import tfspline`: what it loads and lists; the examples in the docstrings run."""
+"""Tests of `import tfspline`: the modules it loads, the public names, and the examples in the docstrings."""
 
 import doctest
 import importlib

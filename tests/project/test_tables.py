@@ -14,7 +14,7 @@ import pytest
 from absl import app, flags
 from absl.testing import flagsaver
 
-from tfspline import datasets as data
+from tfspline import datasets
 from tfspline.recipe.recipe import Recipe
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "benchmarks"))
@@ -142,7 +142,7 @@ class TestReport:
         lines = {line.get_label(): line.get_xydata() for line in axes.lines}
         np.testing.assert_allclose(lines["l1"], [[37.5, 91]])
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dense", "spline", "l1", "snip"]
-        # Quartiles 91 and 94: what lies under 86.5 is named, and does not squash the rest.
+        # With quartiles 91 and 94, values below 86.5 are listed as text instead of stretching the axis.
         assert [text.get_text() for text in axes.texts] == ["below: snip 50.0 (70 % removed)", "spline"]
         assert axes.get_ylim() == pytest.approx((91 - 0.12 * 3, 94 + 0.12 * 3))
 
@@ -204,7 +204,7 @@ class TestRunGrid:
         assert spline["training_flops_reduction"] == dense["training_flops"] / spline["training_flops"] > 1
         assert spline["macs"] < dense["macs"] and spline["options"]["eb_lookback"] == "1"
         assert all(0 < line["accuracy"] <= 1 and line["threads"] == os.cpu_count() for line in lines.values())
-        # Only the search that others took over is kept.
+        # Only the search that other cells continue from is kept.
         assert sorted(os.listdir(tmp_path)) == ["digits-mlp-dense-0", "results.jsonl"]
         kept = {os.path.splitext(file)[0] for file in os.listdir(tmp_path / "digits-mlp-dense-0" / "checkpoints")}
         assert kept == {"search-0000011"}
@@ -228,7 +228,7 @@ def test_tfmot_prunes_to_the_given_number_of_parameters():
                     schedule="early_bird", pruning_epochs=1, validation_split=0.2, evaluate="validation")  # fmt: skip
     found = magnitude.run(recipe, recipe.load_dataset(), params=1500, begin_epoch=1)
     assert found["params"] == pytest.approx(1500, abs=10)
-    images = len(data.load("digits", validation_split=0.2).train) // 128 * 128
+    images = len(datasets.load("digits", validation_split=0.2).train) // 128 * 128
     macs = 64 * 32 + 32 * 32 + 32 * 10
     assert found["training_flops"] == 3 * 2 * macs * 4 * images
     assert 0.3 < found["accuracy"] <= 1 and found["macs"] <= macs
