@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests; `keras` runs a test on both Kerases."""
+"""Fixtures shared by all tests; `keras` runs a test on both Keras versions."""
 
 import gc
 import os
