@@ -74,7 +74,7 @@ def trained_on_digits(keras, x, y):
     return model
 
 
-def test_quantised_files_are_small_and_nearly_as_accurate(keras, tmp_path):
+def test_quantized_files_are_small_and_nearly_as_accurate(keras, tmp_path):
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype("float32").reshape(-1, 8, 8, 1)
     model = trained_on_digits(keras, x[:1200], y[:1200])
@@ -94,7 +94,7 @@ def test_quantised_files_are_small_and_nearly_as_accurate(keras, tmp_path):
         assert ("QUANTIZE" in ops(paths[quantize])) == (quantize == "int8")  # the image is converted to integers
 
 
-def test_several_inputs_are_quantised_on_their_own_data(keras, tmp_path, rng):
+def test_several_inputs_are_quantized_on_their_own_data(keras, tmp_path, rng):
     model = scramble(shared_and_nested(keras), rng)
     data = inputs_for(model, rng, 50)
     data[1] *= 100  # if the inputs were mixed up, their ranges would be wrong

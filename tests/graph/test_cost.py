@@ -73,7 +73,7 @@ def profiled(model):
 def check_profiled(model):
     """Checks that FLOPs are those of the ops that multiply and accumulate, which are most of what the profiler counts.
 
-    The rest, which `tfspline.flops` leaves out, is at most a tenth of it: biases (BiasAdd), batch normalisation
+    The rest, which `tfspline.flops` leaves out, is at most a tenth of it: biases (BiasAdd), batch normalization
     (Mul, AddV2, Sub, Rsqrt, where it is not one op, which the profiler does not count), pooling (MaxPool, AvgPool,
     Mean), residual adds and gates (AddV2, Mul), activations made of several ops, softmax.
     """

@@ -98,7 +98,7 @@ def test_unknown_layer_protects_with_a_reason(keras, rng, what):
 
 def test_protect_takes_paths_and_predicates(keras):
     model = chain(keras)
-    assert groups_of(model, protect=("a",))["a"].protected == "it was asked for in `protect`"
+    assert groups_of(model, protect=("a",))["a"].protected == "it is listed in `protect`"
     by_width = groups_of(model, protect=(lambda layer: layer.units == 8,))
     assert by_width["b"].protected and not by_width["a"].protected
     with pytest.raises(ValueError, match=r"Expected names of layers in `protect`.*Received: \['nowhere'\]"):

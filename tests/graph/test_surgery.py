@@ -71,3 +71,28 @@ def test_op_with_an_array_as_argument_is_copied(keras, rng):
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dense(4, "relu", name="hidden")(x)))
     slim = check_cut(scramble(model, rng), tfspline.plan(model, {"hidden": 0.5}), rng)
     assert slim.get_layer("hidden").units == 2
+
+
+def test_custom_layer_whose_config_lacks_its_name_keeps_it(keras, rng):
+    class Scaled(keras.layers.Layer):
+        def __init__(self, factor, **kwargs):
+            super().__init__(**kwargs)
+            self.factor = factor
+
+        def call(self, x):
+            return x * self.factor
+
+        def get_config(self):
+            return {"factor": self.factor}
+
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(8, "relu")(keras.layers.Dense(8, "relu", name="first")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(Scaled(2.0, name="mine")(x)))
+    plan = tfspline.plan(model, 0.5)
+    check_cut(model, plan, rng)
+    assert plan.apply(model).get_layer("mine").factor == 2.0
+
+
+def test_allow_inexact_is_a_bool(keras, rng):
+    with pytest.raises(TypeError, match="`allow_inexact`"):
+        tfspline.plan(chain(keras), 0.5, allow_inexact=1)

@@ -54,7 +54,7 @@ WITHOUT_MODEL = {
     "a string as early_bird": (
         lambda: plots.training([ROW], "bird"),
         TypeError,
-        "Expected `early_bird` to be a EarlyBird. Received: str",
+        "Expected `early_bird` to be an EarlyBird. Received: str",
     ),
     "None as history": (
         lambda: plots.training(None, tfspline.EarlyBird()),

@@ -96,7 +96,7 @@ def test_plan_prints_widths_ties_and_reasons(keras, rng):
     (stem,) = (line for line in lines if line.startswith("stem"))
     assert "8 -> 4" in stem and "tied to conv2d" in stem
     (inner,) = (line for line in lines if line.startswith("inner"))
-    assert "6 -> 6" in inner and "asked for in `protect`" in inner
+    assert "6 -> 6" in inner and "listed in `protect`" in inner
     (head,) = (line for line in lines if line.startswith("head"))
     assert "kept: it feeds an output" in head
     assert any(line.startswith("all macs") and "fewer" in line for line in lines)
@@ -161,7 +161,7 @@ def test_plan_that_removes_nothing_warns(caplog, options):
     )
     with caplog.at_level(logging.WARNING, "absl"):
         plan = tfspline.plan(model, **options)
-        assert not plan.removed.any() and "Pruning small: no unit is removed" in caplog.text
+        assert not plan.removed.any() and "No unit of 'small' is removed" in caplog.text
         caplog.clear()
         tfspline.plan(model, 0.5)
         assert not caplog.text
@@ -188,7 +188,7 @@ def test_equal_seeds_give_equal_plans(keras):
         ({"ratio": 0.5, "criterion": "best"}, "`criterion`.*'best'"),
         ({"ratio": 0.5, "scope": "world"}, "`scope`.*'world'"),
         ({"ratio": 0.5, "min_units": 0}, "`min_units`.*0"),
-        ({"ratio": 0.5, "protect": ("a", "b")}, "No unit of .* can be removed: .*asked for in `protect`"),
+        ({"ratio": 0.5, "protect": ("a", "b")}, "No unit of .* can be removed: .*listed in `protect`"),
         ({"max_flops": 1e-4}, "max_flops=0.0001 cannot be met: .* needs 0.0.* of the FLOPs"),
     ],
 )

@@ -501,7 +501,7 @@ def test_channels_of_layer_norm_need_allow_inexact(keras, rng):
     kernel.assign(kernel.numpy() * [[1], [0], [1], [1], [1], [1]])
     assert check(model, rng, exact=0).get_layer("a").units == 6
     small, measured = measure(model, allow_inexact=True)
-    # channel 0 is constant before the normalisation and varies after it; channel 1 is not read
+    # channel 0 is constant before the normalization and varies after it; channel 1 is not read
     assert small.get_layer("a").units == 5 and measured > 1e-3
 
 

@@ -19,6 +19,7 @@ from helpers.runs import SMALL
 import tfspline
 from tfspline.datasets import image_files
 from tfspline.recipe import Recipe, command_line
+from tfspline.recipe.flags import read_flagfile
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -160,3 +161,12 @@ def test_paths_with_spaces_and_unicode(monkeypatch, tmp_path, keras, rng):
     codes = tfspline.region_codes(model, np.zeros((2, 8, 8, 3)))
     codes.save(folder / "cödes.npz")
     assert tfspline.Codes.load(folder / "cödes.npz") == codes
+
+
+@pytest.mark.parametrize(
+    "content", [b"--ratio 0.5\n", b"--flagfile=other.cfg\n", b"ratio=0.5\n", b"\xc4\xff\x00"], ids=repr
+)
+def test_flagfile_errors_name_the_file(tmp_path, content):
+    (tmp_path / "mine.cfg").write_bytes(content)
+    with pytest.raises(ValueError, match="mine.cfg"):
+        read_flagfile(tmp_path / "mine.cfg")

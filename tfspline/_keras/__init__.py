@@ -36,6 +36,7 @@ from tfspline._keras.layers import (
     innermost,
     is_builtin_function,
     op_name,
+    rename,
     sublayers,
     weight,
     weights,

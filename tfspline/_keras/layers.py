@@ -103,6 +103,12 @@ def config_of(layer: KerasLayer) -> dict:
     return config
 
 
+def rename(layer: KerasLayer, name: str) -> None:
+    """Gives a new layer a name, which the config of a custom layer may lack."""
+    if layer.name != name:
+        setattr(layer, "name" if isinstance(layer, keras.Operation) else "_name", name)
+
+
 def finalize(layer: KerasLayer) -> None:
     """Makes a Normalization use weights that were assigned to it, which it reads only here."""
     if of_class(layer, "Normalization"):

@@ -37,5 +37,6 @@ def among(name: str, value: Any, known: Iterable) -> Any:
 def instance(name: str, value: Any, kind: type) -> Any:
     """Check that an argument is an instance of `kind`."""
     if not isinstance(value, kind):
-        raise TypeError(f"Expected `{name}` to be a {kind.__name__}. Received: {type(value).__name__}")
+        article = "an" if kind.__name__[0] in "AEIOUaeiou" else "a"
+        raise TypeError(f"Expected `{name}` to be {article} {kind.__name__}. Received: {type(value).__name__}")
     return value

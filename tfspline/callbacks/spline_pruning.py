@@ -180,7 +180,7 @@ class SplinePruning(SavedCallback):
         return True
 
     def _settings(self):
-        units, start = self._units, "begin" if self.start is None else "early bird"
+        units, start = self._units, "beginning" if self.start is None else "early bird"
         budget = f"scope={units.budget.scope!r}, min_units={units.budget.min_units}"
         options = f"start at the {start}, regrow={units.regrow}, seed={units.seed}"
         return f"SplinePruning(criterion={units.criterion!r}, {budget}, {options})"

@@ -26,7 +26,7 @@ def export_litert(
     """Writes a model to a `.tflite` file that runs in LiteRT, without TensorFlow, Keras and tfspline.
 
     The file has the signature `serving_default` of `tfspline.export`; inputs and outputs keep the dtypes of the model,
-    even if it is quantised. Batch normalisation is folded into the kernels before it.
+    even if it is quantized. Batch normalization is folded into the kernels before it.
 
     Args:
         model: a functional or built Sequential model of either Keras version.

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
+from tfspline._utils.checks import instance
 from tfspline.graph.call import Call, Findings, Flow
 from tfspline.graph.channel_ids import group_units
 from tfspline.graph.layer_specs.registry import spec_of
@@ -30,12 +31,12 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False) -> Graph:
     _check_protect(protect, layers)
     shapes = _weight_shapes(layers)
 
-    walk = _Walk(allow_inexact)
+    walk = _Walk(instance("allow_inexact", allow_inexact, bool))
     for flow in walk.run(model):
         walk.findings.ids.protect(flow.ids, "it feeds an output of the model", first=True)
     for part in walk.findings.slices.values():
         if part.role == "produced" and _protects(protect, part.layer, layers[part.layer]):
-            walk.findings.ids.protect(part.units, "it was asked for in `protect`")
+            walk.findings.ids.protect(part.units, "it is listed in `protect`")
     return walk.graph(shapes)
 
 

@@ -103,7 +103,10 @@ def _removed(model, graph, budget, criterion, seed, data, stopwatch):
     seen = None if data is None else probe(model, data)
     removed = choose(model, graph, budget, criterion, np.random.default_rng(seed), seen, stopwatch=stopwatch)
     if not removed.any():
-        logging.warning("Pruning %s: no unit is removed; its groups are too small for %s", model.name, budget)
+        logging.warning(
+            "No unit of %r is removed: with this budget, min_units and round_to, all groups of units keep their widths",
+            model.name,
+        )
     return removed
 
 

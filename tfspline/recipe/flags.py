@@ -64,12 +64,16 @@ def read_flagfile(path: str | os.PathLike) -> dict[str, str]:
 
     Skips empty lines and `#` comments, and raises a ValueError for other lines.
     """
+    try:
+        lines = Path(path).read_text("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)!r} is not a text file ({error})") from error
     flags = {}
-    for line in Path(path).read_text("utf-8").split("\n"):
+    for line in lines:
         if not line.strip() or line.startswith("#"):
             continue
-        if not line.startswith("--"):
-            raise ValueError(f"Expected --name=value on each line of {os.fspath(path)!r}. Received: {line!r}")
         name, equals, text = line.removeprefix("--").partition("=")
+        if not line.startswith("--") or " " in name or name == "flagfile":
+            raise ValueError(f"Expected --name=value on each line of {os.fspath(path)!r}. Received: {line!r}")
         flags[name] = text if equals else "true"
     return flags

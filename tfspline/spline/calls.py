@@ -98,7 +98,10 @@ def _bits(call: CallActivation, approximate: bool, max_pooling: bool) -> Bits | 
     if call.last and isinstance(activation, Smooth):
         return None
     if not approximate:
-        call.refuse("approximate=True takes the sign of the pre-activation where it can be observed")
+        call.refuse(
+            "region_codes(model, x, approximate=True) takes the sign of the pre-activation where it can be observed, "
+            "and EarlyBird(metric='mask') needs no codes"
+        )
     sign = activation.sign if isinstance(activation, Smooth) else None
     if sign is None:
         return None

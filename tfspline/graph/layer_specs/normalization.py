@@ -30,7 +30,7 @@ def _over_channels(call: Call) -> np.ndarray:
             for weight in ("gamma", "beta", "scale"):
                 if hasattr(getattr(call.layer, weight, None), "shape"):  # in tf_keras, scale=True is a flag
                     call.per_channel(weight, i, ids)
-            call.protect(ids, f"{call.described()} normalises over channels", inexact=True)
+            call.protect(ids, f"{call.described()} normalizes over channels", inexact=True)
     return call.inputs[0]
 
 
@@ -44,7 +44,7 @@ def _group_normalization(call: Call) -> np.ndarray:
         call.resize("groups", lambda kept: int(kept[ids].sum()))
     else:
         call.tie_groups(ids, groups)
-        call.protect(ids, f"{call.described()} normalises over channels", inexact=True)
+        call.protect(ids, f"{call.described()} normalizes over channels", inexact=True)
     return call.inputs[0]
 
 
