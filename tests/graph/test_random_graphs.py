@@ -28,7 +28,7 @@ def check(keras, data, folder):
     assert difference(slim(x), keras.models.load_model(folder / "slim.keras")(x)) <= 1e-6
 
 
-@settings(max_examples=40, **RELAXED)
+@settings(max_examples=16, **RELAXED)
 @given(data=st.data())
 def test_random_graphs(keras, tmp_path_factory, data):
     check(keras, data, tmp_path_factory.getbasetemp())

@@ -4,6 +4,7 @@ import collections
 import gc
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from tensorflow.types import experimental as types
 
@@ -26,6 +27,7 @@ def living(keras):
     return numbers
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_epochs(keras, rng, tmp_path):
     layers = keras.layers
     model = keras.Sequential(
