@@ -227,3 +227,14 @@ def test_wrapped_model_is_exported(keras, rng, tmp_path):
     x = zoo.inputs_for(model, rng)
     served = tf.saved_model.load(tfspline.export(model, tmp_path)).signatures["serving_default"]
     zoo.assert_close(served(tf.constant(x))["head"], model(x))
+
+
+def test_custom_layer_whose_config_lacks_its_name_keeps_it(keras):
+    class Plain(keras.layers.Dense):
+        def get_config(self):
+            return {"units": self.units}
+
+    layers = [keras.layers.BatchNormalization(), Plain(3, name="mine")]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    wrapped = tfspline.wrap(model)
+    np.testing.assert_array_equal(wrapped.get_layer("mine").kernel.numpy(), model.get_layer("mine").kernel.numpy())

@@ -26,9 +26,7 @@ def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str,
         if path in resizes:  # an initializer that is a matrix has the old shape
             config |= {key: "zeros" for key, value in config.items() if _is_matrix(key, value)}
         config = config | resizes.get(path, {}) | (configs or {}).get(path, {})
-        copy = _keras.from_config(type(layer), config)
-        _keras.rename(copy, layer.name)
-        return [copy]
+        return [_keras.copy_of(layer, config)]
 
     small = _keras.rebuild(model, copies_of)
     _slice_weights(model, small, graph, kept)

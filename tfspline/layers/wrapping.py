@@ -92,7 +92,7 @@ def unwrap(model: KerasModel) -> KerasModel:
 
 
 def _copy(layer):
-    return _keras.from_config(type(layer), _keras.config_of(layer))
+    return _keras.copy_of(layer, _keras.config_of(layer))
 
 
 def _rebuilt(model, copies_of):
