@@ -1,15 +1,21 @@
 """The data sets toy2d, digits, fashion_mnist, cifar10 and cifar100."""
 
 import gzip
+import pathlib
 import pickle
+import re
 import struct
+import tarfile
 
 import keras as keras3
 import numpy as np
 import pytest
+from helpers.command import start
 
 from tfspline import datasets as data
 from tfspline.datasets import image_files, sources
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def test_toy2d_labels_match_hand_computed_distances():
@@ -151,6 +157,58 @@ def test_cifar_is_downloaded_without_a_data_dir(name, monkeypatch):
     arrays = np.zeros((4, 32, 32, 3), np.uint8), np.arange(4, dtype=np.uint8).reshape(4, 1)
     monkeypatch.setattr(getattr(keras3.datasets, name), "load_data", lambda: (arrays, arrays))
     np.testing.assert_array_equal(data.load(name).train.labels, range(4))
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """The cache of Keras, empty, on a machine without a connection and without the Debian package."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))
+    monkeypatch.setattr(sources, "_DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
+    return tmp_path / "datasets"
+
+
+def advice(name):
+    """Where the error of a failed download says that a copy of the files can be put."""
+    with pytest.raises(OSError, match=f"'{name}' could not be downloaded: .*data_dir.*digits, toy2d") as raised:
+        data.load(name)
+    return re.search(r"https://\S+\w", str(raised.value))[0], pathlib.Path(re.search("'(/.*?)'", str(raised.value))[1])
+
+
+def test_advice_of_a_failed_download_of_cifar100_works(offline, tmp_path, rng, monkeypatch):
+    _, place = advice("cifar100")
+    place.write_bytes(b"a part of the archive")
+    assert advice("cifar100")[1] == place and place.parent == offline
+    images = rng.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    (tmp_path / "cifar-100-python").mkdir()
+    for part in ("train", "test"):
+        write_cifar(tmp_path / "cifar-100-python" / part, images, b"fine_labels", [99, 0])
+    np.testing.assert_array_equal(data.load("cifar100", tmp_path / "cifar-100-python").train.images, images)
+    monkeypatch.setattr("keras.src.utils.file_utils.validate_file", lambda *args, **kwargs: True)  # another hash
+    with tarfile.open(place, "w:gz") as archive:
+        archive.add(tmp_path / "cifar-100-python", "cifar-100-python")
+    np.testing.assert_array_equal(data.load("cifar100").train.images, images)
+
+
+def test_advice_of_a_failed_download_of_fashion_mnist_works(offline, rng):
+    _, place = advice("fashion_mnist")
+    for part, n in (("train", 6), ("t10k", 4)):
+        write_idx(place / f"{part}-images-idx3-ubyte.gz", rng.integers(0, 256, (n, 28, 28)).astype(np.uint8))
+        write_idx(place / f"{part}-labels-idx1-ubyte.gz", np.arange(n, dtype=np.uint8))
+    assert len(data.load("fashion_mnist", place).train) == len(data.load("fashion_mnist").train) == 6
+    images = place / "train-images-idx3-ubyte.gz"
+    images.write_bytes(images.read_bytes()[:-12])  # as a killed download leaves it
+    with pytest.raises(OSError, match=f"delete '{place}' and try again"):
+        data.load("fashion_mnist")
+
+
+def test_headline_command_says_what_to_do_without_a_connection(offline, tmp_path):
+    url, place = advice("cifar10")
+    assert url.endswith("cifar-10-python.tar.gz") and place.name == "cifar-10-batches-py-target_archive"
+    with pytest.raises(SystemExit, match="'cifar10' could not be downloaded: .*data_dir"):
+        start(f"--flagfile={CONFIGS / 'resnet56.cfg'}", f"--run_dir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
 
 
 class Malicious:

@@ -47,6 +47,7 @@ def load(
     Raises:
         ValueError: an unknown name, an argument that does not fit the data set, or a file with invalid content.
         FileNotFoundError: `data_dir` or a file in it does not exist.
+        OSError: the data set could not be downloaded; the message says where to put a copy of the files.
 
     Example:
         >>> digits = tfspline.datasets.load("digits", validation_split=0.1)

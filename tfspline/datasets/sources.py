@@ -26,6 +26,24 @@ _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+# For the data sets that Keras downloads: the files, how to use a copy of them, and their place in Keras' cache.
+_DOWNLOADS = {
+    "fashion_mnist": (
+        "the four .gz files of https://github.com/zalandoresearch/fashion-mnist",
+        "Set data_dir to the folder with them, or move them to",
+        "fashion-mnist",
+    ),
+    "cifar10": (
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        "Extract it and set data_dir to its folder cifar-10-batches-py, or save it as",
+        "cifar-10-batches-py-target_archive",
+    ),
+    "cifar100": (
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        "Extract it and set data_dir to its folder cifar-100-python, or save it as",
+        "cifar-100-python-target_archive",
+    ),
+}
 _CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _CIFAR100_CLASSES = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
@@ -64,12 +82,28 @@ def fashion_mnist(data_dir: Path | None, _):
     if data_dir is None and _DEBIAN_FASHION_MNIST.is_dir():
         data_dir = _DEBIAN_FASHION_MNIST
     if data_dir is None:
-        return _FASHION_MNIST_CLASSES, *keras.datasets.fashion_mnist.load_data()
+        return _FASHION_MNIST_CLASSES, *_loaded_by_keras("fashion_mnist")
     train, test = (
         [_read_idx(data_dir / f"{part}-{content}-ubyte.gz") for content in ("images-idx3", "labels-idx1")]
         for part in ("train", "t10k")
     )
     return _FASHION_MNIST_CLASSES, train, test
+
+
+def _loaded_by_keras(name: str):
+    """What `keras.datasets` has in its cache, or downloads."""
+    try:
+        return getattr(keras.datasets, name).load_data()
+    except Exception as error:  # a bare one if there is no connection, almost any if a file in the cache is damaged
+        files, how, cached = _DOWNLOADS[name]
+        home = os.path.expanduser(os.environ.get("KERAS_HOME") or "~/.keras")
+        place = os.path.join(home if os.access(home, os.W_OK) else "/tmp/.keras", "datasets", cached)
+        damaged = f" What is there already may be damaged: delete {place!r} and try again." * os.path.exists(place)
+        raise OSError(
+            f"Dataset {name!r} could not be downloaded: {error}. Without a connection, get {files} elsewhere. {how} "
+            f"{place!r}.{damaged} No download is needed for digits, toy2d and image_folder, nor for fashion_mnist with "
+            "Debian's package dataset-fashion-mnist."
+        ) from error
 
 
 def _read_idx(path: Path) -> np.ndarray:
@@ -90,7 +124,7 @@ def _read_idx(path: Path) -> np.ndarray:
 def cifar10(data_dir: Path | None, _):
     """CIFAR-10, from its Python batches or downloaded by Keras."""
     if data_dir is None:
-        return _CIFAR10_CLASSES, *keras.datasets.cifar10.load_data()
+        return _CIFAR10_CLASSES, *_loaded_by_keras("cifar10")
     *batches, test = (
         _read_cifar(data_dir / name, "labels", len(_CIFAR10_CLASSES))
         for name in (*(f"data_batch_{index}" for index in range(1, 6)), "test_batch")
@@ -102,7 +136,7 @@ def cifar10(data_dir: Path | None, _):
 def cifar100(data_dir: Path | None, _):
     """CIFAR-100 with its 100 fine classes, from its Python batches or downloaded by Keras."""
     if data_dir is None:
-        return _CIFAR100_CLASSES, *keras.datasets.cifar100.load_data()
+        return _CIFAR100_CLASSES, *_loaded_by_keras("cifar100")
     train, test = (_read_cifar(data_dir / part, "fine_labels", len(_CIFAR100_CLASSES)) for part in ("train", "test"))
     return _CIFAR100_CLASSES, train, test
 
