@@ -2,11 +2,13 @@
 
 import dataclasses
 import html
+import importlib.util
 import itertools
 import pathlib
 import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import keras as keras3
 import numpy as np
@@ -20,6 +22,7 @@ import tfspline
 from tfspline.datasets import image_files
 from tfspline.recipe import Recipe, command_line
 from tfspline.recipe.flags import read_flagfile
+from tfspline.recipe.phases import Phases
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -53,6 +56,23 @@ def test_flags_override_the_flagfile_and_name_the_run_dir(tmp_path, started):
     assert started == [(recipe, "runs/mine-2")]
     start("--network=mlp", "--ratio=0.5", "--baseline", "false", "--deterministic")
     assert started[1] == (Recipe(network="mlp", ratio=0.5, deterministic=True), "runs/mlp-digits-0")
+
+
+def test_budget_replaces_that_of_the_flagfile(started):
+    file = f"--flagfile={ROOT / 'configs' / 'quickstart.cfg'}"
+    start(file, "--ratio=0.5")
+    start("--max_flops=0.4", file, "--ratio=none")
+    budgets = [(recipe.ratio, recipe.max_flops, recipe.training_flops_reduction) for recipe, _ in started]
+    assert budgets == [(0.5, None, None), (None, 0.4, None)]
+    with pytest.raises(SystemExit, match="exactly one of ratio, max_flops, .*Received: none"):
+        start(file, "--training_flops_reduction=none")
+
+
+def test_none_unsets_a_flag_of_the_flagfile(started):
+    start(f"--flagfile={ROOT / 'configs' / 'gradual.cfg'}", "--schedule=one_shot", "--pruning_epochs=none")
+    assert started[0][0].pruning_epochs is None
+    with pytest.raises(SystemExit, match="--epochs to be an integer. Received: 'none'"):
+        start("--epochs=none", "--ratio=0.5")
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.stem)
@@ -101,6 +121,23 @@ def test_mistake_in_a_new_process_is_one_line_and_a_failure(tmp_path):
 def test_traceback_is_shown_on_request():
     with pytest.raises(ValueError, match="ratio"):
         start("--network=mlp", "--ratio=1.5", "--traceback")
+
+
+def test_gradual_run_without_tfmot_ends_before_the_search(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorflow_model_optimization", None)
+    with pytest.raises(SystemExit, match=r"tensorflow-model-optimization .*pip install 'tfspline\[tfmot\]'"):
+        start("--network=mlp", "--ratio=0.5", "--schedule=polynomial", f"--run_dir={tmp_path / 'run'}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "tensorboard"])
+def test_missing_optional_package_is_reported_before_the_training(monkeypatch, tmp_path, package, caplog):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    monkeypatch.setattr(Phases, "search", Mock(side_effect=OSError("stopped here")))
+    with caplog.at_level("WARNING", "absl"), pytest.raises(SystemExit, match="stopped here"):
+        start("--network=mlp", "--ratio=0.5", f"--run_dir={tmp_path / 'run'}")
+    assert f"{package} is not installed" in caplog.text and "pip install 'tfspline[plots]'" in caplog.text
 
 
 @pytest.mark.usefixtures("undrawn")

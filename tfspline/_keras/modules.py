@@ -43,11 +43,16 @@ def tfmot() -> ModuleType:
     `tf.keras` becomes Keras 2 unless somebody has looked at it before."""
     before = os.environ.get("TF_USE_LEGACY_KERAS")
     _ = tf.keras.Model
-    import tensorflow_model_optimization
-
-    os.environ.pop("TF_USE_LEGACY_KERAS", None)
-    if before is not None:
-        os.environ["TF_USE_LEGACY_KERAS"] = before
+    try:
+        import tensorflow_model_optimization
+    except ImportError as error:  # of a module that it imports, too, such as distutils
+        raise ImportError(
+            f"Gradual schedules need tensorflow-model-optimization ({error}): pip install 'tfspline[tfmot]'"
+        ) from error
+    finally:
+        os.environ.pop("TF_USE_LEGACY_KERAS", None)
+        if before is not None:
+            os.environ["TF_USE_LEGACY_KERAS"] = before
     return tensorflow_model_optimization
 
 

@@ -12,7 +12,7 @@ from tfspline.pruning import criteria
 from tfspline.pruning.planning import plan
 from tfspline.recipe.flags import described, is_valid
 
-_BUDGETS = ("ratio", "max_flops", "training_flops_reduction")
+BUDGETS = ("ratio", "max_flops", "training_flops_reduction")
 _INPUT_SHAPE, _CLASSES = (32, 32, 3), 2  # placeholders, because the dataset is not loaded yet
 _MAX_INTEGER = 2**63  # TensorFlow stores integers in 64 bits
 
@@ -115,9 +115,9 @@ def _pruning_conflicts(recipe) -> Iterator[str]:
 
 
 def _check_budget(recipe):
-    given = {name: getattr(recipe, name) for name in _changed(recipe, *_BUDGETS)}
+    given = {name: getattr(recipe, name) for name in _changed(recipe, *BUDGETS)}
     if len(given) != 1:
-        raise ValueError(f"Expected exactly one of {', '.join(_BUDGETS)}. Received: {given or 'none'}")
+        raise ValueError(f"Expected exactly one of {', '.join(BUDGETS)}. Received: {given or 'none'}")
     (name, value), *_ = given.items()
     if name == "training_flops_reduction":
         _expect(name, value, 1 < value < math.inf, "greater than 1")
@@ -159,7 +159,7 @@ def check_removal(recipe: Any, dataset: Dataset) -> None:
             "training_flops_reduction or search_epochs, or increase epochs."
         ) from error
     if not chosen.removed.any():
-        given = [_setting(recipe, name) for name in (*_changed(recipe, *_BUDGETS), "min_units")]
+        given = [_setting(recipe, name) for name in (*_changed(recipe, *BUDGETS), "min_units")]
         raise ValueError(f"No unit of network={recipe.network!r} would be removed with {', '.join(given)}.")
 
 

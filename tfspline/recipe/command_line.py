@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from tfspline.recipe.checks import BUDGETS
 from tfspline.recipe.flags import kind_of, read_flagfile, to_text
 from tfspline.recipe.recipe import Recipe
 from tfspline.recipe.report import table
@@ -36,7 +37,10 @@ def main(arguments: Sequence[str], script: str = "train.py") -> None:
         parser = _parser(program)
         given = vars(parser.parse_args(arguments))
         if "flagfile" in given:
-            flags = [f"--{name}={text}" for name, text in read_flagfile(given["flagfile"]).items()]
+            flags = read_flagfile(given["flagfile"])
+            if not given.keys().isdisjoint(BUDGETS):  # a budget replaces that of the file, whichever it is
+                flags = {name: text for name, text in flags.items() if name not in BUDGETS}
+            flags = [f"--{name}={text}" for name, text in flags.items()]
             given = vars(parser.parse_args([*flags, *arguments]))
         names = [field.name for field in dataclasses.fields(Recipe)]
         recipe = Recipe.from_flags({name: given[name] for name in names if name in given})
@@ -71,7 +75,8 @@ def _parser(program):
         argument_default=argparse.SUPPRESS,
     )
     of_run = parser.add_argument_group("Run")
-    of_run.add_argument("--flagfile", metavar="FILE", help="File with one flag per line; other flags override it.")
+    file = "File with one flag per line. Other flags override it; a budget replaces its budget; none unsets a flag."
+    of_run.add_argument("--flagfile", metavar="FILE", help=file)
     of_run.add_argument("--run_dir", metavar="DIR", help="Folder of the run. (default: runs/<flagfile>-<seed>)")
     of_run.add_argument("--search_dir", metavar="DIR", help="Folder of another run with the same search, to reuse it.")
     levels = "0: silent, 1: progress bars, 2: one line per epoch. (default: 1)"

@@ -49,8 +49,13 @@ def to_text(value: Any) -> str:
 
 
 def from_text(name: str, text: str, annotation: Any) -> Any:
-    """The value that `to_text` wrote. Raises a ValueError that names the flag if it is not of the annotated type."""
+    """The value that `to_text` wrote, and None for "none" where the annotation allows it.
+
+    Raises a ValueError that names the flag if the text is not of the annotated type.
+    """
     kind = kind_of(annotation)
+    if text == "none" and kind is not annotation:
+        return None
     try:
         if typing.get_origin(kind) is tuple:
             return tuple(int(number) for number in text.split(",") if number)

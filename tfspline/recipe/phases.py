@@ -5,8 +5,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 
-from absl import logging
-
 from tfspline import _keras
 from tfspline._keras.inputs import probe
 from tfspline._keras.types import KerasModel
@@ -167,9 +165,7 @@ class Phases:
         summary = summarize(self.training, bird, chosen, **trained)
         if self.training.publish:
             self._export(trained["slim"], chosen, summary)
-            if importlib.util.find_spec("matplotlib") is None:
-                logging.warning("matplotlib is not installed, so no pictures are drawn: pip install 'tfspline[plots]'")
-            else:
+            if importlib.util.find_spec("matplotlib"):
                 from tfspline.recipe import pictures  # imports matplotlib, which is slow
 
                 pictures.draw(self.folder, self.training.data, bird, summary, trained)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
@@ -60,7 +61,15 @@ class Training:
         self.steps = self.data.steps_per_epoch(recipe.batch_size, recipe.steps_per_epoch)
 
     def check(self) -> None:
-        """Raise a ValueError if the recipe does not fit the dataset or the devices, or cannot meet its budget."""
+        """Raise a ValueError if the recipe does not fit the dataset or the devices, or cannot meet its budget.
+
+        Raise an ImportError, or log a warning, if a package is missing that is needed later.
+        """
+        if self.recipe.gradual:
+            _keras.tfmot()
+        for package, what in (("matplotlib", "pictures"), ("tensorboard", "logs for TensorBoard")):
+            if self.chief and not importlib.util.find_spec(package):
+                logging.warning("%s is not installed, so there are no %s: pip install 'tfspline[plots]'", package, what)
         check_dataset(self.recipe, self.data, self.steps, self.strategy.num_replicas_in_sync)
         if not self.folder.history:
             check_removal(self.recipe, self.data)
