@@ -1,7 +1,7 @@
 """The call of a layer as its channel rule sees it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,15 @@ class Flow:
     shape: tuple  # the tensor's static shape without its batch dimension
     linear: str | None = None  # path of the layer that produced the channels, if nothing, no activation, came after it
     readers: int = 0  # how many calls and model outputs read the edge
+
+
+def _constants(value):
+    if any(isinstance(part, Flow) for part in tf.nest.flatten(value)):
+        parts = value.values() if isinstance(value, Mapping) else [] if isinstance(value, Flow) else value
+        for part in parts:
+            yield from _constants(part)
+    else:
+        yield value
 
 
 class Findings:
@@ -109,10 +118,9 @@ class Call:
         value = self.argument(name)
         return self._flows.index(value) if isinstance(value, Flow) else None
 
-    def constants_are_scalars(self) -> bool:
-        """Whether all arguments except the inputs are scalars."""
-        values = tf.nest.flatten(_keras.arguments(self.layer, *self._arguments))
-        return all(isinstance(value, Flow) or np.ndim(value) == 0 for value in values)
+    def constants(self) -> list[Any]:
+        """The arguments that are not inputs: numbers, arrays, lists of numbers and so on."""
+        return list(_constants(_keras.arguments(self.layer, *self._arguments)))
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
         """Makes the ids in `a` and those at the same place in `b`, an array of the same shape, one unit each."""

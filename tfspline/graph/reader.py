@@ -91,7 +91,7 @@ class _Walk:
         outputs = tf.nest.flatten(spec_of(node.layer).rule(Call(self.findings, node, args, kwargs)))
         for flow in arguments:
             flow.readers += 1
-        over_channels = (node.path, 0) in self.findings.reads  # a wrong `axis` normalizes over rows instead
+        over_channels = (node.path, "moving_mean", 0) in self.findings.slices  # not over rows, nor over two axes
         if _keras.of_class(node.layer, "BatchNormalization") and arguments[0].linear and over_channels:
             self._followers.append((arguments[0], node.path))
         linear = node.path in self.findings.producers and _keras.activation_name(node.layer) == "linear"

@@ -88,8 +88,8 @@ class _Walk:
         elif self._how == "merge" and path not in graph.shared and refit.is_refittable(layer):
             _merge(node.layer, layer, x.whole, kept[graph.reads[path, 0][1]], kept[self._producers[path].units])
         elif path in self._stale:
-            axis, units = graph.reads[path, 0]
-            _recalibrate(node.layer, layer, x, axis + 1, kept[units])
+            axis, units = graph.reads.get((path, 0), (0, np.array([], int)))
+            _recalibrate(layer, x, axis + 1, kept[units])
 
 
 def _merge(whole, layer, x, reads, makes):
@@ -120,14 +120,18 @@ def _merge(whole, layer, x, reads, makes):
         layer.bias.assign(value_of(layer.bias) + shift)
 
 
-def _recalibrate(whole, bn, x, axis, kept):
-    """Changes the statistics as those of the inputs changed; they stay exactly as they are where nothing changed."""
-    axes = [i for i in range(x.whole.shape.rank) if i != axis]
-    mean, variance = (moment.numpy()[kept] for moment in tf.nn.moments(tf.cast(x.whole, tf.float32), axes))
-    mean_cut, variance_cut = (moment.numpy() for moment in tf.nn.moments(tf.cast(x.cut, tf.float32), axes))
-    bn.moving_mean.assign(value_of(whole.moving_mean)[kept] + mean_cut - mean)
+def _recalibrate(bn, x, axis, kept):
+    """Changes the statistics as those of the `kept` channels changed, which are along `axis` of the inputs; they stay
+    exactly as they are where nothing changed."""
+    whole = x.whole if kept.all() else tf.boolean_mask(x.whole, kept, axis)
+    own = [i % whole.shape.rank for i in np.atleast_1d(bn.axis)]
+    others = [i for i in range(whole.shape.rank) if i not in own]
+    (mean, variance), (mean_cut, variance_cut) = (
+        tf.nn.moments(tf.cast(value, tf.float32), others, keepdims=len(own) > 1) for value in (whole, x.cut)
+    )
+    bn.moving_mean.assign(value_of(bn.moving_mean) + mean_cut - mean)
     ratio = (variance_cut + bn.epsilon) / (variance + bn.epsilon)
-    bn.moving_variance.assign(value_of(whole.moving_variance)[kept] * ratio)
+    bn.moving_variance.assign(value_of(bn.moving_variance) * ratio)
 
 
 def merge_pairs(model: KerasModel, graph: Graph, kept: np.ndarray) -> KerasModel:

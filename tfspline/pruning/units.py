@@ -173,7 +173,7 @@ def _mean_gamma(graph, layers):
     total, passed = np.zeros(graph.units), np.zeros(graph.units)
     for part in graph.slices:
         if part.weight == "gamma" and _keras.of_class(layers[part.layer], "BatchNormalization"):
-            np.add.at(total, part.units, np.abs(value_of(layers[part.layer].gamma)))
+            np.add.at(total, part.units, np.abs(rows(value_of(layers[part.layer].gamma), part.axis)).mean(axis=1))
             np.add.at(passed, part.units, 1)
     return np.divide(total, passed, out=np.full(graph.units, np.nan), where=passed > 0).astype(np.float32)
 

@@ -43,9 +43,6 @@ SMOOTH = frozenset(
     ]
 )
 
-# Functions that mix channels.
-MIXING = frozenset(["softmax", "logsoftmax", "sparsemax", "glu"])
-
 
 def function_activation(function: Callable, name: str) -> PiecewiseAffine | None:
     """The pieces of an activation function, by its name; None if they are not known."""
@@ -79,9 +76,14 @@ def _is_elementwise(activation: Any) -> bool:
 
 
 def _softmax(call: Call) -> np.ndarray:
-    """The outputs sum to one, so removing a channel changes the others."""
-    call.protect(call.inputs[0], f"{call.described()} mixes channels")
-    return call.inputs[0]
+    """The outputs sum to one along an axis, so if units are along it, removing one changes the others."""
+    ids, *masks = call.inputs
+    for mask in masks:
+        call.protect(mask, f"{call.described()} uses it as a mask")
+    axes = getattr(call.layer, "axis", call.argument("axis"))
+    if axes is None or any(ids.shape[call.axis(axis)] > 1 for axis in np.atleast_1d(axes) if axis != 0):
+        call.protect(ids, f"{call.described()} mixes channels")
+    return ids
 
 
 def _prelu(call: Call) -> np.ndarray:
@@ -178,7 +180,8 @@ LAYERS: dict[str, LayerSpec] = {
 
 OPS: dict[str, LayerSpec] = {
     **dict.fromkeys([*PIECEWISE, *SMOOTH], _op_spec(_op_activation)),
-    **dict.fromkeys(MIXING, LayerSpec(activation=_op_activation)),
+    **dict.fromkeys(["softmax", "logsoftmax", "sparsemax"], LayerSpec(_softmax, activation=_op_activation)),
+    "glu": LayerSpec(activation=_op_activation),
     **dict.fromkeys(["relu", "threshold"], _op_spec(_op_relu)),
     **dict.fromkeys(["softshrink", "hardshrink"], _op_spec(_op_shrink)),
     "clip": _op_spec(functools.partial(_op_clip, "x_min", "x_max")),

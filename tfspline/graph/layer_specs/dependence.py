@@ -70,11 +70,12 @@ def moved(call: SignalCall) -> list[np.ndarray]:
 
 
 def scaled_by_gamma(call: SignalCall) -> list[np.ndarray]:
-    """BatchNormalization: as `same_position`, but channels whose gamma is zero are constant."""
+    """BatchNormalization: as `same_position`, but where gamma is zero the output is constant."""
     varies = call.inputs[0].varies
-    if call.layer.gamma is None or call.channel_axis is None:
+    if call.layer.gamma is None:
         return [varies]
-    return [varies & call.along_channels(call.layer.gamma.numpy() != 0, varies)]
+    axes = np.atleast_1d(call.layer.axis) % varies.ndim
+    return [varies & np.reshape(call.layer.gamma != 0, [n if i in axes else 1 for i, n in enumerate(varies.shape)])]
 
 
 def table_rows(call: SignalCall) -> list[np.ndarray]:

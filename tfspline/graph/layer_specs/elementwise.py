@@ -1,6 +1,7 @@
 """Layers and bare ops that act on each number alone, and elementwise merges of several tensors."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -32,10 +33,13 @@ def layer_scale(call: Call) -> np.ndarray:
 def merge(call: Call) -> np.ndarray | list[np.ndarray]:
     """Add, Multiply, Maximum ...: channels that meet at a position are one unit; axes of length 1 are broadcast.
 
-    Also the rule of bare ops that act on each number alone, whether their other arguments are tensors or scalars.
+    Also the rule of bare ops that act on each number alone. Constants cannot be cut: they must be alike for all units.
     """
-    if not call.constants_are_scalars():
-        return unknown(call)
+    for shape in map(np.shape, call.constants()):
+        for ids in call.inputs:
+            sizes = zip(shape[::-1], (*ids.shape[::-1], 1), strict=False)
+            if len(shape) > ids.ndim + 1 or any(size > 1 < varying for size, varying in sizes):
+                call.protect(ids, f"{call.described()} reads a constant with a number for each of them")
     if len(call.inputs) == 1:
         return call.inputs[0]
     if len({ids.ndim for ids in call.inputs}) > 1:
@@ -58,9 +62,24 @@ def divide(call: Call) -> np.ndarray | list[np.ndarray]:
     return merge(call) if len(call.inputs) == 1 and numerators != (None, None) else unknown(call)
 
 
+def dropout(call: Call) -> np.ndarray:
+    """Noise for each channel of its own, by the argument `noise_shape`, is cut with the channels."""
+    ids, sizes = call.inputs[0], tuple(getattr(call.layer, "noise_shape", None) or ())
+    own = [i for i in range(-min(ids.ndim, len(sizes)), 0) if sizes[i] not in (None, 1) and ids.shape[i] > 1]
+    rows = {len(sizes) + i: call.channels(axis=i) for i in own}
+    if rows:
+        call.resize(
+            "noise_shape", lambda kept: tuple(int(kept[rows[i]].sum()) if i in rows else n for i, n in enumerate(sizes))
+        )
+    return ids
+
+
 def _candidates(args: tuple, kwargs: dict) -> tf.Tensor:
     """The candidates of Maximum and Minimum: the arguments of the call, broadcast against each other."""
-    values = [value for value in tf.nest.flatten((args, kwargs)) if not isinstance(value, (str, bool, type(None)))]
+    values: Any = (*args, *kwargs.values())
+    if not any(map(tf.is_tensor, values)):  # a layer gets a list of them
+        (values, *_) = values
+    values = [value for value in values if not isinstance(value, (str, bool, type(None)))]
     dtype = next(value.dtype for value in values if tf.is_tensor(value))
     values = [tf.cast(value, dtype) for value in values]
     shape = values[0].shape
@@ -78,6 +97,7 @@ def _scales(node: _keras.Node) -> bool:
 
 
 _PASS_THROUGH = LayerSpec(pass_through, affine=True, elementwise=True, dependence=same_position)
+_DROPOUT = dataclasses.replace(_PASS_THROUGH, rule=dropout)
 _MERGE = LayerSpec(merge, elementwise=True, dependence=any_input)
 _AFFINE_MERGE = LayerSpec(merge, affine=True, elementwise=True, dependence=any_input)
 _SUM = LayerSpec(merge, affine=True, elementwise=True, adds=True, dependence=any_input)
@@ -87,7 +107,8 @@ _MINIMUM = dataclasses.replace(_MERGE, activation=lambda layer: ArgmaxChoice(_ca
 _QUOTIENT = LayerSpec(divide, affine=_scales, elementwise=True, dependence=any_input)
 
 LAYERS: dict[str, LayerSpec] = {
-    **dict.fromkeys(["Identity", "Dropout", "AlphaDropout", "GaussianDropout", "GaussianNoise"], _PASS_THROUGH),
+    **dict.fromkeys(["Dropout", "AlphaDropout"], _DROPOUT),
+    **dict.fromkeys(["Identity", "GaussianDropout", "GaussianNoise"], _PASS_THROUGH),
     **dict.fromkeys(["ActivityRegularization", *each_dimension("SpatialDropout")], _PASS_THROUGH),
     "StochasticDepth": _PASS_THROUGH,  # this one and the next two are defined by keras.applications
     "CustomScaleLayer": _AFFINE_MERGE,

@@ -9,17 +9,18 @@ from tfspline.graph.layer_specs.spec import LayerSpec
 
 
 def _batch_normalization(call: Call) -> np.ndarray:
-    """One scale, offset and statistics for each channel; a SplineUnit also has an activation."""
-    axis = call.layer.axis
-    axis = call.axis(axis if isinstance(axis, int) else axis[0])
-    if call.inputs[0].shape[axis] == 1 != call.shape()[axis]:  # not the axis of the channels
-        return activated(call, call.inputs[0])
-    ids = call.channels(axis=axis)
-    for weight in ("gamma", "beta"):
-        call.per_channel(weight, 0, ids)
-    for weight in ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev"):
-        call.per_channel(weight, 0, ids, statistic=True)
-    return activated(call, call.inputs[0])
+    """One scale, offset and statistics for each position along `axis`; a SplineUnit also has an activation."""
+    ids, axes = call.inputs[0], [call.axis(axis) for axis in np.atleast_1d(call.layer.axis)]
+    varying = [i for i, n in enumerate(ids.shape) if n > 1] or [i for i in axes if call.shape()[i] == 1]
+    for axis in varying if len(varying) == 1 else set(axes).intersection(varying):
+        row = call.channels(axis=axis)
+        if axis in axes:
+            place = axis + 1 if len(axes) > 1 else 0  # tf_keras: with several axes, a weight has the input's rank
+            for weight in ("gamma", "beta"):
+                call.per_channel(weight, place, row)
+            for weight in ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev"):
+                call.per_channel(weight, place, row, statistic=True)
+    return activated(call, ids)
 
 
 def _over_channels(call: Call) -> np.ndarray:
@@ -36,8 +37,12 @@ def _over_channels(call: Call) -> np.ndarray:
 
 def _group_normalization(call: Call) -> np.ndarray:
     """Normalizes over the channels of each group, which must stay equally wide; exact if each group is one channel."""
-    groups = call.layer.groups
-    ids = call.channels(axis=call.axis(call.layer.axis))
+    groups, axis = call.layer.groups, call.axis(call.layer.axis)
+    if call.inputs[0].shape[axis] < call.inputs[0].size:  # units along another axis are normalized together
+        call.protect(call.inputs[0], f"{call.described()} normalizes over channels", inexact=True)
+    if call.inputs[0].shape[axis] == 1 != call.shape()[axis]:
+        return call.inputs[0]
+    ids = call.channels(axis=axis)
     for weight in ("gamma", "beta"):
         call.per_channel(weight, 0, ids)
     if groups == ids.size:
