@@ -119,6 +119,39 @@ def test_unit_in_other_dtypes(keras, rng):
         assert unit.activation.compute_dtype == unit.compute_dtype
 
 
+@pytest.mark.parametrize(
+    ("policy", "shape"),
+    [("float16", (6, 6, 3)), ("bfloat16", (6, 6, 3)), ("mixed_float16", (4,)), ("mixed_bfloat16", (6, 6, 3))],
+)
+def test_model_of_low_precision_is_trained_pruned_and_saved(keras, rng, tmp_path, policy, shape):
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        layers = keras.layers
+        image = [layers.Conv2D(8, 3), unit_of(keras)(name="unit"), layers.GlobalAveragePooling2D()]
+        stack = image if len(shape) > 1 else [layers.Dense(8), unit_of(keras)("leaky_relu", name="unit")]
+        model = keras.Sequential([keras.Input(shape), *stack, layers.Dense(8), unit_of(keras)(), layers.Dense(2)])
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    x, y = rng.normal(size=(16, *shape)), rng.normal(size=(16, 2))
+    bird, pruning = tfspline.EarlyBird(probe_size=8), tfspline.SplinePruning(lambda step: (True, 0.5))
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    losses = model.fit(x, y, epochs=2, verbose=0, callbacks=[bird, pruning]).history["loss"]
+    assert np.isfinite(losses).all() and pruning.sparsity == 0.5 and np.isfinite(bird.distances[1])
+    assert np.abs(model.get_layer("unit").moving_mean.numpy().astype("float32")).max() > 0
+    small = tfspline.slim(model)
+    zoo.assert_close(tf.cast(small(x), tf.float32), tf.cast(model(x), tf.float32), 0.05)
+    for options in ({"criterion": "spline_affine", "data": x}, {"criterion": "taylor", "data": (x, y)}):
+        plan = tfspline.plan(model, 0.25, **options)
+    for compensate in ("merge", "refit"):
+        assert np.isfinite(np.asarray(plan.apply(model, x, compensate)(x), "float32")).all()
+    unwrapped = tfspline.unwrap(model)
+    zoo.assert_close(tf.cast(tfspline.wrap(unwrapped)(x), tf.float32), tf.cast(model(x), tf.float32), 0.05)
+    if (keras.__name__, policy) != ("tf_keras", "bfloat16"):  # tf_keras itself cannot load bfloat16 weights
+        small.save(tmp_path / "small.keras")
+        loaded = keras.models.load_model(tmp_path / "small.keras")
+        np.testing.assert_array_equal(np.asarray(loaded(x), "float32"), np.asarray(small(x), "float32"))
+
+
 def test_masked_steps_are_ignored(keras, rng):
     x = rng.normal(1.0, 2.0, size=(4, 6, 5)).astype("float32")
     mask = tf.constant(rng.random((4, 6)) > 0.5)

@@ -36,9 +36,11 @@ from tfspline._keras.layers import (
     from_config,
     innermost,
     is_builtin_function,
+    is_lookup,
     op_name,
     sublayers,
     weight,
+    weight_shapes,
     weights,
 )
 from tfspline._keras.modules import is_model, keras_modules, keras_named, keras_of, load_model, of_class, tfmot

@@ -9,7 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline._keras.graph import layer_paths
-from tfspline._keras.modules import is_model
+from tfspline._keras.layers import builtin_class_name
+from tfspline._keras.layers import weights as weights_of
+from tfspline._keras.modules import is_model, of_class
 from tfspline._keras.types import KerasModel, KerasVariable
 
 
@@ -74,18 +76,37 @@ def _set_constraint(variable: KerasVariable, constraint: Callable | None) -> Non
 
 
 def weights(model: KerasModel) -> Iterator[tuple[tuple[str, int], Any]]:
-    """Yields the weights of a model, each with the path of its layer and its index in `layer.weights`."""
+    """Yields the weights of a model, each with the path of its layer and its index in `_keras.weights`."""
     for path, layer in layer_paths(model).items():
         if not is_model(layer):
-            for index, weight in enumerate(getattr(layer, "weights", ())):
+            for index, weight in enumerate(weights_of(layer)):
                 yield (path, index), weight
 
 
 def not_finite(model: KerasModel) -> str | None:
-    """The path of the first layer with a weight that is NaN or infinite, after which training cannot recover."""
-    return next((path for (path, _), weight in weights(model) if not _finite(weight)), None)
+    """The path of the first layer with NaN or infinite weights or a negative variance, or None. Training cannot recover
+    from them."""
+    layers = layer_paths(model)
+    for (path, _), weight in weights(model):
+        layer, value = layers[path], tf.convert_to_tensor(weight)
+        if not value.dtype.is_floating:
+            continue
+        norm = of_class(layer, "BatchNormalization")
+        if not (weight.trainable or norm or builtin_class_name(type(layer))):
+            value = tf.where(tf.math.is_inf(value), tf.zeros_like(value), value)  # may be the mask of an attention
+        if norm and weight is layer.moving_variance:
+            value = tf.cast(value, tf.float32)
+            value = tf.stack([value, tf.math.rsqrt(value + layer.epsilon)])
+        if not tf.reduce_all(tf.math.is_finite(value)):
+            return path
+    return None
 
 
-def _finite(weight):
-    value = tf.convert_to_tensor(weight)
-    return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))
+def check_finite(model: KerasModel) -> None:
+    """Raises a ValueError that names the layer if `not_finite` finds one."""
+    path = not_finite(model)
+    if path is not None:
+        raise ValueError(
+            f"Layer {path!r} has NaN or Inf weights, or a negative variance, so nothing can be said about the units of "
+            f"{model.name!r}. Load weights from before the training diverged, or assign finite numbers to the layer."
+        )

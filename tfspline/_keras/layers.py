@@ -10,7 +10,7 @@ from tfspline._keras.modules import keras_modules, of_class
 from tfspline._keras.types import KerasLayer
 
 _COMPUTING = ("call", "convolution_op", "kernel")  # `kernel` is a property in Keras 3
-_LOOKUPS = ("TextVectorization", "StringLookup", "IntegerLookup")
+_VOCABULARIES = ("TextVectorization", "StringLookup", "IntegerLookup")
 
 
 def op_name(layer: KerasLayer) -> str | None:
@@ -89,16 +89,33 @@ def weights(layer: KerasLayer) -> list:
     return [weight for weight in getattr(layer, "weights", ()) if hasattr(weight, "shape")]
 
 
+def weight_shapes(layer: KerasLayer) -> list[tuple[int, ...]]:
+    """The shapes of `weights(layer)`."""
+    # A variable whose size tf_keras leaves open, such as the boundaries of a Discretization, knows it only by value.
+    return [
+        tuple(tf.shape(weight).numpy()) if None in weight.shape else tuple(weight.shape) for weight in weights(layer)
+    ]
+
+
 def sublayers(layer: KerasLayer) -> list:
     """All layers inside a layer, at any depth."""
     # Keras 3 has no public way to them.
     return list(layer._flatten_layers(include_self=False))
 
 
+def is_lookup(layer: KerasLayer) -> bool:
+    """Whether a layer maps words or numbers to indices."""
+    return _has_vocabulary(layer) or of_class(layer, "Hashing")
+
+
+def _has_vocabulary(layer):
+    return any(of_class(layer, name) for name in _VOCABULARIES)
+
+
 def config_of(layer: KerasLayer) -> dict:
     """The config of a layer, including a vocabulary that it has adapted to, which no weight holds."""
     config = layer.get_config() if op_name(layer) is None else _constants(layer)
-    if any(of_class(layer, name) for name in _LOOKUPS):
+    if _has_vocabulary(layer):
         config["vocabulary"] = layer.get_vocabulary(include_special_tokens=False)
     return config
 

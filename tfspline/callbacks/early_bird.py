@@ -206,7 +206,7 @@ class EarlyBird(SavedCallback):
         if place is None:
             self._backup.put(epoch)
             return
-        if self._settling.codes:
+        if self._settling.codes and not self._not_finite(None):
             partition_distance(self._codes(), self._settling.codes[-1])  # raises for another model's state
         if place == epoch:
             self._backup.put(epoch)

@@ -24,7 +24,7 @@ class DenseValues(Saved):
 
     def __init__(self):
         self.step = -1  # the training step of the last `bring_back`
-        self._values = {}  # (layer, index in `layer.weights`) -> array
+        self._values = {}  # (layer, index in `_keras.weights`) -> array
 
     def bring_back(self, model: KerasModel, masks: Masks, step: int) -> None:
         """Gives the units of a model that are off their former values back; remembers the values of all others."""

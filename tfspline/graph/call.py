@@ -187,7 +187,7 @@ class Call:
 
     def _index(self, weight):
         variable = _keras.weight(self.layer, weight)
-        for i, other in enumerate(self.layer.weights):
+        for i, other in enumerate(_keras.weights(self.layer)):
             if other is variable:
                 return i
         raise ValueError(

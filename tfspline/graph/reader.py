@@ -59,7 +59,7 @@ def _weight_shapes(layers: dict[str, Any]) -> Shapes:
     for path, layer in layers.items():
         if _keras.is_model(layer) or not hasattr(layer, "weights"):
             continue
-        shapes[path] = [tuple(weight.shape) for weight in _keras.weights(layer)]
+        shapes[path] = _keras.weight_shapes(layer)
         if any(0 in shape for shape in shapes[path]):
             raise ValueError(f"Layer {path!r} has an empty weight: its weights have shapes {shapes[path]}")
     return shapes

@@ -19,7 +19,7 @@ class WeightSlice:
 
     layer: str  # its path
     weight: str  # its attribute, dotted if a layer inside the layer owns it ("kernel", "cell.kernel")
-    index: int  # of the weight in `layer.weights`
+    index: int  # of the weight in `_keras.weights(layer)`
     axis: int  # counted from 0
     units: np.ndarray  # int64 [positions]
     role: str
@@ -30,7 +30,7 @@ class Work:
     """Multiply-accumulates of a layer for one model input: `positions` times the size of a weight."""
 
     layer: str  # its path
-    index: int | None  # of the weight in `layer.weights`; None for work without a weight: its size counts as 1
+    index: int | None  # of the weight in `_keras.weights(layer)`; None for work without a weight: its size counts as 1
     positions: int
 
 

@@ -78,6 +78,6 @@ def check_same(model: KerasModel, graph: Graph, made: str = "plan was") -> None:
     for path, shapes in graph.shapes.items():
         if path not in paths:
             raise ValueError(f"{expected} a layer {path!r}. Received: {model.name!r}")
-        received = [tuple(weight.shape) for weight in _keras.weights(paths[path])]
+        received = _keras.weight_shapes(paths[path])
         if received != shapes:
             raise ValueError(f"{expected} weights of shapes {shapes} in layer {path!r}. Received: {received}")

@@ -20,19 +20,22 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         if not self._fusable(inputs, mask):
             return super().call(inputs, training=training, mask=mask)
         channels = inputs.shape[-1]
-        gamma = self.gamma if self.scale else tf.ones([channels])
-        beta = self.beta if self.center else tf.zeros([channels])
+        gamma = _float32(self.gamma) if self.scale else tf.ones([channels])
+        beta = _float32(self.beta) if self.center else tf.zeros([channels])
+        statistics = _float32(self.moving_mean), _float32(self.moving_variance)
         x = inputs if len(inputs.shape) == 4 else tf.reshape(inputs, [-1, 1, 1, channels])
         if training and self.trainable:
             y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=self.epsilon)
             # The kernel returns the unbiased variance, but Keras 3 averages the biased one.
             count = tf.cast(tf.size(x, tf.int64) // channels, variance.dtype)
             variance *= (count - 1) / count
-            for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                moving.assign(moving * self.momentum + new * (1 - self.momentum))
+            for moving, old, new in zip(
+                (self.moving_mean, self.moving_variance), statistics, (mean, variance), strict=True
+            ):
+                moving.assign(old * self.momentum + new * (1 - self.momentum))
         else:
             y, _, _ = tf.compat.v1.nn.fused_batch_norm(
-                *(x, gamma, beta, self.moving_mean, self.moving_variance), epsilon=self.epsilon, is_training=False
+                *(x, gamma, beta, *statistics), epsilon=self.epsilon, is_training=False
             )
         return y if x is inputs else tf.reshape(y, tf.shape(inputs))
 
@@ -41,6 +44,11 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         fused_dtype = inputs.dtype == self.compute_dtype and self.compute_dtype in _FUSED_DTYPES
         plain = mask is None and not getattr(self, "renorm", False) and not self.synchronized
         return plain and channels_last and fused_dtype
+
+
+def _float32(weight):
+    """A weight as the kernel takes it; like Keras' own implementation, it computes in float32 under any dtype policy."""
+    return tf.cast(tf.convert_to_tensor(weight), tf.float32)
 
 
 @keras.saving.register_keras_serializable("tfspline")

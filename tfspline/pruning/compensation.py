@@ -106,7 +106,8 @@ def _merge(whole, layer, x, reads, makes):
     kernel = value_of(whole.kernel).compress(~reads, axis=-2).compress(makes, axis=-1)
     if len(x) < len(stay):  # only a Dense layer, which has one tap, has so many inputs
         lost = tf.cast(tf.matmul(tf.gather(x, gone, axis=1), kernel), tf.float64)
-        change, shift = refit.FewRows(tf.gather(x, stay, axis=1), layer.use_bias).solve(lost)
+        fit = refit.FewRows(tf.gather(x, stay, axis=1), layer.use_bias)
+        change, shift = (part.numpy() for part in fit.solve(lost))
     else:
         mean = tf.reduce_mean(x, axis=0).numpy() if layer.use_bias else np.zeros(x.shape[-1], np.float32)
         gram = tf.cast(tf.matmul(x - mean, x - mean, transpose_a=True), tf.float64).numpy()
@@ -152,7 +153,7 @@ def merge_pairs(model: KerasModel, graph: Graph, kept: np.ndarray) -> KerasModel
         for part in readers:
             places = places_of(part.units, group.units)
             if places.size:
-                weight = layers[part.layer].weights[part.index]
+                weight = _keras.weights(layers[part.layer])[part.index]
                 value = np.moveaxis(value_of(weight), part.axis, 0).copy()
                 share = shares.reshape(-1, *[1] * value.ndim)
                 np.add.at(value, places[nearest], value[places[removed]] * share)

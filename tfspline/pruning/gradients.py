@@ -70,7 +70,7 @@ class _LossTape:
     def __init__(self, model: KerasModel, graph: Graph, training: bool):
         layers = _keras.layer_paths(model)
         self._model, self._folded, self._producers, self._training = model, graph.folded, graph.producers, training
-        self.kernels = {name: layers[name].weights[part.index] for name, part in self._producers.items()}
+        self.kernels = {name: _keras.weights(layers[name])[part.index] for name, part in self._producers.items()}
         self.norms = [layer for layer in layers.values() if _keras.of_class(layer, "BatchNormalization")]
         biases = {name: bias_of(layers[name], part) for name, part in self._producers.items()}
         self._biases = {name: bias for name, bias in biases.items() if bias is not None and name not in graph.folded}
@@ -121,7 +121,7 @@ def _loss(model, labels, outputs):
             f"Expected labels in `data` that fit the loss and the outputs {[tuple(y.shape) for y in outputs]} of "
             f"{model.name!r}. Received: {tf.nest.map_structure(lambda y: tuple(y.shape), labels)} ({error})"
         ) from error
-    if not np.isfinite(loss):
+    if not tf.math.is_finite(loss):
         raise ValueError(
             f"The loss of {model.name!r} on `data` is {float(loss)}, so it has no gradient. Check inputs and labels."
         )
@@ -142,13 +142,14 @@ def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
     copies: dict[int, KerasLayer] = {}
     calls = {call.node.key: _linear_call(call, copies) for call in calls_with_activations(model)}
     _flow(model, calls)  # fills `copies` with the float64 copies of the layers
-    for weight in (weight for copy in copies.values() for weight in copy.weights):
+    for weight in (weight for copy in copies.values() for weight in _keras.weights(copy)):
         if tf.as_dtype(weight.dtype).is_floating:
             name = weight.name.split("/")[-1].split(":")[0]
             weight.assign(tf.zeros_like(weight) if name in _OFFSETS else tf.abs(tf.convert_to_tensor(weight)))
     layers = _keras.layer_paths(model)
     kernels = {
-        name: _keras.tf_variable(copies[id(layers[name])].weights[part.index]) for name, part in graph.producers.items()
+        name: _keras.tf_variable(_keras.weights(copies[id(layers[name])])[part.index])
+        for name, part in graph.producers.items()
     }
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tf.nest.flatten(kernels))
@@ -172,6 +173,8 @@ def _flow(model, calls):
 def _linear_call(call: CallActivation, copies: dict):
     """A call without its activation; a choice, such as max pooling, is kept."""
     activation = call.activation
+    if _keras.is_lookup(call.node.layer):  # words and indices have no flow: it starts behind them
+        return lambda args, kwargs: [tf.ones([size or 1 for size in shape]) for shape in call.node.output_shapes]
     if isinstance(activation, ArgmaxChoice):
         return lambda args, kwargs: _chosen(activation, activation.candidates(args, kwargs))
     hidden = isinstance(activation, Smooth) and activation.sign is None

@@ -27,13 +27,13 @@ def switch_off(model: KerasModel, graph: Graph, off: np.ndarray) -> KerasModel:
     masked = cut(model, graph, np.ones(graph.units, bool))
     layers = _keras.layer_paths(masked)
     for (path, index), on in entries(graph, off).items():
-        weight = layers[path].weights[index]
+        weight = _keras.weights(layers[path])[index]
         weight.assign(np.where(on, weight.numpy(), 0))
     return masked
 
 
 def entries(graph: Graph, off: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
-    """For each weight that belongs to prunable units, by (layer path, index in `layer.weights`): bool of its shape,
+    """For each weight that belongs to prunable units, by (layer path, index in `_keras.weights`): bool of its shape,
     False for the entries of the units `off` (bool [graph.units])."""
     masks: dict[tuple[str, int], np.ndarray] = {}
     free = graph.free
@@ -128,7 +128,7 @@ class Masks(Mapping):
         off = graph.free
         for part in graph.slices:
             if part.role != "statistic":
-                value = layers[part.layer].weights[part.index].numpy()
+                value = _keras.weights(layers[part.layer])[part.index].numpy()
                 off[part.units[rows(value, part.axis).any(axis=1)]] = False
         return cls(graph, off)
 

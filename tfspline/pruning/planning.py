@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from tfspline._keras.constraints import check_finite
 from tfspline._keras.inputs import Probe, probe
 from tfspline._keras.types import Data, KerasLayer, KerasModel
 from tfspline._utils.checks import count, several
@@ -129,6 +130,7 @@ def choose(
     if not groups:
         reasons = {group.name: group.protected for group in graph.groups}
         raise ValueError(f"No unit of {model.name!r} can be removed: {reasons or 'no layer produces channels'}")
+    check_finite(model)
     on = np.ones(graph.units, bool) if off is None else ~off
     scored = [dataclasses.replace(group, units=group.units[on[group.units]]) for group in groups]
     scored = [group for group in scored if group.units.size]

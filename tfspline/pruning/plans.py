@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfspline._keras import check_model
+from tfspline._keras.constraints import check_finite
 from tfspline._keras.inputs import probe
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.files import read_json, write_json
@@ -150,6 +151,8 @@ class Plan:
             compensate = "none" if data is None else "refit"
         inputs = None if data is None else probe(model, data).inputs
         kept = ~self.removed
+        if inputs is not None or compensate == "merge":
+            check_finite(model)
         if inputs is None and compensate == "merge":
             model = compensation.merge_pairs(model, self.graph, kept)
         small = cut(model, self.graph, kept)

@@ -8,6 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfspline import _keras
+from tfspline._keras.constraints import check_finite
 from tfspline._keras.types import KerasLayer, KerasModel
 from tfspline._utils.checks import several
 from tfspline.graph import reader as graphs
@@ -106,6 +107,7 @@ def slim_report(
 
 def _slim(model, allow_inexact, protect) -> tuple[KerasModel, Masks]:
     graph = graphs.read(model, several("protect", protect), allow_inexact)
+    check_finite(model)
     read_constants = constants(model, graph, graph.free)
     selection = _Selection(model, graph, read_constants, allow_inexact)
     selection.keep_one_per_group(graph.groups)
@@ -144,7 +146,7 @@ class _Selection:
             if part.layer in read_constants:
                 self._readers.append(_Reader(graph, part.layer, layer, *read_constants[part.layer]))
             else:
-                self.needed[part.units[rows(layer.weights[part.index].numpy(), part.axis).any(axis=1)]] = True
+                self.needed[part.units[rows(_keras.weights(layer)[part.index].numpy(), part.axis).any(axis=1)]] = True
         self.kept = self.needed.copy()
         self._propagate()
 

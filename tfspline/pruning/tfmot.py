@@ -12,10 +12,10 @@ _UPDATE = "conditional_mask_update"  # the method of a wrapper's `pruning_obj` b
 
 
 def pruning_vars(model: KerasModel) -> Iterator[tuple[tuple[str, int], KerasVariable, KerasVariable]]:
-    """Yields, for every weight that tfmot masks: (layer path, index in `layer.weights`), mask (1 is on), threshold."""
+    """Yields, for every weight that tfmot masks: (layer path, index in `_keras.weights`), mask (1 is on), threshold."""
     for path, wrapper in _keras.pruning_wrappers(model).items():
         for weight, mask, threshold in wrapper.pruning_vars:
-            index = next(i for i, other in enumerate(wrapper.layer.weights) if other is weight)
+            index = next(i for i, other in enumerate(_keras.weights(wrapper.layer)) if other is weight)
             yield (path, index), mask, threshold
 
 

@@ -146,7 +146,9 @@ def units_of(
     producers, scale = graph.producers, _mean_gamma(graph, layers)
     for group in groups:
         placement = Placement(producers, group)
-        kernels = {layer: value_of(layers[layer].weights[part.index]) for layer, part in placement.slices.items()}
+        kernels = {
+            layer: value_of(_keras.weights(layers[layer])[part.index]) for layer, part in placement.slices.items()
+        }
         parts = placement.parts(kernels)
         slope, offset = _folded_norm(graph, layers, placement, parts)
         gamma = None if np.isnan(scale[group.units]).any() else scale[group.units]
@@ -223,7 +225,7 @@ class _Recorder:
 
 def _kernel_with_norm(layer, norm, part, producer):
     """A weight that reads units, as a matrix [channels read, rest], with a following BatchNormalization folded in."""
-    kernel = value_of(layer.weights[part.index])
+    kernel = value_of(_keras.weights(layer)[part.index])
     if norm is not None and producer and producer.index == part.index:
         slope, _ = folded(norm)
         kernel = kernel * np.expand_dims(slope, [axis for axis in range(kernel.ndim) if axis != producer.axis])

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
+from tfspline._keras.constraints import check_finite
 from tfspline._keras.inputs import check_inputs
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import count, instance
@@ -191,6 +192,7 @@ class RegionEncoder:
     def __call__(self, x: Data, batch_size: int = 128) -> Codes:
         """Return the `Codes` of all samples of `x`."""
         count("batch_size", batch_size)
+        check_finite(self.model)  # a unit that computes NaN has no side
         values = check_inputs(self.model, x)
         samples = len(values[0])
         arrays: dict[str, np.ndarray] = {}

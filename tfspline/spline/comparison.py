@@ -286,7 +286,7 @@ def _expanded(before: KerasModel, after: KerasModel, plan: PruningPlan) -> Keras
     for part in plan.graph.slices:
         places.setdefault((part.layer, part.index), {})[part.axis] = np.flatnonzero(kept[part.units])
     for path, shapes in plan.graph.cut_shapes(kept).items():
-        received = [tuple(weight.shape) for weight in _keras.weights(layers[path])] if path in layers else None
+        received = _keras.weight_shapes(layers[path]) if path in layers else None
         if received != shapes:
             raise ValueError(
                 f"Expected `after` to be the result of applying `plan` to {before.name!r}, with weights of shapes "

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
+from tfspline._keras.constraints import check_finite
 from tfspline._keras.types import KerasModel
 from tfspline.graph.layer_specs.registry import spec_of
 from tfspline.graph.piecewise import ArgmaxChoice, PiecewiseAffine, Smooth
@@ -53,6 +54,7 @@ class Network:
 
     def __init__(self, model: KerasModel, logits: bool = False):
         self.model = _keras.check_model(model)
+        check_finite(model)
         copies: dict[int, Any] = {}
         # For each call, nested models included, by the key of its node and in the order of the graph.
         self.steps = {call.node.key: _step(call, logits, copies) for call in calls_with_activations(model)}
@@ -151,7 +153,7 @@ def _float64_copy(layer, args, kwargs):
     copy = _keras.from_config(type(layer), config)
     copy(*args, **kwargs)  # builds it
     # The weights of an activation that is a layer come last. The copy does not have them.
-    for mine, theirs in zip(copy.weights, layer.weights, strict=False):
+    for mine, theirs in zip(_keras.weights(copy), _keras.weights(layer), strict=False):
         mine.assign(tf.cast(tf.convert_to_tensor(theirs), mine.dtype))
     _keras.finalize(copy)
     return copy

@@ -1,0 +1,80 @@
+"""Layers that look words up, whose vocabulary tf_keras keeps among the weights although it is no tensor."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.zoo import difference
+
+import tfspline
+
+TEXTS = tf.constant([["the cat sat"], ["a dog ran"], ["a cat ran"], ["the dog sat"]] * 4)
+LABELS = np.arange(16) % 2
+
+
+def lookup(keras, kind):
+    """An adapted layer, and inputs for it."""
+    layers, words = keras.layers, tf.strings.substr(TEXTS, 0, 3)
+    if kind == "texts":
+        layer, x = layers.TextVectorization(max_tokens=20, output_sequence_length=4), TEXTS
+    elif kind == "integers":
+        layer, x = layers.IntegerLookup(), tf.strings.length(TEXTS, name="n")
+        x = tf.cast(x, tf.int64)
+    elif kind == "numbers":
+        layer, x = layers.Discretization(num_bins=4), np.random.default_rng(0).normal(size=(16, 1)).astype("float32")
+    elif kind == "hashes":
+        return layers.Hashing(20), words
+    else:
+        layer, x = layers.StringLookup(), words
+    layer.adapt(x)
+    return layer, x
+
+
+def compiled(keras, kind):
+    layers = keras.layers
+    layer, x = lookup(keras, kind)
+    inputs = keras.Input((1,), dtype=tf.as_dtype(x.dtype).name)
+    if kind == "nested words":
+        inner = keras.Input((1,), dtype="string")
+        layer = keras.Model(inner, layer(inner), name="inner")
+    y = layers.Flatten()(layers.Embedding(30, 6)(layer(inputs)))
+    y = layers.ReLU(name="relu")(layers.BatchNormalization()(layers.Dense(8, name="a")(y)))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(8, "relu")(y)))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model, x, tf.data.Dataset.from_tensor_slices((x, LABELS)).batch(4)
+
+
+KINDS = ["texts", "words", "nested words", "integers", "numbers", "hashes"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_planning_and_cutting(keras, kind):
+    model, x, dataset = compiled(keras, kind)
+    for criterion in ("spline_data", "taylor", "synflow"):
+        plan = tfspline.plan(model, 0.5, criterion=criterion, data=dataset)
+    assert difference(plan.mask(model)(x), plan.apply(model)(x)) < 1e-5
+    assert difference(model(x), tfspline.wrap(model)(x)) < 1e-5
+    assert tfspline.slim_report(plan.mask(model)).difference < 1e-5
+    assert plan.apply(model, data=dataset).get_layer("a").units == 4
+    assert tfspline.region_codes(model, x).bits["relu"] == 8
+    assert tfspline.flops(model).macs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_in_training(keras, kind):
+    model, x, dataset = compiled(keras, kind)
+    masks = tfspline.plan(model, 0.5).masks
+    masks.apply(model)
+    masks.apply(model)
+    model.fit(dataset, verbose=0)
+    tfspline.Masks.release(model)
+    assert tfspline.Masks.from_model(model) == masks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_callbacks(keras, kind):
+    model, x, dataset = compiled(keras, kind)
+    early_bird, mask_bird = tfspline.EarlyBird(probe_size=8), tfspline.EarlyBird(metric="mask")
+    pruning = tfspline.SplinePruning(lambda step: (True, 0.5))
+    model.fit(dataset, epochs=2, verbose=0, callbacks=[early_bird, mask_bird, pruning])
+    assert np.isfinite(early_bird.distances[1]) and np.isfinite(mask_bird.distances[1])
+    assert pruning.sparsity == 0.5
