@@ -1,41 +1,67 @@
-"""Random graphs of all supported layers: masked equals slimmed, and the plan counts the MACs of the rebuilt model."""
-
-import os
+"""Random graphs: masked equals slim, a plan that removes nothing gives a faithful copy, and slim models can be saved."""
 
 import numpy as np
 import pytest
-from helpers.random_graphs import RELAXED, build
-from helpers.zoo import difference, inputs_for, scramble
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers.copies import check_copy, close, gradients, saved
+from helpers.random_graphs import build, values_for
+from helpers.zoo import scramble
 
 import tfspline
 
+# Blocks with faults that are being mended, and what is wrong.
+FAULTS: dict[str, str] = {}
+REFUSED = "closure"  # a Lambda that reads the weights of another layer cannot be copied faithfully
 
-def check(keras, data, folder):
-    """Builds a random model, prunes random units, and compares the masked with the slimmed model."""
+
+def check(keras, seed, folder, **smaller):
+    """Builds a random model and checks all three properties."""
     keras.backend.clear_session()
-    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    model = scramble(build(keras, data.draw), rng)
-    options = {"scope": data.draw(st.sampled_from(["layer", "global"])), "criterion": "random", "seed": 1}
-    plan = tfspline.plan(model, data.draw(st.sampled_from([0.3, 0.6])), **options)
+    keras.utils.set_random_seed(seed)
+    rng = np.random.default_rng(seed)
+    model, g = build(keras, seed, **smaller)
+    scramble(model, rng)
+    x = values_for(model, rng)
+    options = {"scope": str(rng.choice(["layer", "global"])), "criterion": "random", "seed": seed}
+    try:
+        plan = tfspline.plan(model, float(rng.choice([0.3, 0.6])), **options)
+    except ValueError as error:
+        if REFUSED in g.used and "Lambda" in str(error):
+            return
+        raise
+    check_slim(keras, model, plan, x, folder)
+    plan.removed[:] = False
+    copy = plan.apply(model)
+    check_copy(model, copy, x, rng)
+    keras.utils.set_random_seed(seed)
+    expected = gradients(model, x)
+    keras.utils.set_random_seed(seed)
+    assert close(expected, gradients(copy, x), 1e-3), "gradients"
+
+
+def check_slim(keras, model, plan, x, folder):
     slim, masked = plan.apply(model), plan.mask(model)
-    x = inputs_for(model, rng)
-    assert difference(masked(x), slim(x)) <= 1e-4
+    expected = slim(x)
+    assert close(masked(x), expected), "masked and slim differ"
     assert tfspline.flops(slim).macs == plan.cost()["macs"][1]
     assert slim.count_params() == plan.cost()["params"][1]
-    slim.save(folder / "slim.keras")
-    assert difference(slim(x), keras.models.load_model(folder / "slim.keras")(x)) <= 1e-6
+    slim(x, training=True)
+    fault = saved(keras, slim, x, folder)
+    assert not fault or saved(keras, model, x, folder), f"only the whole model can be saved and loaded: {fault}"
 
 
-@settings(max_examples=16, **RELAXED)
-@given(data=st.data())
-def test_random_graphs(keras, tmp_path_factory, data):
-    check(keras, data, tmp_path_factory.getbasetemp())
+@pytest.mark.parametrize("seed", range(100))
+def test_random_graph(keras, tmp_path, seed):
+    check(keras, seed, tmp_path)
 
 
 @pytest.mark.slow
-@settings(max_examples=int(os.environ.get("RANDOM_GRAPHS", 2000)), **{**RELAXED, "derandomize": False})
-@given(data=st.data())
-def test_many_random_graphs(keras, tmp_path_factory, data):
-    check(keras, data, tmp_path_factory.getbasetemp())
+@pytest.mark.parametrize("first", range(1000, 2500, 50), ids=lambda first: f"from_{first}")
+def test_fifty_random_graphs(keras, tmp_path, first):
+    """3,000 graphs in all. A run that was cut short goes on with `-k "from_1350 or from_1400 ..."`."""
+    failed = {}
+    for seed in range(first, first + 50):
+        try:
+            check(keras, seed, tmp_path)
+        except Exception as error:
+            failed[seed] = repr(error)[:300]
+    assert not failed, failed
