@@ -1,15 +1,13 @@
-"""Random graphs: masked equals slim, a plan that removes nothing gives a faithful copy, and slim models can be saved."""
+"""Random graphs: masked equals slim, a plan that removes nothing gives a faithful copy, slim models can be saved."""
 
 import numpy as np
 import pytest
 from helpers.copies import check_copy, close, gradients, saved
-from helpers.random_graphs import build, values_for
-from helpers.zoo import scramble
+from helpers.random_graphs import build, known_faults
+from helpers.zoo import inputs_for, scramble
 
 import tfspline
 
-# Blocks with faults that are being mended, and what is wrong.
-FAULTS: dict[str, str] = {}
 REFUSED = "closure"  # a Lambda that reads the weights of another layer cannot be copied faithfully
 
 
@@ -17,11 +15,14 @@ def check(keras, seed, folder, **smaller):
     """Builds a random model and checks all three properties."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
-    rng = np.random.default_rng(seed)
     model, g = build(keras, seed, **smaller)
-    scramble(model, rng)
-    x = values_for(model, rng)
-    options = {"scope": str(rng.choice(["layer", "global"])), "criterion": "random", "seed": seed}
+    with known_faults(g):
+        check_model(keras, model, g, np.random.default_rng(seed), folder)
+
+
+def check_model(keras, model, g, rng, folder):
+    x = inputs_for(scramble(model, rng), rng)
+    options = {"scope": str(rng.choice(["layer", "global"])), "criterion": "random", "seed": g.seed}
     try:
         plan = tfspline.plan(model, float(rng.choice([0.3, 0.6])), **options)
     except ValueError as error:
@@ -32,9 +33,9 @@ def check(keras, seed, folder, **smaller):
     plan.removed[:] = False
     copy = plan.apply(model)
     check_copy(model, copy, x, rng)
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(g.seed)
     expected = gradients(model, x)
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(g.seed)
     assert close(expected, gradients(copy, x), 1e-3), "gradients"
 
 

@@ -17,7 +17,7 @@ def objects(layer, path=()):
     """All layers and variables inside a layer, by a path of names and numbers; an object can have several paths."""
     found = {path: layer}
     for i, weight in enumerate(layer.weights):
-        found[*path, "weight", i] = weight
+        found[(*path, "weight", i)] = weight
     if hasattr(layer, "_nodes_by_depth") or hasattr(layer, "_functional"):
         inner = {part.name: part for part in layer.layers}
     else:

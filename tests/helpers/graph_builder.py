@@ -71,8 +71,10 @@ class Builder:
         return x
 
     def input(self, shape, **options):
-        return self.keras.Input(batch_shape=(self.batch, *shape), **options) if self.is_keras3 else self.keras.Input(
-            shape, self.batch, **options
+        return (
+            self.keras.Input(batch_shape=(self.batch, *shape), **options)
+            if self.is_keras3
+            else self.keras.Input(shape, self.batch, **options)
         )
 
     def shared(self, layer, x):

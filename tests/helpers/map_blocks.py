@@ -163,5 +163,3 @@ def seeded(g, x):
     *space, channels = x.shape[1:]
     seed = g.layers.Dense(int(np.prod(space)) * 2, "relu")(g.layers.GlobalAveragePooling2D()(x))
     return g.layers.Concatenate()([x, g.layers.Reshape((*space, 2))(seed)])
-
-

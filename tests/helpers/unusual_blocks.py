@@ -185,7 +185,7 @@ def constant_beside(g, x):
     """A constant as another input of a layer."""
     if g.batch and None not in x.shape and g.flag():
         more = np.ones((*x.shape[:-1], 2), "float32")
-        return g.layers.Concatenate()([x, tf.constant(more)] if g.flag() else [tf.constant(more), x])
+        return g.layers.Concatenate()([x, tf.constant(more)] if g.is_keras3 or g.flag() else [tf.constant(more), x])
     row = np.linspace(-1, 1, x.shape[-1]).astype("float32").reshape([1] * (len(x.shape) - 1) + [-1])
     return g.pick(g.layers.Add, g.layers.Multiply, g.layers.Maximum)()([x, tf.constant(row)])
 

@@ -52,15 +52,18 @@ def assert_close(a, b, tolerance=1e-4):
 
 
 def inputs_for(model, rng, batch=3):
-    """Random inputs with the shapes of the model inputs, float or integer as each input requires."""
-    arrays = [
-        rng.integers(0, 5, (batch, *tensor.shape[1:]))
-        if tf.as_dtype(tensor.dtype).is_integer
-        else rng.normal(size=(batch, *tensor.shape[1:])).astype("float32")
-        for tensor in model.inputs
-    ]
+    """Random inputs with the shapes of the model inputs, float, integer or sparse as each input requires."""
+
+    def of(tensor):
+        shape = (batch, *tensor.shape[1:])
+        if tf.as_dtype(tensor.dtype).is_integer:
+            return rng.integers(0, 5, shape)
+        value = rng.normal(size=shape).astype("float32")
+        sparse = getattr(tensor, "sparse", isinstance(getattr(tensor, "type_spec", None), tf.SparseTensorSpec))
+        return tf.sparse.from_dense(value) if sparse else value
+
     # A Keras 3 Sequential has no `input` unless it was called as a layer.
-    return tf.nest.pack_sequence_as(getattr(model, "input", model.inputs[0]), arrays)
+    return tf.nest.map_structure(of, getattr(model, "input", model.inputs[0]))
 
 
 def small_cnn(keras):
