@@ -14,6 +14,7 @@ from tfspline.deployment.litert import export_litert
 from tfspline.deployment.saved_model import export
 from tfspline.deployment.timing import latency
 from tfspline.graph.cost import flops, training_flops
+from tfspline.graph.layer_specs.functions import register_elementwise
 from tfspline.graph.layer_specs.registry import register_channel_rule
 from tfspline.layers.wrapping import unwrap, wrap
 from tfspline.pruning.criteria import register_criterion
@@ -59,6 +60,7 @@ __all__ = [
     "region_codes",
     "register_channel_rule",
     "register_criterion",
+    "register_elementwise",
     "slim",
     "slim_report",
     "training_flops",

@@ -25,7 +25,6 @@ from tfspline._keras.graph import (
     run,
 )
 from tfspline._keras.layers import (
-    activation_name,
     arguments,
     attention_weight,
     builtin_class_name,
@@ -34,10 +33,11 @@ from tfspline._keras.layers import (
     finalize,
     first_argument,
     from_config,
+    function_name,
     innermost,
-    is_builtin_function,
     is_lookup,
     op_name,
+    own_activation,
     sublayers,
     weight,
     weight_shapes,

@@ -1,5 +1,6 @@
 """Layers and bare ops: their class, arguments, weights and config."""
 
+import functools
 import inspect
 from typing import Any
 
@@ -10,33 +11,57 @@ from tfspline._keras.modules import keras_modules, of_class
 from tfspline._keras.types import KerasLayer
 
 _COMPUTING = ("call", "convolution_op", "kernel")  # `kernel` is a property in Keras 3
+_HOMES = ("keras", "tf_keras", "tensorflow")
 _VOCABULARIES = ("TextVectorization", "StringLookup", "IntegerLookup")
 
 
 def op_name(layer: KerasLayer) -> str | None:
-    """The name of a bare op in a graph ("add" for `x + y`, "relu" for `tf.nn.relu(x)`); None for a layer."""
+    """The name of a bare op in a graph ("add" for `x + y`, "relu" for `tf.nn.relu(x)`); None for a layer.
+
+    Ops that are not from Keras or TensorFlow have a name with the module in front.
+    """
     if type(layer).__name__ in ("TFOpLambda", "SlicingOpLambda"):  # not public in tf_keras
-        return layer.symbol.split(".")[-1].strip("_").lower()
-    if not isinstance(layer, tuple(module.layers.Layer for module in keras_modules())):
-        return type(layer).__name__.lower()  # a keras.Operation that is no Layer: Keras 3's bare ops
-    return None
+        home, name = layer.function.__module__, layer.symbol.split(".")[-1].strip("_").lower()
+    elif isinstance(layer, tuple(module.layers.Layer for module in keras_modules())):
+        return None
+    else:  # a keras.Operation that is no Layer: Keras 3's bare ops
+        home, name = type(layer).__module__, type(layer).__name__.lower()
+    return name if home.partition(".")[0] in _HOMES else f"{home}.{name}"
 
 
-def activation_name(layer: KerasLayer) -> str:
-    """The name of a layer's own activation, or its class if it is a layer; "linear" without one."""
-    activation = getattr(layer, "activation", None)
-    return "linear" if activation is None else getattr(activation, "__name__", type(activation).__name__)
+def own_activation(layer: KerasLayer) -> Any:
+    """The activation that a layer holds, a function or another layer; None without one, or if it changes nothing."""
+    activation: Any = getattr(layer, "activation", None)
+    while builtin_class_name(type(activation)) == "Activation":
+        activation = activation.activation
+    return activation if callable(activation) and function_name(activation) not in ("linear", "identity") else None
 
 
-def is_builtin_function(function: Any, name: str) -> bool:
-    """Whether a function is the one that Keras or TensorFlow calls by that name."""
-    homes = [getattr(module, home, None) for module in keras_modules() for home in ("activations", "ops")]
-    return any(getattr(home, name, None) is function for home in (tf.nn, tf.math, *homes))
+def function_name(function: Any) -> str | None:
+    """The name, without underscores, of a function of Keras or TensorFlow. None for any other, whatever its name."""
+    return _functions(*keras_modules()).get(id(function))
+
+
+@functools.cache
+def _functions(*modules) -> dict[int, str]:
+    """The names of the functions of Keras and TensorFlow by their ids."""
+    homes = [
+        getattr(module, home)
+        for module in modules
+        for home in ("activations", "ops", "backend")
+        if hasattr(module, home)
+    ]
+    found = {id(tf.identity): "identity", id(tf.clip_by_value): "clipbyvalue"}
+    for home in (tf.nn, tf.math, *homes):
+        for name in dir(home):
+            found.setdefault(id(getattr(home, name)), name.replace("_", ""))
+    return found
 
 
 def innermost(layer: KerasLayer) -> KerasLayer:
-    """The layer inside TimeDistributed or inside a wrapper of tfmot; any other layer itself."""
-    while of_class(layer, "Wrapper"):
+    """The layer inside a wrapper of Keras (TimeDistributed) or of tfmot's pruning; any other layer itself."""
+    # What other wrappers compute with their layer is not known, such as those of tfmot for quantization.
+    while of_class(layer, "Wrapper") and (builtin_class_name(type(layer)) or hasattr(layer, "pruning_vars")):
         layer = layer.layer
     return layer
 
@@ -49,7 +74,7 @@ def first_argument(args: tuple, kwargs: dict) -> Any:
 def builtin_class_name(layer_class: type) -> str | None:
     """The name of the built-in class that layers of a class compute the same as; None with a computation of its own."""
     for base in layer_class.__mro__:
-        if base.__module__.partition(".")[0] in ("keras", "tf_keras"):
+        if base.__module__.partition(".")[0] in _HOMES:
             own = any(getattr(layer_class, name, None) is not getattr(base, name, None) for name in _COMPUTING)
             return None if own else base.__name__
     return None

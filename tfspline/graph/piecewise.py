@@ -147,7 +147,7 @@ class Smooth:
     sign: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None
 
     @classmethod
-    def named(cls, name: str, sign: Callable = lambda z, y: z > 0) -> "Smooth":
+    def named(cls, name: str, sign: Callable | None = lambda z, y: z > 0) -> "Smooth":
         """An activation function or layer by its name."""
         return cls(f"activation {name!r}, which is smooth or not known", sign)
 

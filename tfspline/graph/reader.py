@@ -94,7 +94,7 @@ class _Walk:
         over_channels = (node.path, "moving_mean", 0) in self.findings.slices  # not over rows, nor over two axes
         if _keras.of_class(node.layer, "BatchNormalization") and arguments[0].linear and over_channels:
             self._followers.append((arguments[0], node.path))
-        linear = node.path in self.findings.producers and _keras.activation_name(node.layer) == "linear"
+        linear = node.path in self.findings.producers and _keras.own_activation(node.layer) is None
         return [
             Flow(np.asarray(ids), shape[1:], node.path if linear else None)
             for ids, shape in zip(outputs, node.output_shapes, strict=True)

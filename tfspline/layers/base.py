@@ -112,4 +112,4 @@ def is_activation(layer: KerasLayer) -> bool:
     if name == "LeakyReLU":
         slope = layer.negative_slope if hasattr(layer, "negative_slope") else layer.alpha  # tf_keras calls it alpha
         return bool(slope >= 0)
-    return name == "Activation" and _keras.activation_name(layer) in ACTIVATIONS
+    return name == "Activation" and _keras.function_name(layer.activation) in ("relu", "leakyrelu", "relu6")

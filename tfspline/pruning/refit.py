@@ -71,7 +71,7 @@ class _Tensors:
 
 
 def _goal(node, graph, tensors) -> Goal:
-    if _keras.activation_name(node.layer) != "linear":
+    if _keras.own_activation(node.layer) is not None:
         return Goal(relu=has_relu(node.layer))
     bn, others, last, following = None, (), node, tensors.only_reader(node)
     if following and following.path == graph.folded.get(node.path) and following.path not in graph.shared:

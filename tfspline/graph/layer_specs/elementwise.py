@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline.graph.call import Call
 from tfspline.graph.layer_specs.dependence import any_input, product, same_position
+from tfspline.graph.layer_specs.functions import NUMERIC
 from tfspline.graph.layer_specs.spec import LayerSpec, each_dimension, unknown
 from tfspline.graph.piecewise import ArgmaxChoice
 
@@ -126,7 +127,7 @@ OPS: dict[str, LayerSpec] = {
     "add": _SUM,
     **dict.fromkeys(["subtract", "negative", "identity", "stopgradient"], _AFFINE_MERGE),
     "cast": LayerSpec(merge, affine=True, elementwise=True, dependence=any_input, float64=lambda op, x: x),
-    **dict.fromkeys(["square", "exp"], _MERGE),
+    **dict.fromkeys(NUMERIC - {"negative", "identity", "stopgradient"}, _MERGE),
     "multiply": LayerSpec(merge, affine=_scales, elementwise=True, dependence=product),
     **dict.fromkeys(["divide", "truedivide", "truediv", "realdiv"], _QUOTIENT),
     "maximum": _MAXIMUM,

@@ -1,7 +1,6 @@
 """Finds the `LayerSpec` and the activation of a layer, and registers the specs of custom layers."""
 
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
@@ -11,6 +10,7 @@ from tfspline.graph.layer_specs import (
     activations,
     convolutions,
     elementwise,
+    functions,
     normalization,
     pooling,
     sequences,
@@ -105,7 +105,7 @@ def activation_of(layer: KerasLayer) -> Activation | None:
 def is_fused(layer: KerasLayer) -> bool:
     """Whether a layer computes something else before its activation, so that the pre-activation is hidden."""
     layer = _keras.innermost(layer)
-    return getattr(layer, "activation", None) is not None and not _keras.of_class(layer, "Activation")
+    return _keras.own_activation(layer) is not None and _keras.builtin_class_name(type(layer)) != "Activation"
 
 
 def has_relu(layer: KerasLayer) -> bool:
@@ -121,15 +121,16 @@ def _of_spec(layer, call_or_layer) -> Activation | None:
 
 def _of_attribute(layer) -> Activation | None:
     """The activation in a layer's attribute `activation`, a function or another layer."""
-    activation: Any = getattr(layer, "activation", None)
-    while _keras.of_class(activation, "Activation"):
-        activation = activation.activation
-    name: Any = getattr(activation, "__name__", None) or getattr(activation, "name", activation)
-    if activation is None or name == "linear":
+    activation = _keras.own_activation(layer)
+    if activation is None:
         return None
     is_layer = _keras.op_name(activation) is None
-    known = _of_spec(activation, activation) if is_layer else activations.function_activation(activation, name)
-    if known or not is_fused(layer):
-        return known or Smooth.named(name)
-    # z is hidden, but sigmoid, tanh, GELU, swish, softplus ... exceed their value at 0 exactly where z > 0.
-    return Smooth.named(name, lambda z, y: y > activation(tf.zeros_like(y)))
+    known = _of_spec(activation, activation) if is_layer else functions.pieces(activation)
+    if isinstance(known, PiecewiseAffine):
+        return known
+    name = functions.label(activation)
+    if not is_fused(layer):
+        return Smooth.named(name)
+    if _keras.of_class(activation, "ELU") or functions.known_name(activation) in functions.SMOOTH:
+        return Smooth.named(name, lambda z, y: y > activation(tf.zeros_like(y)))
+    return Smooth.named(name, None)  # z is hidden, and its sign does not follow from y
