@@ -9,7 +9,7 @@ CASES = {
     "a plan from a file of another format": (
         lambda g: tfspline.Plan.load(g.file, g.model),
         ValueError,
-        "Expected a plan saved by tfspline in '.*file'. Received: JSONDecodeError",
+        "Expected a plan saved by tfspline in '.*file'. Received: a file that is damaged",
     ),
     "masks from a file of a plan": (
         lambda g: g.plan.save(g.file) or tfspline.Masks.load(g.file, g.model),

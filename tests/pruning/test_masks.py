@@ -276,7 +276,7 @@ def test_save_and_load_round_trip(keras, rng, tmp_path):
     masks = half(model, rng)
     masks.save(tmp_path / "masks.json")
     assert tfspline.Masks.load(tmp_path / "masks.json", model) == masks
-    with pytest.raises(ValueError, match="masks .*channels"):
+    with pytest.raises(ValueError, match="masks from .*made for"):
         tfspline.Masks.load(tmp_path / "masks.json", chain(keras))
 
 
@@ -308,9 +308,9 @@ def test_damaged_file_raises(keras, tmp_path, damage):
 def test_invalid_arguments_raise(keras, rng):
     model = chain(keras)
     masks = half(model, rng)
-    with pytest.raises(ValueError, match="masks were made for.* a layer"):
+    with pytest.raises(ValueError, match="masks were made for, with .*Received"):
         masks.apply(residual(keras))
-    with pytest.raises(ValueError, match="masks were made for.* shapes"):
+    with pytest.raises(ValueError, match="masks were made for, with .*weights=.*Received"):
         masks.apply(tfspline.prune(model, 0.5))  # another shape
     with pytest.raises(KeyError, match="'c'"):
         tfspline.Masks.of(model, {"c": [True]})

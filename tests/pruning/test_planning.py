@@ -195,3 +195,14 @@ def test_equal_seeds_give_equal_plans(keras):
 def test_invalid_arguments_raise(keras, options, message):
     with pytest.raises(ValueError, match=message):
         tfspline.plan(chain(keras), **options)
+
+
+def test_loaded_plan_keeps_what_was_protected(keras, rng, tmp_path):
+    model = scramble(residual(keras), rng)
+    plan = tfspline.plan(model, 0.5, protect=["inner", lambda layer: layer.name == "stem"], allow_inexact=True)
+    plan.save(tmp_path / "plan.json")
+    loaded = tfspline.Plan.load(tmp_path / "plan.json", model)
+    assert loaded.options["protect"] == ["stem", "inner"] and str(loaded) == str(plan)
+    for layer in ("inner", "stem"):
+        with pytest.raises(ValueError, match="listed in `protect`"):
+            loaded.remove(layer, [0])

@@ -82,15 +82,22 @@ def read_json(path: str | os.PathLike, format: str, what: str, build: Callable[[
 
     Raises a ValueError, which calls the content `what`, if the file is damaged or has another format, or `build` fails.
     """
+    expected = f"Expected {what} saved by tfspline in {os.fspath(path)!r}. Received: "
     try:
         with open(path, encoding="utf-8") as file:
             document = json.load(file)
         if document["format"] != format:
-            raise ValueError(f"format {document['format']!r}")
+            raise ValueError(f"{expected}format {document['format']!r}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{expected}a file that is damaged, or is no JSON ({error})") from error
+    except (KeyError, TypeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{expected}a file of another kind") from error
+    try:
         return build(document)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        message = f"Expected {what} saved by tfspline in {os.fspath(path)!r}. Received: {error!r}"
-        raise ValueError(message) from error
+    except ValueError as error:
+        raise ValueError(f"Cannot load {what} from {os.fspath(path)!r}: {error}") from error
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{expected}a damaged file, with an entry that is missing or malformed ({error})") from error
 
 
 def write_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:

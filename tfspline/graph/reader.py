@@ -17,6 +17,7 @@ from tfspline._utils.checks import instance
 from tfspline.graph.call import Call, Findings, Flow
 from tfspline.graph.channel_ids import group_units
 from tfspline.graph.layer_specs.registry import spec_of
+from tfspline.graph.signature import Signature, renamed, signature
 from tfspline.graph.structure import Graph, Resize, Shapes
 
 
@@ -34,10 +35,26 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False) -> Graph:
     walk = _Walk(instance("allow_inexact", allow_inexact, bool))
     for flow in walk.run(model):
         walk.findings.ids.protect(flow.ids, "it feeds an output of the model", first=True)
+    protected = []
     for part in walk.findings.slices.values():
         if part.role == "produced" and _protects(protect, part.layer, layers[part.layer]):
+            protected.append(part.layer)
             walk.findings.ids.protect(part.units, "it is listed in `protect`")
-    return walk.graph(shapes)
+    return walk.graph(shapes, signature(model), tuple(protected))
+
+
+def matching(model: Any, graph: Graph, made: str = "plan was") -> Graph:
+    """The graph of a model that is built like that of `graph`: `graph` itself unless automatic names differ.
+
+    The units have the same numbers. ValueError for another model; `made` is what was made from the graph, and "was" or
+    "were", for the message.
+    """
+    paths = renamed(
+        graph.signature, signature(_keras.check_model(model)), f"Expected the model that the {made} made for"
+    )
+    if all(old == new for old, new in paths.items()):
+        return graph
+    return read(model, tuple(paths[path] for path in graph.protect), graph.allow_inexact)
 
 
 def _check_protect(protect, layers):
@@ -100,7 +117,7 @@ class _Walk:
             for ids, shape in zip(outputs, node.output_shapes, strict=True)
         ]
 
-    def graph(self, shapes: Shapes) -> Graph:
+    def graph(self, shapes: Shapes, signature: Signature, protect: tuple[str, ...]) -> Graph:
         """Ties the channel ids that were found into units."""
         found = self.findings
         unit_of, reasons = found.ids.units()
@@ -116,5 +133,8 @@ class _Walk:
             folded={flow.linear: path for flow, path in self._followers if flow.linear and flow.readers == 1},
             reads={read: (axis, unit_of[ids]) for read, (axis, ids) in found.reads.items()},
             shared=frozenset(path for path, calls in self._calls.items() if calls > 1),
+            signature=signature,
+            protect=protect,
+            allow_inexact=found.allow_inexact,
             units=len(reasons),
         )

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tfspline.graph.signature import Signature
+
 Shapes = dict[str, list[tuple[int, ...]]]  # layer path -> the shapes of the layer's weights
 
 
@@ -71,6 +73,9 @@ class Graph:
     # (layer path, input number) -> the input's channel axis without the batch, and the units along it
     reads: dict[tuple[str, int], tuple[int, np.ndarray]]
     shared: frozenset[str]  # paths of the layers that are called more than once
+    signature: Signature  # of the model
+    protect: tuple[str, ...]  # paths of the layers whose units were to stay
+    allow_inexact: bool  # whether units may be removed although that changes the function of the rest
     units: int  # their number
 
     @property

@@ -12,11 +12,10 @@ from tfspline.graph.structure import Graph
 
 
 def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str, dict] | None = None) -> KerasModel:
-    """An uncompiled copy of a model without the units that are not kept; ValueError if `graph` is of another model.
+    """An uncompiled copy of a model with this `graph`, without the units that are not kept.
 
     `configs` holds further config entries to change, by layer path; a weight that they add keeps its initial value.
     """
-    check_same(model, graph)
     resizes: dict[str, dict] = {}
     for resize in graph.resizes:
         resizes.setdefault(resize.layer, {})[resize.key] = resize.value(kept)
@@ -66,18 +65,3 @@ def difference(model: KerasModel, other: KerasModel, inputs: list) -> float:
         error = np.abs(a - b).max()
         largest = max(largest, error / np.abs(a).max() if error else 0.0)
     return float(largest)
-
-
-def check_same(model: KerasModel, graph: Graph, made: str = "plan was") -> None:
-    """Raises a ValueError if a model does not have the layers and weight shapes of the graph.
-
-    `made` is what was made from the graph, and "was" or "were", for the message.
-    """
-    paths = _keras.layer_paths(_keras.check_model(model))
-    expected = f"Expected the model that the {made} made for, with"
-    for path, shapes in graph.shapes.items():
-        if path not in paths:
-            raise ValueError(f"{expected} a layer {path!r}. Received: {model.name!r}")
-        received = _keras.weight_shapes(paths[path])
-        if received != shapes:
-            raise ValueError(f"{expected} weights of shapes {shapes} in layer {path!r}. Received: {received}")

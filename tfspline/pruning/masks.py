@@ -13,8 +13,9 @@ from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import instance
 from tfspline._utils.files import read_json, write_json
 from tfspline.graph import reader as graphs
+from tfspline.graph.signature import renamed, signature
 from tfspline.graph.structure import Graph
-from tfspline.graph.surgery import check_same, cut
+from tfspline.graph.surgery import cut
 from tfspline.pruning import tfmot as wrappers
 from tfspline.pruning.placement import rows
 
@@ -165,16 +166,16 @@ class Masks(Mapping):
             TypeError, ValueError: the model, or a layer that produces a unit that is off, is not wrapped.
         """
         wrappers.check_wrapped(wrapped)
-        check_same(wrapped, self.graph, "masks were")
+        graph = graphs.matching(wrapped, self.graph, "masks were")
         masked = {place for place, _, _ in wrappers.pruning_vars(wrapped)}
-        producers = [part for part in self.graph.producers.values() if self.off[part.units].any()]
+        producers = [part for part in graph.producers.values() if self.off[part.units].any()]
         bare = [part.layer for part in producers if (part.layer, part.index) not in masked]
         if bare:
             raise ValueError(
                 f"Layers {bare} have units that are off, but tfmot has not wrapped them. Wrap them, or use Masks.apply."
             )
         with wrapped.distribute_strategy.scope():
-            wrappers.write(wrapped, entries(self.graph, self.off))
+            wrappers.write(wrapped, entries(graph, self.off))
 
     def __getitem__(self, layer: str) -> np.ndarray:
         return ~self.off[self.graph.channels(layer)]
@@ -215,8 +216,8 @@ class Masks(Mapping):
         In a model that tfmot has wrapped, the wrappers get the masks as well (see `to_tfmot`), and tfmot does not
         choose masks until `release`. Weights that tfmot had masked before are trained again.
         """
-        check_same(model, self.graph, "masks were")
-        masks, installed = entries(self.graph, self.off), wrappers.freeze(model)
+        graph = graphs.matching(model, self.graph, "masks were")
+        masks, installed = entries(graph, self.off), wrappers.freeze(model)
         with model.distribute_strategy.scope():
             for place, weight in weights(model):
                 if place in masks or is_held(weight):
@@ -241,29 +242,46 @@ class Masks(Mapping):
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the masks as JSON: for each layer its number of channels and which of them are off."""
-        channels, off = as_lists(self.graph, self.off)
-        write_json(path, _FORMAT, channels=channels, off=off)
+        graph = self.graph
+        entries = {"structure": graph.signature, "protect": graph.protect, "allow_inexact": graph.allow_inexact}
+        write_json(path, _FORMAT, **entries, **as_lists(graph, self.off, "off"))
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: KerasModel, *, allow_inexact: bool = False) -> "Masks":
-        """Reads masks written by `save`, for the model that they were made for; `allow_inexact` is as for `of`."""
-        graph = graphs.read(model, allow_inexact=allow_inexact)
-        return read_json(path, _FORMAT, "masks", lambda found: listed(graph, found["channels"], found["off"]))
+        """Reads masks written by `save`, for the model that they were made for, which may have been built anew.
+
+        `allow_inexact` is as for `of`; it need not be given if the masks were made with it.
+        """
+        _keras.check_model(model)
+
+        def build(found):
+            inexact = allow_inexact or found["allow_inexact"]
+            return listed(model, found, "off", found["protect"], inexact, "masks were")
+
+        return read_json(path, _FORMAT, "masks", build)
 
 
-def as_lists(graph: Graph, off: np.ndarray) -> tuple[dict[str, int], dict[str, list[int]]]:
+def as_lists(graph: Graph, off: np.ndarray, entry: str) -> dict[str, Any]:
     """Each layer's number of channels, and which of them are off, for a file that `listed` reads."""
     producers = graph.producers.items()
     channels = {layer: len(part.units) for layer, part in producers}
-    return channels, {layer: np.flatnonzero(off[part.units]).tolist() for layer, part in producers}
+    return {"channels": channels, entry: {layer: np.flatnonzero(off[part.units]).tolist() for layer, part in producers}}
 
 
-def listed(graph: Graph, channels: dict[str, int], off: dict[str, list[int]]) -> Masks:
-    """Makes masks from what `as_lists` returned; ValueError if the lists are malformed or do not fit the graph."""
-    expected, _ = as_lists(graph, np.zeros(graph.units, bool))
-    if channels != expected or off.keys() != expected.keys():
-        raise ValueError(f"Expected a model with the channels {channels}. Received: one with {expected}")
+def listed(model: KerasModel, found: dict, entry: str, protect: list, allow_inexact: bool, made: str) -> Masks:
+    """Makes masks from a file with `as_lists`; ValueError if it is malformed or made for another model."""
+    paths = renamed(found["structure"], signature(model), f"Expected the model that the {made} made for")
+    graph = graphs.read(model, tuple(paths[path] for path in protect), allow_inexact)
+    expected = as_lists(graph, np.zeros(graph.units, bool), entry)["channels"]
+    if {paths[layer]: number for layer, number in found["channels"].items()} != expected:
+        raise ValueError(
+            f"Expected layers with the channels {found['channels']}. Received: {expected}; register the channel rules "
+            f"that were in use when the {made} made."
+        )
+    off = {paths[layer]: places for layer, places in found[entry].items()}
     on = {layer: np.ones(number, bool) for layer, number in expected.items()}
+    if off.keys() != on.keys():
+        raise ValueError(f"Expected channels of the layers {sorted(on)}. Received: {sorted(off)}")
     for layer, places in off.items():
         known = isinstance(places, list) and all(type(place) is int and 0 <= place < len(on[layer]) for place in places)
         if not known or places != sorted({*places}):

@@ -91,6 +91,7 @@ def plan(
     )
     graph = graphs.read(model, several("protect", protect), allow_inexact)
     options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
+    options["protect"] = list(graph.protect)
     stopwatch = None
     if max_latency is not None:
         stopwatch = Stopwatch(model, graph, runtime, batch_size)

@@ -1,6 +1,5 @@
 """Plans: the units to remove from a model, to be inspected, edited, saved and applied."""
 
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.files import read_json, write_json
 from tfspline.graph import reader as graphs
 from tfspline.graph.structure import Graph
-from tfspline.graph.surgery import check_same, cut
+from tfspline.graph.surgery import cut
 from tfspline.pruning import compensation, masks
 
 _FORMAT = "tfspline.plan.1"
@@ -149,44 +148,41 @@ class Plan:
         compensation.check(data, compensate, recalibrate)
         if compensate == "auto":
             compensate = "none" if data is None else "refit"
+        graph, kept = graphs.matching(model, self.graph), ~self.removed
         inputs = None if data is None else probe(model, data).inputs
-        kept = ~self.removed
         if inputs is not None or compensate == "merge":
             check_finite(model)
         if inputs is None and compensate == "merge":
-            model = compensation.merge_pairs(model, self.graph, kept)
-        small = cut(model, self.graph, kept)
+            model = compensation.merge_pairs(model, graph, kept)
+        small = cut(model, graph, kept)
         if inputs is not None and (compensate, recalibrate) != ("none", False):
-            compensation.compensate(model, small, self.graph, kept, inputs, compensate, recalibrate is not False)
+            compensation.compensate(model, small, graph, kept, inputs, compensate, recalibrate is not False)
         return small
 
     def mask(self, model: KerasModel) -> KerasModel:
         """Returns a copy of `model` of the same shape with the removed units switched off: the same function as that
         of `apply` without compensation."""
-        check_same(model, self.graph)
-        return masks.switch_off(model, self.graph, self.removed)
+        return masks.switch_off(model, graphs.matching(model, self.graph), self.removed)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the plan as JSON: its options, and the removed channels of each layer."""
-        channels, removed = masks.as_lists(self.graph, self.removed)
-        write_json(path, _FORMAT, options=self.options, channels=channels, removed=removed)
+        """Writes the plan as JSON: its options, the structure of its model, and the removed channels of each layer."""
+        lists = masks.as_lists(self.graph, self.removed, "removed")
+        write_json(path, _FORMAT, options=self.options, structure=self.graph.signature, **lists)
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: KerasModel) -> "Plan":
-        """Reads a plan written by `save`, for the model that it was made for."""
-        return read_json(path, _FORMAT, "a plan", functools.partial(cls._from_document, check_model(model)))
+        """Reads a plan written by `save`, for the model that it was made for, which may have been built anew."""
+        check_model(model)
 
-    @classmethod
-    def _from_document(cls, model, document) -> "Plan":
-        options = document["options"]
-        inexact = options.get("allow_inexact", False)
-        if not isinstance(inexact, bool):
-            raise ValueError(f"Expected allow_inexact to be true or false. Received: {inexact!r}")
-        graph = graphs.read(model, allow_inexact=inexact)
-        plan = cls(graph, np.zeros(graph.units, bool), options)
-        for layer, on in masks.listed(graph, document["channels"], document["removed"]).items():
-            plan.remove(layer, np.flatnonzero(~on))
-        return plan
+        def build(found):
+            options = found["options"]
+            choice = masks.listed(model, found, "removed", options["protect"], options["allow_inexact"], "plan was")
+            plan = cls(choice.graph, np.zeros(choice.graph.units, bool), options)
+            for layer, on in choice.items():
+                plan.remove(layer, np.flatnonzero(~on))
+            return plan
+
+        return read_json(path, _FORMAT, "a plan", build)
 
 
 def _from_to(row, what):

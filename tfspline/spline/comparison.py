@@ -9,6 +9,7 @@ from tfspline import _keras
 from tfspline._keras.inputs import probe
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import count
+from tfspline.graph import reader as graphs
 from tfspline.graph.structure import Graph
 from tfspline.spline.affine import affine_map
 from tfspline.spline.boundaries import Boundaries, angle_to_axes, angles_between, boundaries
@@ -280,12 +281,12 @@ def _expanded(before: KerasModel, after: KerasModel, plan: PruningPlan) -> Keras
     if not isinstance(plan, PruningPlan):
         raise TypeError(f"Expected `plan` to be a Plan. Received: {type(plan).__name__}")
     expanded = plan.mask(before)
-    kept = ~plan.removed
+    graph, kept = graphs.matching(before, plan.graph), ~plan.removed
     layers, paths = _keras.layer_paths(_keras.check_model(after)), _keras.layer_paths(expanded)
     places: dict[tuple, dict[int, np.ndarray]] = {}  # (layer, weight): axis -> kept positions
-    for part in plan.graph.slices:
+    for part in graph.slices:
         places.setdefault((part.layer, part.index), {})[part.axis] = np.flatnonzero(kept[part.units])
-    for path, shapes in plan.graph.cut_shapes(kept).items():
+    for path, shapes in graph.cut_shapes(kept).items():
         received = _keras.weight_shapes(layers[path]) if path in layers else None
         if received != shapes:
             raise ValueError(

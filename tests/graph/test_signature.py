@@ -1,0 +1,105 @@
+"""Models are recognised by their structure: automatic names count for nothing, everything else counts."""
+
+import keras as keras3
+import numpy as np
+import pytest
+from helpers.zoo import FAMILIES, difference, inputs_for, scramble
+
+import tfspline
+from tfspline.graph.signature import renamed, signature
+
+
+def words(model):
+    return [call for _, call in signature(model)]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_model_built_again_in_one_process_has_the_same_signature(keras, rng, tmp_path, family):
+    model, again = scramble(family(keras), rng), scramble(family(keras), rng)
+    assert words(model) == words(again) == words(keras.models.clone_model(model))
+    model.save(tmp_path / "model.keras")
+    assert words(keras.models.load_model(tmp_path / "model.keras")) == words(model)
+    plan = tfspline.plan(model, 0.5, protect=[model.layers[-1].name])
+    plan.save(tmp_path / "plan.json")
+    plan.masks.save(tmp_path / "masks.json")
+    loaded = tfspline.Plan.load(tmp_path / "plan.json", again)
+    assert np.array_equal(loaded.removed, plan.removed) and loaded.cost() == plan.cost()
+    assert np.array_equal(tfspline.Masks.load(tmp_path / "masks.json", again).off, plan.removed)
+    x = inputs_for(again, rng)
+    assert difference(loaded.mask(again)(x), plan.apply(again)(x)) <= 1e-5
+    plan.masks.apply(again)
+    assert difference(again(x), plan.apply(again)(x)) <= 1e-5
+
+
+def network(keras, activation="relu", merge="Add", wiring="xy", slope=6.0, names=("a", "b"), dims=(2, 1)):
+    """A network with layers of several kinds."""
+    layers, inputs = keras.layers, keras.Input((8, 8))
+    x = layers.Dense(8, activation, name=names[0])(inputs)
+    y = layers.ReLU(max_value=slope)(layers.Conv1D(8, 1, name=names[1])(x))
+    if merge:
+        y = getattr(layers, merge)()([{"x": x, "y": y}[name] for name in wiring])
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Permute(dims)(y))))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation": "tanh"},
+        {"activation": None},
+        {"merge": "Subtract"},
+        {"merge": None},
+        {"slope": None},
+        {"wiring": "yx"},
+        {"dims": (1, 2)},
+        {"names": ("a", "c")},
+        {"names": ("a", None)},
+    ],
+    ids=str,
+)
+def test_another_network_with_the_same_weights_is_refused(keras, tmp_path, change):
+    model, other = network(keras), network(keras, **change)
+    assert [w.shape for w in model.weights] == [w.shape for w in other.weights]
+    plan = tfspline.plan(model, 0.5)
+    plan.save(tmp_path / "plan")
+    plan.masks.save(tmp_path / "masks")
+    message = "model that the (plan|masks) .* made for, with .*Received"
+    for use in (plan.apply, plan.mask, plan.masks.apply):
+        with pytest.raises(ValueError, match=message):
+            use(other)
+    for kind, name in ((tfspline.Plan, "plan"), (tfspline.Masks, "masks")):
+        with pytest.raises(ValueError, match=f"{name} from .*{message}"):
+            kind.load(tmp_path / name, other)
+
+
+def test_what_does_not_change_channels_may_differ(keras):
+    def build(rate, policy):
+        layers, inputs = keras.layers, keras.Input((6,))
+        x = layers.Dropout(rate)(layers.Dense(8, "relu", kernel_regularizer="l2", dtype=policy)(inputs))
+        return keras.Model(inputs, layers.Dense(2)(layers.BatchNormalization(momentum=rate)(x)))
+
+    assert words(build(0.1, "float32")) == words(build(0.5, "mixed_float16"))
+
+
+def test_chosen_names_differ_and_automatic_ones_do_not():
+    def named(*names):
+        inputs = keras3.Input((4,))
+        x = inputs
+        for name in names:
+            x = keras3.layers.Dense(4, name=name)(x)
+        return keras3.Model(inputs, x)
+
+    assert words(named("dense", "dense_7")) == words(named("dense_1", "dense"))
+    paths = renamed(signature(named("dense_4", "head")), signature(named("dense", "head")), "Expected")
+    assert paths == {"dense_4": "dense", "head": "head", "": ""}
+    for other in (("dense", "head_1"), ("head", "dense"), ("dense",)):
+        with pytest.raises(ValueError, match="Expected a model, with"):
+            renamed(signature(named("dense", "head")), signature(named(*other)), "Expected a model")
+
+
+def test_layer_that_is_shared_differs_from_two_layers(keras):
+    def build(shared):
+        inputs = keras.Input((4,))
+        first, second = keras.layers.Dense(4), keras.layers.Dense(4)
+        return keras.Model(inputs, (first if shared else second)(first(inputs)))
+
+    assert words(build(True)) == words(build(True)) != words(build(False))
