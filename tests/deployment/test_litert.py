@@ -137,12 +137,50 @@ def test_missing_folder_is_created_and_existing_file_replaced(keras, tmp_path):
     assert os.listdir(path.parent) == ["model.tflite"]
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
+def test_low_precision_is_exported_as_a_float32_copy(keras, policy, tmp_path, rng, caplog):
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        h = image = keras.Input((6, 6, 4), name="image", dtype="float32")
+        h = keras.layers.LeakyReLU(0.3)(keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(h)))
+        y = keras.Input((4, 4, 4))
+        h = keras.Model(y, keras.layers.TimeDistributed(keras.layers.Conv1D(4, 3))(y) * 0.5, name="inner")(h)
+        model = keras.Model(image, keras.layers.Dense(3, name="out")(keras.layers.GlobalAveragePooling2D()(h)))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    before = [tf.convert_to_tensor(weight).numpy() for weight in model.weights]
+    x = rng.normal(size=(5, 6, 6, 4)).astype("float32")
+    with caplog.at_level("WARNING", "absl"):
+        path = export_litert(model, tmp_path / "model.tflite")
+    assert caplog.text.count(f"{model.name!r} is exported as a float32 copy") == 1
+    (answer,) = answers(path, model, x)
+    expected = tf.cast(model(x), tf.float32).numpy()
+    assert answer.dtype == np.float32
+    np.testing.assert_allclose(answer, expected, atol=0.05 * np.abs(expected).max())
+    assert model.layers[1].compute_dtype != "float32"
+    for old, weight in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, tf.convert_to_tensor(weight).numpy())
+
+
+def test_text_vectorization_is_refused_and_the_rest_can_be_exported(keras, tmp_path):
+    layers = keras.layers
+    vectorize = layers.TextVectorization(10, output_sequence_length=4)
+    vectorize.adapt(["a b c", "b c d"])
+    text, tokens = keras.Input((1,), dtype="string"), keras.Input((4,), name="tokens")
+    rest = keras.Model(tokens, layers.Dense(2, name="out")(layers.Flatten()(layers.Embedding(10, 3)(tokens))))
+    with pytest.raises(ValueError, match="LiteRT has no .*StringLower.*'whole'.*TextVectorization can run before"):
+        export_litert(keras.Model(text, rest(vectorize(text)), name="whole"), tmp_path / "model.tflite")
+    ids = np.asarray(vectorize(np.array([["a c"]])))
+    (answer,) = answers(export_litert(rest, tmp_path / "model.tflite"), rest, ids.astype("float32"))
+    np.testing.assert_allclose(answer, rest(ids), rtol=1e-5, atol=1e-6)
+
+
 def test_op_that_litert_lacks_raises_and_keeps_the_old_file(keras, tmp_path):
     inputs = keras.Input((2, 2))
     model = keras.Model(inputs, keras.layers.Lambda(tf.linalg.inv, output_shape=(2, 2))(inputs))
     path = tmp_path / "model.tflite"
     path.write_bytes(b"old")
-    with pytest.raises(Exception, match="MatrixInverse"):
+    with pytest.raises(ValueError, match="LiteRT has no MatrixInverse"):
         export_litert(model, path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["model.tflite"]

@@ -1,11 +1,14 @@
 """`export_litert`: a model as a file for LiteRT, formerly TensorFlow Lite, the runtime of phones and small devices."""
 
 import os
+import re
 import tempfile
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 
+from tfspline import _keras
 from tfspline._keras import check_model
 from tfspline._keras.inputs import probe
 from tfspline._keras.types import Data, KerasModel
@@ -26,7 +29,8 @@ def export_litert(
     """Writes a model to a `.tflite` file that runs in LiteRT, without TensorFlow, Keras and tfspline.
 
     The file has the signature `serving_default` of `tfspline.export`; inputs and outputs keep the dtypes of the model,
-    even if it is quantized. Batch normalization is folded into the kernels before it.
+    even if it is quantized. A model in mixed or low precision is exported as a float32 copy, with float32 outputs.
+    Batch normalization is folded into the kernels before it.
 
     Args:
         model: a functional or built Sequential model of either Keras version.
@@ -44,7 +48,7 @@ def export_litert(
     Raises:
         TypeError, ValueError: an argument is invalid or does not fit the model.
         OSError: `path` is a folder (IsADirectoryError), or cannot be written.
-        Exception: raised by TensorFlow's converter if LiteRT lacks an op of the model.
+        ValueError: LiteRT lacks an operation of the model, as it does for TextVectorization.
 
     Example:
         >>> import tempfile
@@ -61,6 +65,8 @@ def export_litert(
     if os.path.isdir(path):
         raise IsADirectoryError(f"Expected a file to write. Received: {path!r}, which is a folder")
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    if _has_low_precision(model):
+        logging.warning("LiteRT computes in float32, so %r is exported as a float32 copy.", model.name)
     with replacing(path, "wb") as file:
         file.write(convert(model, quantize, samples, batch_size))
     return path
@@ -87,6 +93,8 @@ def convert(
     batch_size: int | None = None,
 ) -> bytes:
     """The content of a file as `export_litert` writes it; `samples` has a tensor for each of `model.inputs`."""
+    if _has_low_precision(model):
+        model = _float32_copy(model)
     traced = signatures.traced(model)
     # The converter does not find the variables of a Keras 3 model, but it finds those of a SavedModel.
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +112,42 @@ def convert(
             {spec.name: value[i : i + size] for spec, value in zip(inputs, samples, strict=True)}
             for i in range(0, len(samples[0]) - size + 1, size)
         )
-    return converter.convert()
+    try:
+        return converter.convert()
+    except Exception as error:  # of a private class
+        missing = re.search("(?:TF Select|Custom) ops: (.*)", str(error))
+        if missing is None:
+            raise
+        raise ValueError(
+            f"LiteRT has no {missing[1]}, which model {model.name!r} needs. Export a model without the layers that use "
+            "these operations; preprocessing such as TextVectorization can run before the model."
+        ) from error
+
+
+def _has_low_precision(model):
+    return any("float16" in str(getattr(layer, "compute_dtype", "")) for layer in _keras.layer_paths(model).values())
+
+
+def _float32_copy(model: KerasModel) -> KerasModel:
+    copy = _keras.rebuild(model, lambda path, layer: [_keras.copy_of(layer, _in_float32(_keras.config_of(layer)))])
+    layers = _keras.layer_paths(copy)
+    for path, layer in _keras.layer_paths(model).items():
+        for new, weight in zip(_keras.weights(layers[path]), _keras.weights(layer), strict=True):
+            new.assign(tf.cast(tf.convert_to_tensor(weight), new.dtype))
+        _keras.finalize(layers[path])
+    return copy
+
+
+def _in_float32(config: Any) -> Any:
+    """The config of a layer, and of those inside, with float32 in place of mixed or low precision."""
+    if isinstance(config, list):
+        return [_in_float32(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: "float32" if key == "dtype" and "float16" in str(value) else _in_float32(value)
+        for key, value in config.items()
+    }
 
 
 def interpreter(content: bytes) -> Any:

@@ -11,7 +11,7 @@ from tfspline._keras import check_model
 from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import instance
 from tfspline._utils.files import write_json
-from tfspline.deployment import signatures
+from tfspline.deployment import onednn, signatures
 from tfspline.deployment.versions import next_version, publish
 from tfspline.deployment.warmup import requests
 from tfspline.graph import reader as graphs
@@ -84,6 +84,7 @@ def export(
     path = os.fspath(path)
     next_version(path, version)  # checked before the model is traced, which takes seconds
     traced = signatures.traced(model, input, preprocessing, class_names, top_k)
+    onednn.warn(model, traced["serving_default"].get_concrete_function().graph)
     logs = requests(os.path.basename(os.path.abspath(path)), traced, model, warmup) if warmup else []
     known = _description(model, plan) | {"metadata": _checked(metadata or {})}
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import count
-from tfspline.deployment import litert
+from tfspline.deployment import litert, onednn
 from tfspline.graph.cost import check_static
 from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import cut
@@ -88,6 +88,7 @@ def _tensorflow(model, batch_size):
         return _keras.run(model, list(inputs), lambda node, args, kwargs: node.layer(*args, **kwargs))
 
     inputs = [_batch((batch_size, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
+    onednn.warn(model, function.get_concrete_function(*inputs).graph)
     # A function may return before a GPU has finished; `numpy` waits.
     return clock(lambda: [output.numpy() for output in function(*inputs)])
 
