@@ -70,8 +70,9 @@ def _settings(node):
             words.append(f"{name}={value}")
         elif isinstance(value, float | np.ndarray | np.number):  # tf_keras keeps max_value as an array
             words.append(f"{name}={np.asarray(value, float).tolist()}")
-    activation = _keras.activation_name(layer)
-    return words if activation == "linear" else [*words, f"activation={activation}"]
+    activation = _keras.own_activation(layer)
+    name = _keras.function_name(activation) or getattr(activation, "__name__", type(activation).__name__)
+    return words if activation is None else [*words, f"activation={name}"]
 
 
 def _arguments(node, args, kwargs):
