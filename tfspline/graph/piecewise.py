@@ -48,6 +48,12 @@ class PiecewiseAffine:
         return numbers and (self.breakpoints, self.slopes, self.offsets) == ((0.0,), (0.0, 1.0), (0.0, 0.0))
 
     @property
+    def homogeneous(self) -> bool:
+        """Whether f(c z) = c f(z) for every c > 0, as for ReLU, LeakyReLU, PReLU and abs."""
+        offsets = all(np.allclose(offset, 0, atol=1e-9) for offset in self.offsets)
+        return offsets and not any(self.breakpoints) and not self.curved
+
+    @property
     def constant_when_off(self) -> bool:
         """Whether the lowest piece is constant, as it is in a ReLU but not in a LeakyReLU."""
         return bool(np.all(np.asarray(self.slopes[0]) == 0))

@@ -16,7 +16,7 @@ from tfspline import _keras
 from tfspline._utils.checks import instance
 from tfspline.graph.call import Call, Findings, Flow
 from tfspline.graph.channel_ids import group_units
-from tfspline.graph.layer_specs.registry import spec_of
+from tfspline.graph.layer_specs.registry import is_homogeneous, spec_of
 from tfspline.graph.signature import Signature, renamed, signature
 from tfspline.graph.structure import Graph, Resize, Shapes
 
@@ -88,6 +88,7 @@ class _Walk:
     def __init__(self, allow_inexact: bool):
         self.findings = Findings(allow_inexact)
         self._followers: list[tuple[Flow, str]] = []  # what a linear layer computes, the BatchNormalization reading it
+        self._bent: list[np.ndarray] = []  # ids of what passes a call that is not positively homogeneous
         self._calls: collections.Counter = collections.Counter()
 
     def run(self, model: Any) -> list[Flow]:
@@ -105,7 +106,10 @@ class _Walk:
     def _visit(self, node, args, kwargs):
         self._calls[node.path] += 1
         arguments = [flow for flow in tf.nest.flatten((args, kwargs)) if isinstance(flow, Flow)]
-        outputs = tf.nest.flatten(spec_of(node.layer).rule(Call(self.findings, node, args, kwargs)))
+        call = Call(self.findings, node, args, kwargs)
+        outputs = tf.nest.flatten(spec_of(node.layer).rule(call))
+        if not is_homogeneous(node, call.constants):
+            self._bent += outputs if node.path in self.findings.producers else call.inputs
         for flow in arguments:
             flow.readers += 1
         over_channels = (node.path, "moving_mean", 0) in self.findings.slices  # not over rows, nor over two axes
@@ -124,6 +128,9 @@ class _Walk:
         slices = list(found.slices.values())
         for part in slices:
             part.units = unit_of[part.units]
+        bent = np.zeros(len(reasons), bool)
+        for ids in self._bent:
+            bent[unit_of[ids]] = True
         return Graph(
             shapes=shapes,
             slices=slices,
@@ -136,5 +143,6 @@ class _Walk:
             signature=signature,
             protect=protect,
             allow_inexact=found.allow_inexact,
+            bent=bent,
             units=len(reasons),
         )

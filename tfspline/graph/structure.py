@@ -76,6 +76,7 @@ class Graph:
     signature: Signature  # of the model
     protect: tuple[str, ...]  # paths of the layers whose units were to stay
     allow_inexact: bool  # whether units may be removed although that changes the function of the rest
+    bent: np.ndarray  # bool [units], which pass a function f without f(c x) = c f(x) for c > 0 before they are read
     units: int  # their number
 
     @property

@@ -47,7 +47,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 
 def _float32(weight):
-    """A weight as the kernel takes it; like Keras' own implementation, it computes in float32 under any dtype policy."""
+    """A weight as the kernel takes it. Under any dtype policy it computes in float32, as Keras' implementation does."""
     return tf.cast(tf.convert_to_tensor(weight), tf.float32)
 
 

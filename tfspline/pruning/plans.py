@@ -137,9 +137,10 @@ class Plan:
             data: inputs to compensate on, as for `tfspline.plan`. Labels are ignored.
             compensate: "refit" fits each layer, in the order of the network, to its output in the uncut model by least
                 squares (needs `data`). "merge" adds the outgoing weights of a removed unit to those of kept units: by
-                least squares on `data`, or without data to the unit with the nearest hyperplane. "none" leaves the
-                weights as they are, so that the result is the same function as `mask`. "auto" is "refit" with
-                `data` and "none" without.
+                least squares on `data`, or without data to the unit with the nearest hyperplane if it is close
+                (cosine 3/4 or more for equal offsets) and the activation positively homogeneous, as ReLU is. "none"
+                leaves the weights as they are, so that the result is the same function as `mask`. "auto" is "refit"
+                with `data` and "none" without.
             recalibrate: whether to re-estimate the statistics of BatchNormalization on `data`; by default if given.
 
         Raises:

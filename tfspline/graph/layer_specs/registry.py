@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
@@ -100,6 +101,20 @@ def activation_of(layer: KerasLayer) -> Activation | None:
         if part is not own and isinstance(activation_of(part), PiecewiseAffine | Smooth):
             return Smooth(f"the activation of {part.name!r} inside it, which cannot be observed", None)
     return _of_attribute(inner)
+
+
+def is_homogeneous(node: _keras.Node, constants: Callable[[], list]) -> bool:
+    """Whether a call is positively homogeneous, f(c x) = c f(x) for c > 0, in what it does to units that it makes or
+    passes on. `constants` returns its arguments that are no tensors of the graph."""
+    activation, spec = activation_of_call(node), spec_of(node.layer)
+    if isinstance(activation, PiecewiseAffine):
+        return activation.homogeneous
+    if isinstance(activation, Smooth) or (activation is None and not spec.affine):
+        return False
+    shifts = [getattr(node.layer, "offset", 0), *(constants() if spec.elementwise else ())]
+    if callable(spec.affine):  # a product or quotient, in which constants are factors
+        return spec.affine(node)
+    return not any(np.any(value) for value in shifts if np.asarray(value).dtype.kind in "iuf")
 
 
 def is_fused(layer: KerasLayer) -> bool:
