@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+import tfspline
 from tfspline import _keras
 from tfspline._keras.recording import Recorder
 from tfspline.callbacks.early_bird import EarlyBird
@@ -451,3 +452,51 @@ def test_refuses_unsuitable_models_before_the_first_step(keras, data):
     model = keras.Model(inputs, keras.layers.Dense(1, "relu")(inputs))
     model.compile("sgd", "mse", jit_compile=False)
     refused(model, EarlyBird(), r"no fixed shape.*\(None, None, 4\)")
+
+
+def residual_with_gelu(keras, activation):
+    layers = keras.layers
+    x = keras.Input((6,))
+    h = layers.BatchNormalization(name="first")(layers.Dense(6)(x))
+    h = layers.BatchNormalization(name="last", beta_initializer="ones")(
+        layers.Dense(6)(layers.Activation(activation)(h))
+    )
+    model = keras.Model(x, layers.Dense(1)(layers.ReLU(name="relu")(layers.Add()([h, x]))))
+    model.compile("sgd", "mse")
+    return model
+
+
+def test_smooth_activation_is_refused_and_the_advice_works(keras, rng):
+    model, x, y = residual_with_gelu(keras, "gelu"), rng.normal(size=(32, 6)).astype("float32"), np.zeros((32, 1))
+    with pytest.raises(ValueError, match="approximate=True"):
+        model.fit(x, y, verbose=0, callbacks=[EarlyBird()])
+    for options in ({"approximate": True}, {"metric": "mask"}, {"units": "batch_norm"}):
+        early_bird = EarlyBird(lookback=1, threshold=0.99, **options)
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[early_bird])
+        assert early_bird.found
+
+
+def test_units_of_batch_norm_have_the_signs_of_their_outputs(keras, rng):
+    model, x = residual_with_gelu(keras, "relu"), rng.normal(size=(32, 6)).astype("float32")
+    codes = tfspline.region_codes(model, x, units="batch_norm")
+    assert codes.layers == ["first", "last"]
+    assert tfspline.region_codes(model, x).layers[-1] == "relu"
+    for name in codes.layers:
+        output = keras.Model(model.inputs, model.get_layer(name).output)(x)
+        np.testing.assert_array_equal(codes.unpack(name), output > 0)
+    wrapped = tfspline.region_codes(tfspline.wrap(model), x, units="batch_norm")
+    for name, other in zip(codes.layers, wrapped.layers, strict=True):
+        np.testing.assert_array_equal(codes[name], wrapped[other])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"units": "relu"}, "Expected `units` among .*'batch_norm'.*Received: 'relu'"),
+        ({"metric": "mask", "units": "batch_norm"}, "takes no units. Remove units="),
+        ({"metric": "mask", "approximate": True}, "takes no approximate. Remove approximate="),
+    ],
+)
+def test_options_of_codes_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        EarlyBird(**options)

@@ -15,6 +15,7 @@ from tfspline._utils.workers import from_chief
 from tfspline.callbacks.early_bird_tests import TESTS, Observer
 from tfspline.callbacks.settling import LookClock, SettlingTest
 from tfspline.callbacks.state import SavedCallback
+from tfspline.spline.calls import UNITS
 from tfspline.spline.distance import partition_distance
 
 
@@ -37,6 +38,8 @@ class EarlyBird(SavedCallback):
         verbose: 1 prints a line when it is found.
         backup_dir: folder for the state that an interrupted training needs to resume; not that of `BackupAndRestore`.
         every: steps between two looks, at most an epoch; by default one look at the end of each epoch.
+        approximate: for codes of smooth activations, such as GELU; as for `tfspline.region_codes`.
+        units: "activations", or "batch_norm" as in the authors' code; as for `tfspline.region_codes`.
 
     Raises:
         ValueError: an argument is out of range; in `fit`: a model, probe or backup that does not fit.
@@ -60,14 +63,19 @@ class EarlyBird(SavedCallback):
         verbose: int = 0,
         backup_dir: str | os.PathLike | None = None,
         every: int | None = None,
+        approximate: bool = False,
+        units: str = "activations",
     ):
         super().__init__(backup_dir, "epochs")
         self._test = TESTS[among("metric", metric, TESTS)]
         self.metric = metric
         self.threshold = share("threshold", self._test.threshold if threshold is None else threshold)
         self.lookback = count("lookback", self._test.lookback if lookback is None else lookback)
-        if probe is not None and not self._test.uses_inputs:
-            raise ValueError(f"metric={metric!r} compares weights and takes no probe. Remove probe=.")
+        given = {"probe": probe is not None, "approximate": approximate, "units": units != "activations"}
+        if not self._test.uses_inputs and any(given.values()):
+            name = next(name for name in given if given[name])
+            raise ValueError(f"metric={metric!r} compares weights and takes no {name}. Remove {name}=.")
+        self.approximate, self.units = approximate, among("units", units, UNITS)
         self.probe_size = count("probe_size", probe_size)
         self.ratio = share("ratio", ratio)
         self.stop_training = stop_training
@@ -108,7 +116,7 @@ class EarlyBird(SavedCallback):
         """Raises an error if the model, the probe or `every` do not fit."""
         self._begun = False
         self._clock.set_epoch_steps(self._epoch_steps)
-        self._observer = self._test.observer(self.model, self.ratio)
+        self._observer = self._test.observer(self.model, self.ratio, self.approximate, self.units)
         if self._test.uses_inputs and self._inputs.values is not None:
             check_inputs(self.model, self._inputs.values)
 
@@ -221,5 +229,6 @@ class EarlyBird(SavedCallback):
     def _settings(self):
         probe = f"probe_size={self.probe_size}" if self._inputs.given is None else "a given probe"
         options = f"threshold={self.threshold}, lookback={self.lookback}, every={self.every}"
-        own = probe if self._test.uses_inputs else f"ratio={self.ratio}"
+        codes = f"{probe}, approximate={self.approximate}, units={self.units!r}"
+        own = codes if self._test.uses_inputs else f"ratio={self.ratio}"
         return f"EarlyBird(metric={self.metric!r}, {options}, {own})"

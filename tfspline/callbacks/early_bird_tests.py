@@ -31,7 +31,8 @@ class EarlyBirdTest:
     lookback: int  # the default number of earlier epochs to compare with
     passes: Callable[[float, float], bool]  # (distance, threshold) -> whether the distance is small enough
     uses_inputs: bool  # whether the codes depend on inputs; otherwise the observer gets none, ()
-    observer: Callable[[KerasModel, float], Observer]  # (model, ratio) -> observer; ValueError for an unsuitable model
+    # (model, ratio, approximate, units) -> observer; ValueError for an unsuitable model
+    observer: Callable[[KerasModel, float, bool, str], Observer]
     label: str  # describes the distance on the axis of a plot
 
 
@@ -82,7 +83,7 @@ TESTS = {
         lookback=3,
         passes=operator.lt,
         uses_inputs=True,
-        observer=lambda model, ratio: RegionEncoder(model),
+        observer=lambda model, ratio, approximate, units: RegionEncoder(model, approximate, units=units),
         label="partition distance\n(share of code bits)",
     ),
     "mask": EarlyBirdTest(
@@ -90,7 +91,7 @@ TESTS = {
         lookback=4,
         passes=operator.le,
         uses_inputs=False,
-        observer=_MaskObserver,
+        observer=lambda model, ratio, approximate, units: _MaskObserver(model, ratio),
         label="mask distance\n(share of units)",
     ),
 }

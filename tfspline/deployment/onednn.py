@@ -41,7 +41,7 @@ def _is_fused(op) -> bool:
     if op.type != "LeakyRelu" or abs(op.get_attr("alpha") - _FUSED_SLOPE) < 1e-6 or op.inputs[0].dtype != tf.float32:
         return False
     add = _source(op.inputs[0])
-    if add.op.type not in ("Add", "AddV2") or len(add.consumers()) > 1:
+    if add.op.type not in ("Add", "AddV2"):
         return False
     same = add.op.inputs[0].shape[1:] == add.op.inputs[1].shape[1:]  # oneDNN does not merge an addition that broadcasts
     return same and any(_is_biased_convolution(_source(tensor)) for tensor in add.op.inputs)

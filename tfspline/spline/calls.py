@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
+from tfspline._utils.checks import among
 from tfspline.graph.layer_specs.registry import activation_of_call, is_fused
 from tfspline.graph.piecewise import Activation, ArgmaxChoice, PiecewiseAffine, Smooth
 
@@ -75,12 +76,22 @@ def _unread(model) -> set[int]:
     return {id(tensor) for tensor in model.outputs} - read
 
 
-def coded_calls(model: KerasModel, approximate: bool, max_pooling: bool) -> dict[str, CodedCall]:
+UNITS = ("activations", "batch_norm")
+
+
+def coded_calls(
+    model: KerasModel, approximate: bool, max_pooling: bool, units: str = "activations"
+) -> dict[str, CodedCall]:
     """The calls in a model's graph that have a region code, in their order, by their names in the codes.
 
     The options are those of `region_codes`. A smooth activation at the very output has no code, approximated or not.
     """
-    calls = ((call, _bits(call, approximate, max_pooling)) for call in calls_with_activations(model))
+    if among("units", units, UNITS) == "batch_norm":
+        if max_pooling:
+            raise ValueError("units='batch_norm' leaves out max-pooling. Remove max_pooling=True.")
+        calls = ((call, _bits_of_batch_norm(call)) for call in calls_with_activations(model))
+    else:
+        calls = ((call, _bits(call, approximate, max_pooling)) for call in calls_with_activations(model))
     coded = [CodedCall(call, bits) for call, bits in calls if bits is not None]
     return dict(zip(unique(one.call.path for one in coded), coded, strict=True))
 
@@ -99,13 +110,23 @@ def _bits(call: CallActivation, approximate: bool, max_pooling: bool) -> Bits | 
         return None
     if not approximate:
         call.refuse(
-            "region_codes(model, x, approximate=True) takes the sign of the pre-activation where it can be observed, "
-            "and EarlyBird(metric='mask') needs no codes"
+            "approximate=True takes the sign of the pre-activation where it can be observed, and "
+            "EarlyBird(metric='mask') needs no codes"
         )
     sign = activation.sign if isinstance(activation, Smooth) else None
     if sign is None:
         return None
     return lambda args, kwargs, y: [sign(_keras.first_argument(args, kwargs), y)]
+
+
+def _bits_of_batch_norm(call: CallActivation) -> Bits | None:
+    """The sign of what a BatchNormalization computes, whatever follows it."""
+    activation = call.activation
+    if not _keras.of_class(call.node.layer, "BatchNormalization"):
+        return None
+    if isinstance(activation, PiecewiseAffine) and activation.output_determines_piece:  # that of a SplineUnit
+        return lambda args, kwargs, y: activation.bits_of_output(y)
+    return lambda args, kwargs, y: [y > 0]
 
 
 def unique(names: Iterable[str]) -> list[str]:

@@ -134,7 +134,12 @@ def _check_packed(layer, array, samples, bits):
 
 
 def region_codes(
-    model: KerasModel, x: Data, batch_size: int = 128, approximate: bool = False, max_pooling: bool = False
+    model: KerasModel,
+    x: Data,
+    batch_size: int = 128,
+    approximate: bool = False,
+    max_pooling: bool = False,
+    units: str = "activations",
 ) -> Codes:
     """Compute in which region of the model's partition of the input space each input lies.
 
@@ -156,6 +161,8 @@ def region_codes(
         batch_size: number of samples per batch.
         approximate: use the sign of z for smooth activations (GELU, swish, sigmoid ...) instead of rejecting them.
         max_pooling: include the argmax choices of max-pooling. Off by default, as in the early-bird test of You et al.
+        units: "activations", or "batch_norm" for the sign of each BatchNormalization's output, whatever follows it, as
+            in the authors' early-bird test. They differ where no ReLU follows, as at the end of a residual block.
 
     Returns:
         The `Codes` of all samples.
@@ -172,20 +179,26 @@ def region_codes(
     >>> codes.unpack("relu").tolist()
     [[1, 0], [1, 1]]
     """
-    return RegionEncoder(model, approximate, max_pooling)(x, batch_size)
+    return RegionEncoder(model, approximate, max_pooling, units)(x, batch_size)
 
 
 class RegionEncoder:
     """Computes region codes of one model repeatedly, tracing the model only once per batch shape."""
 
-    def __init__(self, model: KerasModel, approximate: bool = False, max_pooling: bool = False):
+    def __init__(
+        self,
+        model: KerasModel,
+        approximate: bool = False,
+        max_pooling: bool = False,
+        units: str = "activations",
+    ):
         self.model = _keras.check_model(model)
-        self._calls = coded_calls(model, approximate, max_pooling)
+        self._calls = coded_calls(model, approximate, max_pooling, units)
         self._names = {one.call.node.key: name for name, one in self._calls.items()}
         if not self._calls:
             raise ValueError(
-                "Expected a model with at least one piecewise-affine unit (ReLU, LeakyReLU, PReLU, ReLU6 ...). "
-                f"Received: {model.name!r}, which has none"
+                "Expected a model with at least one piecewise-affine unit (ReLU, LeakyReLU, PReLU, ReLU6 ...), or "
+                f"BatchNormalization for units='batch_norm'. Received: {model.name!r}, which has none"
             )
         self._encode = tf.function(self._encode_batch, autograph=False)
 
