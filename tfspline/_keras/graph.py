@@ -50,7 +50,9 @@ class Node:
     layer: KerasLayer
     inputs: tuple[int, ...]  # ids of the tensors that the call reads
     outputs: tuple[int, ...]  # ids of the tensors that it computes
-    output_shapes: tuple[tuple, ...]  # including the batch dimension
+    input_shapes: tuple[tuple, ...]  # including the batch dimension; a nested model can be called with others
+    output_shapes: tuple[tuple, ...]
+    output_dtypes: tuple
     fill: Callable[[dict[int, Any]], tuple[tuple, dict]]  # values by tensor id -> args and kwargs of the call
     key: tuple[int, ...]  # identifies the call in the model's graph and in the graphs nested in it
 
@@ -89,11 +91,11 @@ def _node_tf_keras(node, parent) -> Node:
 
 def _node(layer, inputs, outputs, fill, parent) -> Node:
     reads, makes = (tuple(id(tensor) for tensor in tensors) for tensors in (inputs, outputs))
-    shapes = tuple(tuple(tensor.shape) for tensor in outputs)
-    if parent is None:
-        return Node(layer.name, layer, reads, makes, shapes, fill, makes)
+    read, made = ([tuple(tensor.shape) for tensor in tensors] for tensors in (inputs, outputs))
+    dtypes = tuple(tensor.dtype for tensor in outputs)
+    path, key = (f"{parent.path}/{layer.name}", (*parent.key, *makes)) if parent else (layer.name, makes)
     # A nested model that is called twice has the same nodes both times, so their keys start with that of its call.
-    return Node(f"{parent.path}/{layer.name}", layer, reads, makes, shapes, fill, (*parent.key, *makes))
+    return Node(path, layer, reads, makes, tuple(read), tuple(made), dtypes, fill, key)
 
 
 def run(

@@ -1,12 +1,13 @@
 """Probe data that a user gives to analyse a model: arrays, lists, dicts or a tf.data.Dataset."""
 
+import numbers
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline._keras.types import Data, KerasModel
+from tfspline._keras.types import Data, InputShape, KerasModel
 
 PROBE = 1024  # samples that are taken from a tf.data.Dataset, which may be infinite
 
@@ -16,6 +17,11 @@ class Probe(NamedTuple):
 
     inputs: list[tf.Tensor]  # one for each of `model.inputs`, of its dtype
     labels: Any  # arrays or tensors of as many samples, as the model's loss takes them, or None
+
+    @property
+    def input_shape(self) -> list[tuple]:
+        """The shapes of the inputs of one sample."""
+        return [tuple(tensor.shape)[1:] for tensor in self.inputs]
 
 
 def probe(model: KerasModel, data: Data) -> Probe:
@@ -71,6 +77,35 @@ def input_values(model: KerasModel, x: Data) -> list:
     if len(values) != len(model.inputs):
         raise ValueError(f"Expected {len(model.inputs)} input(s) for {model.name!r}. Received: {len(values)}")
     return values
+
+
+def shapes_of_inputs(model: KerasModel, input_shape: InputShape = None) -> list[tuple]:
+    """The shape of each of `model.inputs` without the batch; None for sizes that `input_shape` does not give either."""
+    shapes = [tuple(tensor.shape)[1:] for tensor in model.inputs]
+    if input_shape is None:
+        return shapes
+    if isinstance(input_shape, dict):
+        given = input_values(model, input_shape)
+    else:
+        several = isinstance(input_shape, (list, tuple)) and any(isinstance(x, (list, tuple)) for x in input_shape)
+        given = input_shape if several else [input_shape]
+    if len(given) != len(shapes) or not all(map(_fits, given, shapes)):
+        raise ValueError(
+            f"Expected an `input_shape` without the batch for the inputs {shapes} of {model.name!r}, in which None "
+            f"stands for any positive integer. Received: {input_shape}"
+        )
+    return [tuple(size and int(size) for size in shape) for shape in given]
+
+
+def _fits(given, shape):
+    return (
+        isinstance(given, (list, tuple))
+        and len(given) == len(shape)
+        and all(
+            size is known is None or (isinstance(size, numbers.Integral) and size > 0 and known in (None, size))
+            for size, known in zip(given, shape, strict=True)
+        )
+    )
 
 
 def check_inputs(model: KerasModel, x: Data) -> list:

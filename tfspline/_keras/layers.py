@@ -122,6 +122,26 @@ def weight_shapes(layer: KerasLayer) -> list[tuple[int, ...]]:
     ]
 
 
+def output_shape(layer: KerasLayer, shapes: Any) -> tuple | None:
+    """The shape of the one output of a layer for inputs of other shapes, batch included; None if Keras cannot tell."""
+    try:
+        shape = tuple(layer.compute_output_shape(shapes))
+    except Exception:  # layers of users, and bare ops, need not have the method
+        return None
+    return shape if all(size is None or isinstance(size, int) for size in shape) else None
+
+
+def function_graph(op: tf.Operation, name: str) -> tf.Graph:
+    """The graph of a function that an operation of a TensorFlow graph calls."""
+    return op.graph._get_function(name).graph  # TensorFlow has no public way to it
+
+
+def clear_losses(layer: KerasLayer) -> None:
+    """Drops the losses of the last call of a layer and of the layers inside it."""
+    if hasattr(layer, "_clear_losses"):
+        layer._clear_losses()
+
+
 def sublayers(layer: KerasLayer) -> list:
     """All layers inside a layer, at any depth."""
     # Keras 3 has no public way to them.

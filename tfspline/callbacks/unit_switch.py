@@ -72,8 +72,9 @@ class UnitSwitch:
 
     def begin(self, model: KerasModel) -> None:
         """Reads a model; raises an error if it cannot be pruned, or is not the one of a restored state."""
-        self._graph = graph = reader.read(model, self.protect, self.allow_inexact)
         self._probe = None if self.data is None else probe(model, self.data)
+        sizes = self._probe and self._probe.input_shape
+        self._graph = graph = reader.read(model, self.protect, self.allow_inexact, sizes)
         if self._restored:
             self._adopt()
         elif self.masks is None:

@@ -106,11 +106,10 @@ def export(
 def _description(model, plan) -> dict[str, Any]:
     """Name and costs of the model, and of the dense one if the plan is known."""
     graph = graphs.read(model)
-    sizes = [size for tensor in model.inputs for size in tensor.shape[1:]]
     known = {
         "model": model.name,
         "params": sum(graph.params().values()),
-        "macs": None if None in sizes else sum(graph.macs().values()),
+        "macs": None if graph.unknown else sum(graph.macs().values()),
     }
     if plan is None:
         return known

@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline._keras.types import KerasModel
+from tfspline._keras.inputs import shapes_of_inputs
+from tfspline._keras.types import InputShape, KerasModel
 from tfspline._utils.checks import count
 from tfspline.deployment import litert, onednn
 from tfspline.graph.cost import check_static
@@ -23,18 +24,24 @@ Sample = Callable[[], float]  # measures the seconds of one prediction
 Runtime = Callable[[KerasModel, int], Sample]
 
 
-def latency(*models: KerasModel, runtime: str | Runtime = "tensorflow", batch_size: int = 1) -> tuple[float, ...]:
+def latency(
+    *models: KerasModel,
+    runtime: str | Runtime = "tensorflow",
+    batch_size: int = 1,
+    input_shape: InputShape = None,
+) -> tuple[float, ...]:
     """Measures how long one prediction takes on this device.
 
     Models are measured in turns, so that other load on the machine affects them alike. Ratios of latencies from one
     call are therefore more reliable than the seconds.
 
     Args:
-        *models: built functional or Sequential models of either Keras version, with static input shapes.
+        *models: built functional or Sequential models of either Keras version.
         runtime: "tensorflow" for a `tf.function` as in a SavedModel; "litert" for LiteRT with XNNPACK, without copying
             inputs and outputs. Both use all cores. Or a function of a model and a batch size, for other devices; it
             returns a function without arguments that returns the seconds of one prediction.
         batch_size: inputs in a prediction.
+        input_shape: the shape of one input, as for `tfspline.flops`, of models that leave sizes open.
 
     Returns:
         The median seconds of a prediction of a batch, for each model.
@@ -53,7 +60,7 @@ def latency(*models: KerasModel, runtime: str | Runtime = "tensorflow", batch_si
     """
     if not models:
         raise TypeError("Expected at least one model. Received: none")
-    samples = [sample_of(model, runtime, batch_size) for model in models]
+    samples = [sample_of(model, runtime, batch_size, input_shape) for model in models]
     return tuple(np.median(in_turns(samples), axis=0).tolist())
 
 
@@ -62,9 +69,9 @@ def in_turns(samples: list[Sample], rounds: int = ROUNDS) -> np.ndarray:
     return np.array([[sample() for sample in samples] for _ in range(rounds)])
 
 
-def sample_of(model: KerasModel, runtime: str | Runtime, batch_size: int) -> Sample:
-    """Prepares a function that measures one prediction of a model; for errors see `latency`."""
-    check_static(_keras.check_model(model))
+def sample_of(model: KerasModel, runtime: str | Runtime, batch_size: int, input_shape: InputShape = None) -> Sample:
+    """Prepares a function that measures one prediction of a model; for arguments and errors see `latency`."""
+    model = _fixed(_keras.check_model(model), input_shape)
     if not callable(runtime) and runtime not in tuple(RUNTIMES):
         raise ValueError(f"Expected `runtime` among {tuple(RUNTIMES)}, or a function. Received: {runtime!r}")
     count("batch_size", batch_size)
@@ -72,6 +79,17 @@ def sample_of(model: KerasModel, runtime: str | Runtime, batch_size: int) -> Sam
     if not callable(sample):
         raise TypeError(f"Expected `runtime` to return a function of no arguments. Received: {sample!r}")
     return sample
+
+
+def _fixed(model, input_shape):
+    """The model itself if its input sizes are known; otherwise a model that calls it with those of `input_shape`."""
+    shapes = shapes_of_inputs(model, input_shape)
+    check_static(model, shapes)
+    if all(tuple(tensor.shape)[1:] == shape for tensor, shape in zip(model.inputs, shapes, strict=True)):
+        return model
+    keras = _keras.keras_of(model)
+    inputs = [keras.Input(shape, dtype=tensor.dtype) for tensor, shape in zip(model.inputs, shapes, strict=True)]
+    return keras.Model(inputs, _keras.run(model, inputs, lambda node, args, kwargs: node.layer(*args, **kwargs)))
 
 
 def clock(predict: Callable[[], Any]) -> Sample:
@@ -114,12 +132,15 @@ class Stopwatch:
 
     def __init__(self, model: KerasModel, graph: Graph, runtime: str | Runtime = "tensorflow", batch_size: int = 1):
         self.model, self.graph, self.runtime, self.batch_size = model, graph, runtime, batch_size
-        self._dense = sample_of(model, runtime, batch_size)
+        self._dense = self._sample(model)
         self._seconds: dict[tuple, float] = {}  # by layer and input shapes: see `_key`
+
+    def _sample(self, model):
+        return sample_of(model, self.runtime, self.batch_size, self.graph.input_shapes)
 
     def share(self, kept: np.ndarray) -> float:
         """Measures the latency with only the units `kept` (bool `[units]`), relative to that of the whole model."""
-        slim = sample_of(cut(self.model, self.graph, kept), self.runtime, self.batch_size)
+        slim = self._sample(cut(self.model, self.graph, kept))
         seconds = in_turns([self._dense, slim])
         return float(np.median(seconds[:, 1] / seconds[:, 0]))
 
@@ -129,7 +150,7 @@ class Stopwatch:
         Returns seconds by the path of the layer, including the overhead of a prediction. The calls of a shared layer
         are added up.
         """
-        model = cut(self.model, self.graph, kept)
+        model = _fixed(cut(self.model, self.graph, kept), self.graph.input_shapes)
         seconds = {path: 0.0 for path, macs in self.graph.macs().items() if macs}
         calls = [(path, _key(*call), call) for path, *call in _calls(model) if path in seconds]
         new: dict[tuple, list] = {}

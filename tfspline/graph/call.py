@@ -1,6 +1,7 @@
 """The call of a layer as its channel rule sees it."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ class Flow:
 
     ids: np.ndarray
     shape: tuple  # the tensor's static shape without its batch dimension
+    spec: tf.TensorSpec  # its shape in a prediction of one input, batch included, where the graph may lack sizes
     linear: str | None = None  # path of the layer that produced the channels, if nothing, no activation, came after it
     readers: int = 0  # how many calls and model outputs read the edge
 
@@ -45,6 +47,8 @@ class Findings:
         self.producers: set[str] = set()  # layers with a weight that produces channels
         self.resizes: dict[tuple[str, str], Callable] = {}  # by layer and config entry
         self.work: list[Work] = []
+        self.batch = 1  # of the model's inputs; the work of that many is counted together
+        self.unknown: dict[str, str] = {}  # path of a layer with work that is not counted -> why
         self.reads: dict[tuple[str, int], tuple[int, np.ndarray]] = {}  # by layer and input number
 
 
@@ -55,14 +59,18 @@ class Call:
         layer: the layer or bare op.
         inputs: the channel ids of each input, see `Flow.ids`.
         output_shapes: the outputs' static shapes without the batch dimension.
+        batch: how many inputs the model is run on at once; 1, unless its graph fixes another number.
+        is_opaque, declares_macs: whether the rule has called `opaque` or `macs`.
     """
 
-    def __init__(self, findings: Findings, node: _keras.Node, args: tuple, kwargs: dict):
+    def __init__(self, findings: Findings, node: _keras.Node, args: tuple, kwargs: dict, outputs: list[tf.TensorSpec]):
         self._flows = [value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, Flow)]
         self.layer, self.inputs = node.layer, [flow.ids for flow in self._flows]
         self.output_shapes = [shape[1:] for shape in node.output_shapes]
+        self.is_opaque = self.declares_macs = False
+        self.batch = findings.batch
         self._arguments = args, kwargs
-        self._findings, self._path = findings, node.path
+        self._findings, self._path, self._outputs = findings, node.path, outputs
 
     def described(self) -> str:
         """The layer's path and class, for messages."""
@@ -80,9 +88,15 @@ class Call:
         """The axis of the channels by the layer's `data_format`: the first or the last."""
         return 0 if getattr(self.layer, "data_format", None) == "channels_first" else -1
 
-    def spatial(self, shape: tuple) -> tuple:
-        """`shape` without its channel axis."""
-        return tuple(np.delete(shape, self.channel_axis()))
+    def sizes(self, i: int | None = None) -> tuple:
+        """The shape of input `i`, or of the output, in a prediction of one input, batch first; None if unknown."""
+        return tuple((self._outputs[0] if i is None else self._flows[i].spec).shape)
+
+    def positions(self, i: int | None = None) -> int | None:
+        """At how many positions a channel of input `i`, or of the output, has a number; None if unknown."""
+        sizes = list(self.sizes(i))
+        del sizes[self.channel_axis() or 1]
+        return None if None in sizes else math.prod(sizes) // self.batch
 
     def channels(self, i: int = 0, axis: int = -1) -> np.ndarray:
         """The ids [channels] of input `i` along one axis; ids at the same position of it are tied."""
@@ -103,7 +117,7 @@ class Call:
 
     def opaque(self) -> list[np.ndarray]:
         """Fresh protected ids for outputs about which nothing is known."""
-        outputs = []
+        self.is_opaque, outputs = True, []
         for shape in self.output_shapes:
             outputs.append(self._findings.ids.of_tensor(shape))
             self.protect(outputs[-1], f"{self.described()} computes it in a way that tfspline does not know")
@@ -160,10 +174,23 @@ class Call:
         """Declares that the config entry `key` becomes `value_of(kept)`, with `kept` a bool array indexed by id."""
         self._findings.resizes[self._path, key] = value_of
 
-    def macs(self, weight: str | None, positions: int) -> None:
-        """Declares that a weight is applied `positions` times to one model input; None for work without a weight."""
-        index = None if weight is None else self._index(weight)
-        self._findings.work.append(Work(self._path, index, positions))
+    def macs(self, weight: str | None, *times: int | None) -> None:
+        """Declares that a weight is applied so many times, a product, to one model input, as a rule `positions()`.
+
+        Without a weight (None), this is the number of MACs. A factor of None says that a size is not known.
+        """
+        self.declares_macs = True
+        if None in times:
+            self.unknown(
+                "the sizes that it is called with are not known; give `input_shape` if the model's input has them"
+            )
+        else:
+            index = None if weight is None else self._index(weight)
+            self._findings.work.append(Work(self._path, index, math.prod(n or 0 for n in times)))
+
+    def unknown(self, why: str) -> None:
+        """Declares that work of the layer is not counted, for the reason `why`."""
+        self._findings.unknown.setdefault(self._path, why)
 
     def _slice(self, weight, axis, ids, role):
         variable = _keras.weight(self.layer, weight)

@@ -13,19 +13,23 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
+from tfspline._keras.inputs import shapes_of_inputs
+from tfspline._keras.types import InputShape
 from tfspline._utils.checks import instance
 from tfspline.graph.call import Call, Findings, Flow
 from tfspline.graph.channel_ids import group_units
 from tfspline.graph.layer_specs.registry import is_homogeneous, spec_of
 from tfspline.graph.signature import Signature, renamed, signature
 from tfspline.graph.structure import Graph, Resize, Shapes
+from tfspline.graph.work import CallWork
 
 
-def read(model: Any, protect: tuple = (), allow_inexact: bool = False) -> Graph:
+def read(model: Any, protect: tuple = (), allow_inexact: bool = False, input_shape: InputShape = None) -> Graph:
     """Reads which units a model has, where their weights are and how many MACs they cost.
 
     `protect` holds paths of layers whose units must stay, or predicates of a layer. `allow_inexact` does not protect
     units whose removal changes the function of the rest, such as channels that a LayerNormalization normalizes over.
+    `input_shape` gives a value to sizes of the model's inputs that are not known; only MACs depend on them.
     """
     _keras.check_model(model)
     layers = _keras.layer_paths(model)
@@ -33,7 +37,7 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False) -> Graph:
     shapes = _weight_shapes(layers)
 
     walk = _Walk(instance("allow_inexact", allow_inexact, bool))
-    for flow in walk.run(model):
+    for flow in walk.run(model, shapes_of_inputs(model, input_shape)):
         walk.findings.ids.protect(flow.ids, "it feeds an output of the model", first=True)
     protected = []
     for part in walk.findings.slices.values():
@@ -54,7 +58,7 @@ def matching(model: Any, graph: Graph, made: str = "plan was") -> Graph:
     )
     if all(old == new for old, new in paths.items()):
         return graph
-    return read(model, tuple(paths[path] for path in graph.protect), graph.allow_inexact)
+    return read(model, tuple(paths[path] for path in graph.protect), graph.allow_inexact, graph.input_shapes)
 
 
 def _check_protect(protect, layers):
@@ -71,10 +75,10 @@ def _protects(protect, path, layer):
 
 
 def _weight_shapes(layers: dict[str, Any]) -> Shapes:
-    """The shapes of the weights of all layers that are not models; ValueError if a weight is empty."""
+    """The shapes of the weights of all layers whose graph is not known; ValueError if a weight is empty."""
     shapes = {}
     for path, layer in layers.items():
-        if _keras.is_model(layer) or not hasattr(layer, "weights"):
+        if _keras.is_graph(layer) or not hasattr(layer, "weights"):
             continue
         shapes[path] = _keras.weight_shapes(layer)
         if any(0 in shape for shape in shapes[path]):
@@ -90,13 +94,17 @@ class _Walk:
         self._followers: list[tuple[Flow, str]] = []  # what a linear layer computes, the BatchNormalization reading it
         self._bent: list[np.ndarray] = []  # ids of what passes a call that is not positively homogeneous
         self._calls: collections.Counter = collections.Counter()
+        self._input_shapes: list[tuple] = []
 
-    def run(self, model: Any) -> list[Flow]:
+    def run(self, model: Any, input_shapes: list[tuple]) -> list[Flow]:
         """Walks over the model; returns what flows into its outputs."""
+        self._input_shapes = input_shapes
         flows = []
-        for tensor in model.inputs:
-            shape = tuple(tensor.shape)[1:]
-            flows.append(Flow(self.findings.ids.of_tensor(shape), shape))
+        for tensor, sizes in zip(model.inputs, input_shapes, strict=True):
+            shape = tuple(tensor.shape)
+            self.findings.batch = shape[0] or 1
+            spec = tf.TensorSpec((self.findings.batch, *sizes), tensor.dtype)
+            flows.append(Flow(self.findings.ids.of_tensor(shape[1:]), shape[1:], spec))
             self.findings.ids.protect(flows[-1].ids, "it is an input of the model")
         outputs = _keras.run(model, flows, self._visit, nested=True)
         for flow in outputs:
@@ -106,8 +114,10 @@ class _Walk:
     def _visit(self, node, args, kwargs):
         self._calls[node.path] += 1
         arguments = [flow for flow in tf.nest.flatten((args, kwargs)) if isinstance(flow, Flow)]
-        call = Call(self.findings, node, args, kwargs)
+        work = CallWork(node, args, kwargs)
+        call = Call(self.findings, node, args, kwargs, work.outputs)
         outputs = tf.nest.flatten(spec_of(node.layer).rule(call))
+        work.count(call)
         if not is_homogeneous(node, call.constants):
             self._bent += outputs if node.path in self.findings.producers else call.inputs
         for flow in arguments:
@@ -117,8 +127,8 @@ class _Walk:
             self._followers.append((arguments[0], node.path))
         linear = node.path in self.findings.producers and _keras.own_activation(node.layer) is None
         return [
-            Flow(np.asarray(ids), shape[1:], node.path if linear else None)
-            for ids, shape in zip(outputs, node.output_shapes, strict=True)
+            Flow(np.asarray(ids), shape[1:], spec, node.path if linear else None)
+            for ids, shape, spec in zip(outputs, node.output_shapes, work.outputs, strict=True)
         ]
 
     def graph(self, shapes: Shapes, signature: Signature, protect: tuple[str, ...]) -> Graph:
@@ -136,6 +146,8 @@ class _Walk:
             slices=slices,
             groups=group_units(slices, reasons),
             work=found.work,
+            unknown=found.unknown,
+            input_shapes=self._input_shapes,
             resizes=[Resize(path, key, value_of, unit_of) for (path, key), value_of in found.resizes.items()],
             folded={flow.linear: path for flow, path in self._followers if flow.linear and flow.readers == 1},
             reads={read: (axis, unit_of[ids]) for read, (axis, ids) in found.reads.items()},

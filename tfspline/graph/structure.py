@@ -8,6 +8,7 @@ import numpy as np
 
 from tfspline.graph.signature import Signature
 
+_SHOWN = 5  # how many layers a line of `unknown_lines` names
 Shapes = dict[str, list[tuple[int, ...]]]  # layer path -> the shapes of the layer's weights
 
 
@@ -68,6 +69,8 @@ class Graph:
     slices: list[WeightSlice]
     groups: list[Group]
     work: list[Work]
+    unknown: dict[str, str]  # path of a layer with work that is not in `work` -> why
+    input_shapes: list[tuple]  # of the model's inputs without the batch: `work` is that for inputs of these shapes
     resizes: list[Resize]
     folded: dict[str, str]  # path of a layer -> path of the BatchNormalization that directly follows it
     # (layer path, input number) -> the input's channel axis without the batch, and the units along it
@@ -107,7 +110,7 @@ class Graph:
         return {layer: [tuple(shape) for shape in weights] for layer, weights in shapes.items()}
 
     def macs(self, kept: np.ndarray | None = None) -> dict[str, int]:
-        """Multiply-accumulates of each layer for one input, with all units or only those `kept`."""
+        """Multiply-accumulates of each layer for one input, with all units or only those `kept`; see `unknown`."""
         shapes = self.shapes if kept is None else self.cut_shapes(kept)
         macs = dict.fromkeys((work.layer for work in self.work), 0)
         for work in self.work:
@@ -119,3 +122,16 @@ class Graph:
         """Parameters of each layer, with all units or only those `kept`."""
         shapes = self.shapes if kept is None else self.cut_shapes(kept)
         return {layer: sum(int(np.prod(s, dtype=np.int64)) for s in weights) for layer, weights in shapes.items()}
+
+
+def unknown_lines(unknown: dict[str, str]) -> list[str]:
+    """One line for each reason why work of layers (`Graph.unknown`) is not counted, with the first of these layers."""
+    layers: dict[str, list[str]] = {}
+    for path, why in unknown.items():
+        layers.setdefault(why, []).append(path)
+    return [
+        f"unknown work: {', '.join(paths[:_SHOWN])}"
+        + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
+        + f": {why}"
+        for why, paths in layers.items()
+    ]

@@ -138,10 +138,10 @@ def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
     Returns, for each layer that produces channels, by its path, the derivative of log R with respect to |w|, w the
     weight that produces them, float32 of its shape.
     """
-    check_static(model)
+    check_static(model, graph.input_shapes)
     copies: dict[int, KerasLayer] = {}
     calls = {call.node.key: _linear_call(call, copies) for call in calls_with_activations(model)}
-    _flow(model, calls)  # fills `copies` with the float64 copies of the layers
+    _flow(model, graph, calls)  # fills `copies` with the float64 copies of the layers
     for weight in (weight for copy in copies.values() for weight in _keras.weights(copy)):
         if tf.as_dtype(weight.dtype).is_floating:
             name = weight.name.split("/")[-1].split(":")[0]
@@ -153,7 +153,7 @@ def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
     }
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tf.nest.flatten(kernels))
-        total = _flow(model, calls)
+        total = _flow(model, graph, calls)
     if not 0 < abs(total) < np.inf:
         raise ValueError(
             f"The synaptic flow of {model.name!r} is {float(total)}; criterion 'synflow' needs a finite number other "
@@ -163,9 +163,9 @@ def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
     return {name: _float32(tf.convert_to_tensor(slope) / total) for name, slope in slopes.items()}
 
 
-def _flow(model, calls):
+def _flow(model, graph, calls):
     """The sum of the outputs for an input of ones, with every node replaced by its function in `calls`."""
-    inputs = [tf.ones([1, *tensor.shape[1:]], tf.float64) for tensor in model.inputs]
+    inputs = [tf.ones([1, *shape], tf.float64) for shape in graph.input_shapes]
     outputs = _keras.run(model, inputs, lambda node, args, kwargs: calls[node.key](args, kwargs), nested=True)
     return tf.reduce_sum(flat(outputs))
 

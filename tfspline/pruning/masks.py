@@ -271,7 +271,8 @@ def as_lists(graph: Graph, off: np.ndarray, entry: str) -> dict[str, Any]:
 def listed(model: KerasModel, found: dict, entry: str, protect: list, allow_inexact: bool, made: str) -> Masks:
     """Makes masks from a file with `as_lists`; ValueError if it is malformed or made for another model."""
     paths = renamed(found["structure"], signature(model), f"Expected the model that the {made} made for")
-    graph = graphs.read(model, tuple(paths[path] for path in protect), allow_inexact)
+    sizes = found.get("options", {}).get("input_shape")  # masks have none
+    graph = graphs.read(model, tuple(paths[path] for path in protect), allow_inexact, sizes)
     expected = as_lists(graph, np.zeros(graph.units, bool), entry)["channels"]
     if {paths[layer]: number for layer, number in found["channels"].items()} != expected:
         raise ValueError(

@@ -8,13 +8,13 @@ import numpy as np
 from absl import logging
 
 from tfspline._keras.constraints import check_finite
-from tfspline._keras.inputs import Probe, probe
-from tfspline._keras.types import Data, KerasLayer, KerasModel
+from tfspline._keras.inputs import Probe, probe, shapes_of_inputs
+from tfspline._keras.types import Data, InputShape, KerasLayer, KerasModel
 from tfspline._utils.checks import count, several
 from tfspline.deployment.timing import Runtime, Stopwatch
 from tfspline.graph import reader as graphs
 from tfspline.graph.cost import check_static
-from tfspline.graph.structure import Graph
+from tfspline.graph.structure import Graph, unknown_lines
 from tfspline.pruning import compensation, criteria
 from tfspline.pruning.allocation import Budget
 from tfspline.pruning.plans import Plan
@@ -36,6 +36,7 @@ def plan(
     allow_inexact: bool = False,
     seed: int = 0,
     data: Data = None,
+    input_shape: InputShape = None,
     runtime: str | Runtime = "tensorflow",
     batch_size: int = 1,
 ) -> Plan:
@@ -61,11 +62,13 @@ def plan(
         data: inputs for data-driven criteria, several inputs in a list; a few hundred samples are enough. "taylor" and
             "snip" need a tuple `(x, y)` of inputs and labels, and a compiled loss. A batched tf.data.Dataset of either
             works too; its first 1,024 samples are used.
+        input_shape: the shape of one input, without the batch, for which work is counted if the model leaves sizes
+            open: a tuple of integers; for several inputs a list or dict of tuples. By default that of `data`.
         runtime: where `max_latency` is measured: "tensorflow", "litert", or a function, as for `tfspline.latency`.
         batch_size: inputs per prediction when `max_latency` is measured.
 
     Returns:
-        A `Plan`. A warning is logged if no unit is removed.
+        A `Plan`. A warning is logged if no unit is removed, or if a budget depends on work that cannot be counted.
 
     Raises:
         TypeError, ValueError: the model's graph cannot be read; an argument is out of range; no unit can be removed;
@@ -89,20 +92,27 @@ def plan(
         min_units=min_units,
         round_to=round_to,
     )
-    graph = graphs.read(model, several("protect", protect), allow_inexact)
+    protect = several("protect", protect)
+    seen = None if data is None else probe(model, data)
+    if input_shape is None and seen is not None:
+        input_shape = seen.input_shape
+    graph = graphs.read(model, protect, allow_inexact, input_shape)
     options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
     options["protect"] = list(graph.protect)
+    if graph.input_shapes != shapes_of_inputs(model):
+        options["input_shape"] = [list(shape) for shape in graph.input_shapes]
     stopwatch = None
     if max_latency is not None:
         stopwatch = Stopwatch(model, graph, runtime, batch_size)
         options |= {"runtime": getattr(runtime, "__name__", str(runtime)), "batch_size": batch_size}
-    return Plan(graph, _removed(model, graph, budget, criterion, seed, data, stopwatch), options)
+    return Plan(graph, _removed(model, graph, budget, criterion, seed, seen, stopwatch), options)
 
 
-def _removed(model, graph, budget, criterion, seed, data, stopwatch):
+def _removed(model, graph, budget, criterion, seed, seen, stopwatch):
     if budget.max_flops is not None:
-        check_static(model)
-    seen = None if data is None else probe(model, data)
+        check_static(model, graph.input_shapes)
+    if graph.unknown and (budget.max_flops is not None or budget.max_latency is not None):
+        logging.warning("The budget depends on work that is not counted.\n%s", "\n".join(unknown_lines(graph.unknown)))
     removed = choose(model, graph, budget, criterion, np.random.default_rng(seed), seen, stopwatch=stopwatch)
     if not removed.any():
         logging.warning(

@@ -12,7 +12,7 @@ from tfspline._keras.inputs import probe
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.files import read_json, write_json
 from tfspline.graph import reader as graphs
-from tfspline.graph.structure import Graph
+from tfspline.graph.structure import Graph, unknown_lines
 from tfspline.graph.surgery import cut
 from tfspline.pruning import compensation, masks
 
@@ -104,7 +104,7 @@ class Plan:
         return rows
 
     def cost(self) -> dict[str, tuple[int, int]]:
-        """`{"units": (before, after), "params": ..., "macs": ...}` of the whole model."""
+        """`{"units": (before, after), "params": ..., "macs": ...}` of the whole model, "macs" without unknown work."""
         rows = self.rows()
         kept = ~self.removed
         return {
@@ -121,11 +121,11 @@ class Plan:
                 note = f"tied to {', '.join(row['tied'])}" + (f"; {note}" if note else "")
             rows.append((row["layer"], _from_to(row, "units"), _from_to(row, "macs"), note))
         for name, (before, after) in self.cost().items():
-            rows.append((f"all {name}", f"{before:,} -> {after:,}", f"{before / max(after, 1):.2f}x fewer", ""))
+            bound = "at most " if name == "macs" and self.graph.unknown else ""
+            rows.append((f"all {name}", f"{before:,} -> {after:,}", f"{bound}{before / max(after, 1):.2f}x fewer", ""))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join(
-            f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {note}".rstrip() for a, b, c, note in rows
-        )
+        lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {note}".rstrip() for a, b, c, note in rows]
+        return "\n".join([*lines, *unknown_lines(self.graph.unknown)])
 
     def apply(
         self, model: KerasModel, data: Data = None, compensate: str = "auto", recalibrate: bool | None = None

@@ -10,7 +10,7 @@ from tfspline._keras.types import KerasLayer
 from tfspline.graph.call import Call
 from tfspline.graph.layer_specs.activations import activated
 from tfspline.graph.layer_specs.dependence import SignalCall
-from tfspline.graph.layer_specs.spec import Kernel, LayerSpec, each_dimension, size_of, unknown
+from tfspline.graph.layer_specs.spec import Kernel, LayerSpec, each_dimension
 
 
 def _produce(call: Call, weight: str, axis: int, size: str = "filters") -> np.ndarray:
@@ -25,7 +25,7 @@ def _dense(call: Call) -> np.ndarray:
     """Mixes the channels of the last axis."""
     call.consume("kernel", 0, call.channels())
     outputs = _produce(call, "kernel", 1, "units")
-    call.macs("kernel", size_of(call.shape()[:-1]))
+    call.macs("kernel", call.positions())
     return activated(call, call.place(outputs))
 
 
@@ -33,7 +33,7 @@ def _conv(call: Call) -> np.ndarray:
     """Conv1D/2D/3D, grouped or not: kernel [*window, inputs / groups, outputs]."""
     inputs, groups = call.channels(axis=call.channel_axis()), call.layer.groups
     outputs = _produce(call, "kernel", -1)
-    call.macs("kernel", size_of(call.spatial(call.output_shapes[0])))
+    call.macs("kernel", call.positions())
     if groups == 1:
         call.consume("kernel", -2, inputs)
     elif groups == inputs.size:  # each group is one channel, which is removed with all that is computed from it
@@ -50,7 +50,7 @@ def _conv_transpose(call: Call) -> np.ndarray:
     """Conv1D/2D/3DTranspose: kernel [*window, outputs, inputs]."""
     call.consume("kernel", -1, call.channels(axis=call.channel_axis()))
     outputs = _produce(call, "kernel", -2)
-    call.macs("kernel", size_of(call.spatial(call.shape())))
+    call.macs("kernel", call.positions(0))
     return activated(call, call.place(outputs))
 
 
@@ -61,7 +61,7 @@ def _depthwise(call: Call) -> np.ndarray:
     call.per_channel(weight, -2, inputs)
     outputs = np.repeat(inputs, call.layer.depth_multiplier)
     call.per_channel("bias", 0, outputs)
-    call.macs(weight, size_of(call.spatial(call.output_shapes[0])))
+    call.macs(weight, call.positions())
     return activated(call, call.place(outputs))
 
 
@@ -72,16 +72,8 @@ def _separable(call: Call) -> np.ndarray:
     call.consume("pointwise_kernel", -2, np.repeat(inputs, call.layer.depth_multiplier))
     outputs = _produce(call, "pointwise_kernel", -1)
     for weight in ("depthwise_kernel", "pointwise_kernel"):
-        call.macs(weight, size_of(call.spatial(call.output_shapes[0])))
+        call.macs(weight, call.positions())
     return activated(call, call.place(outputs))
-
-
-def _einsum_dense(call: Call) -> list[np.ndarray]:
-    """Multiplies by a weight in any way: only its MACs are known."""
-    inputs, weight = call.layer.equation.partition("->")[0].split(",")
-    read = [size for letter, size in zip(weight.strip(), call.layer.kernel.shape, strict=True) if letter in inputs]
-    call.macs("kernel", size_of(call.shape()) // size_of(read))
-    return unknown(call)
 
 
 def _depthwise_weight(layer):
@@ -161,5 +153,5 @@ LAYERS: dict[str, LayerSpec] = {
     **dict.fromkeys(
         each_dimension("DepthwiseConv", dimensions=(1, 2)), _spec(_depthwise, Kernel(_depthwise_response, mixes=False))
     ),
-    "EinsumDense": LayerSpec(_einsum_dense, affine=True),
+    "EinsumDense": LayerSpec(affine=True),
 }

@@ -39,6 +39,11 @@ def spec_of(layer: KerasLayer) -> LayerSpec:
     return LAYERS.get(_keras.builtin_class_name(type(layer)) or "", UNKNOWN)
 
 
+def is_custom(layer: KerasLayer) -> bool:
+    """Whether the spec of a layer is registered for its class or for one that it derives from."""
+    return any(base in _custom for base in type(layer).__mro__)
+
+
 def kernel_of(layer: KerasLayer) -> Kernel:
     """How a layer with a kernel combines channels; TypeError for other layers."""
     kernel = spec_of(layer).kernel

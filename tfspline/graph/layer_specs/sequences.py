@@ -5,7 +5,7 @@ import numpy as np
 from tfspline import _keras
 from tfspline.graph.call import Call
 from tfspline.graph.layer_specs.dependence import table_rows
-from tfspline.graph.layer_specs.spec import LayerSpec, size_of, unknown
+from tfspline.graph.layer_specs.spec import LayerSpec, unknown
 
 
 def _embedding(call: Call) -> np.ndarray:
@@ -32,13 +32,13 @@ def _attention(call: Call) -> np.ndarray | list[np.ndarray]:
         if _keras.weight(call.layer, weight) is not None:
             ids = call.channels(i)
             call.consume(weight, 0, ids)
-            call.macs(weight, size_of(call.shape(i)[:-1]))
+            call.macs(weight, call.positions(i))
             if f"{name}_shape" in config:
                 call.resize(f"{name}_shape", _with_last_axis(config[f"{name}_shape"], ids))
     outputs = _attention_outputs(call, query)
-    attended = size_of(call.shape(inputs["key"])[call.axis(axis)] for axis in config["attention_axes"])
+    attended = [call.sizes(inputs["key"])[axis] for axis in config["attention_axes"]]
     width = config["num_heads"] * (config["key_dim"] + config["value_dim"])
-    call.macs(None, size_of(call.shape(query)[:-1]) * attended * width)
+    call.macs(None, call.positions(query), *attended, width)
     return outputs
 
 
@@ -47,7 +47,7 @@ def _attention_outputs(call, query):
     outputs = call.produce(kernel, -1)
     call.per_channel(_keras.attention_weight("output", "bias"), -1, outputs)
     call.resize("output_shape", _with_last_axis((None,), outputs))
-    call.macs(kernel, size_of(call.shape(query)[:-1]))
+    call.macs(kernel, call.positions(query))
     return call.place(outputs)
 
 
@@ -61,7 +61,7 @@ def _recurrent(call: Call, cell: str = "cell") -> list[np.ndarray]:
         call.protect(ids, f"{call.described()} starts from it")
     call.consume(f"{cell}.kernel", 0, call.channels())
     for weight in ("kernel", "recurrent_kernel"):
-        call.macs(f"{cell}.{weight}", size_of(call.shape()[:-1]))
+        call.macs(f"{cell}.{weight}", call.positions(0))
     return call.opaque()
 
 

@@ -1,11 +1,13 @@
 """Layers and bare ops that only move numbers: reshape, transpose, concatenate."""
 
+import math
+
 import numpy as np
 
 from tfspline.graph.call import Call
 from tfspline.graph.layer_specs.dependence import moved
 from tfspline.graph.layer_specs.elementwise import merge
-from tfspline.graph.layer_specs.spec import LayerSpec, size_of, unknown
+from tfspline.graph.layer_specs.spec import LayerSpec, unknown
 
 
 def _flatten(call: Call) -> np.ndarray | list[np.ndarray]:
@@ -23,7 +25,7 @@ def _reshape(call: Call, key: str = "target_shape", batch: tuple = ()) -> np.nda
     `key` is the config entry that holds the shape, which starts with `batch`.
     """
     ids, shape = call.full(), call.output_shapes[0]
-    if ids is None or None in shape or ids.size != size_of(shape):
+    if ids is None or None in shape or ids.size != math.prod(shape):
         return unknown(call)
     ids = ids.reshape(shape)
     varying = [axis for axis in range(ids.ndim) if (ids != ids.take([0], axis=axis)).any()]

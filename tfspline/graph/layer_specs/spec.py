@@ -71,8 +71,3 @@ class LayerSpec:
 def each_dimension(*names: str, dimensions: tuple[int, ...] = (1, 2, 3)) -> list[str]:
     """The names of layer classes in each number of dimensions: "Conv" -> ["Conv1D", "Conv2D", "Conv3D"]."""
     return [f"{name}{n}D" for name in names for n in dimensions]
-
-
-def size_of(shape) -> int:
-    """How many numbers a tensor of that shape has; an axis of unknown size counts as one."""
-    return int(np.prod([size or 1 for size in shape], dtype=np.int64))
