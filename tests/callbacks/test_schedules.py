@@ -31,7 +31,8 @@ def test_yields_the_steps_that_prune():
 
 
 @pytest.mark.parametrize(
-    "function", [Every(0.5, 0, 12), lambda step: (step % 5 == 0, 0.5), Every(0.5, 0, 11, 4), lambda step: (True, 0.5)]
+    "function",
+    [Every(0.5, 0, 12), Every(0.0), lambda step: (step % 5 == 0, 0.5), Every(0.5, 0, 11, 4), lambda step: (True, 0.5)],
 )
 def test_schedules_that_end_fit(function):
     assert Schedule(function).misfit(12) is None
@@ -41,7 +42,6 @@ def test_schedules_that_end_fit(function):
     ("function", "message"),
     [
         (lambda step: (False, 0.5), "never prunes within the 12 steps"),
-        (Every(0.0), "never prunes"),
         (Every(0.5, 13, 20), "never prunes"),
         (Every(0.5, 0, 14), "does not end within the 12 steps .* 0.4286 there and 0.5 at step 14"),
         (lambda step: (True, min(0.9, step / 50)), "does not end within the 12 steps"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.trainings import EPOCHS, STEPS, Training, schedule
+from helpers.zoo import scramble
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -195,7 +196,7 @@ def test_refuses_states_that_do_not_fit(keras, tmp_path):
     other.bird = EarlyBird(0.3, backup_dir=tmp_path / "ours")
     with pytest.raises(ValueError, match="this is EarlyBird.*threshold=0.3"):
         other.run()
-    for name, message in (("p", "state of this SplinePruning .* layers"), ("b", "layers")):
+    for name, message in (("p", "state of this SplinePruning .*Received"), ("b", "state of this EarlyBird .*Received")):
         other = Training(keras, tmp_path, order=name)
         inputs = keras.Input((6,))
         hidden = keras.layers.Dense(9, "relu", name="a")(inputs)
@@ -317,3 +318,43 @@ def test_killed_and_restarted(keras, wholes, tmp_path):
     resumed = Training(keras, tmp_path, after_bird=True, regrow=True).run()
     assert len(resumed.model.history.epoch) == EPOCHS - 2
     assert_same(resumed.outcome(), whole)
+
+
+def unnamed(keras, folder, **options):
+    """A training of a model whose layers have automatic names, different ones each time."""
+    training = Training(keras, folder, **options)
+    for _ in range(len(list(folder.iterdir())) + 1):
+        layers = [
+            keras.Input((6,)),
+            keras.layers.Dense(12, "relu"),
+            keras.layers.Dense(8, "relu"),
+            keras.layers.Dense(3),
+        ]
+        training.model = keras.Sequential(layers)
+    scramble(training.model, np.random.default_rng(1))
+    training.model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", run_eagerly=True)
+    return training
+
+
+@pytest.mark.parametrize("options", [{}, {"regrow": True, "every": 2}])
+def test_resumes_with_a_model_that_is_built_again_in_the_same_process(keras, tmp_path, options):
+    first = unnamed(keras, tmp_path, order="bpkc", **options)
+    with pytest.raises(Interruption):
+        first.run(cutter(keras, 2 * (2 + 2 * STEPS) + 4, last=True))
+    again = unnamed(keras, tmp_path, **options)
+    assert [layer.name for layer in again.model.layers] != [layer.name for layer in first.model.layers]
+    again.run()
+    (tmp_path / "whole").mkdir()
+    whole = unnamed(keras, tmp_path / "whole", **options).run()
+    np.testing.assert_allclose(again.bird.distances, whole.bird.distances)
+    np.testing.assert_array_equal(again.pruning.masks.off, whole.pruning.masks.off)
+
+
+def test_two_callbacks_of_one_class_do_not_share_a_folder(keras, tmp_path):
+    training = Training(keras, tmp_path, order="bc")
+    second = EarlyBird(metric="mask", stop_training=False, backup_dir=tmp_path / "keras" / ".." / "ours")
+    with pytest.raises(ValueError, match="EarlyBird.*backup_dir.*of its own"):
+        training.run(second)
+    second = EarlyBird(metric="mask", stop_training=False, backup_dir=tmp_path / "second")
+    Training(keras, tmp_path, order="bc").run(second)
+    assert second.distances

@@ -83,12 +83,12 @@ CASES = {
     "masks of another model": (
         lambda g: g.plan.masks.apply(g.slim),
         ValueError,
-        r"Expected the model that the masks were made for, with 'a': Dense .*Received: 'a': Dense weights=\[\(4, 4",
+        r"Expected the model that the masks were made for, with .*'a': Dense .*Received: 'a': Dense weights=\[\(4, 4",
     ),
     "a plan of another model": (
         lambda g: g.plan.apply(g.slim, g.x),
         ValueError,
-        r"Expected the model that the plan was made for, with 'a': Dense .*Received: 'a': Dense weights=\[\(4, 4",
+        r"Expected the model that the plan was made for, with .*'a': Dense .*Received: 'a': Dense weights=\[\(4, 4",
     ),
     "an EarlyBird that was trained with another model": (
         lambda g: fit(g, tfspline.EarlyBird(), "first", "second"),

@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 from helpers.invalid import assert_rejected, expected_integer, fit, half_at_first_step
+from helpers.zoo import chain
 
 import tfspline
 
@@ -229,3 +230,63 @@ CASES = {
 @pytest.mark.parametrize(("call", "error", "message"), CASES.values(), ids=CASES)
 def test_invalid_pruning_argument_is_rejected(given, call, error, message):
     assert_rejected(given, call, error, message)
+
+
+def test_unknown_layers_are_one_kind_of_error_and_close_names_are_suggested(keras):
+    model = chain(keras)
+    plan = tfspline.plan(model, 0.5)
+    calls = {
+        "protect": lambda: tfspline.plan(model, 0.5, protect=["aa"]),
+        "layer": lambda: plan.keep("aa", [0]),
+        "on": lambda: tfspline.Masks.of(model, {"aa": [True]}),
+    }
+    for call in calls.values():
+        for kind in (ValueError, KeyError):
+            with pytest.raises(kind, match="Received: 'aa'; did you mean 'a'?"):
+                call()
+    assert plan.masks.get("aa") is None
+
+
+def test_prune_names_itself_and_a_close_argument(keras):
+    with pytest.raises(TypeError, match=r"prune\(\) has no argument 'flops'; did you mean 'max_flops'"):
+        tfspline.prune(chain(keras), flops=0.5)
+
+
+def test_budget_that_is_too_small_names_only_options_that_help(keras):
+    model = chain(keras)
+    with pytest.raises(ValueError, match="max_flops=0.0001 .* To meet it, raise max_flops.$"):
+        tfspline.plan(model, max_flops=1e-4)
+    with pytest.raises(ValueError, match="raise max_flops, or lower min_units, or protect fewer layers"):
+        tfspline.plan(model, max_flops=0.2, min_units=7, protect=["a"])
+    assert tfspline.plan(model, max_flops=0.2).cost()["macs"][1] > 0
+
+
+def test_subclassed_model_names_the_model_that_it_holds(keras):
+    class Trainer(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.encoder = chain(keras)
+
+        def call(self, x):
+            return self.encoder(x)
+
+    trainer = Trainer()
+    with pytest.raises(ValueError, match="by its attribute: model.encoder"):
+        tfspline.prune(trainer, 0.5)
+    assert tfspline.prune(trainer.encoder, 0.5).get_layer("a").units == 6
+
+
+def test_slim_says_why_it_removes_nothing(keras, caplog):
+    inputs = keras.Input((6,))
+    x = keras.layers.LayerNormalization()(keras.layers.Dense(8, name="first")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dense(8, "relu", name="second")(x)))
+    with caplog.at_level("WARNING", "absl"):
+        tfspline.slim(model)
+        assert "removes nothing" in caplog.text
+        caplog.clear()
+        masked = tfspline.plan(model, 0.5, allow_inexact=True).mask(model)
+        assert tfspline.slim(masked).get_layer("second").units == 4
+        assert "allow_inexact=True removes them: first (4 of 8)" in caplog.text
+        caplog.clear()
+        assert tfspline.slim(masked, allow_inexact=True).get_layer("first").units == 4
+        assert not caplog.text

@@ -182,7 +182,7 @@ def test_report_prints_as_a_table(keras, rng):
     data = tf.data.Dataset.from_tensor_slices(x).batch(64)
     lines = str(partition_report(model, plan.apply(model), data, plan=plan)).splitlines()
     assert lines[0].split()[:5] == ["layer", "units", "boundaries", "removed", "turned"]
-    assert [line.split()[0] for line in lines[1:3]] == ["a", "b"]
+    assert [line.split()[:4] for line in lines[1:3]] == [[name, "8", "->", "4"] for name in "ab"]
     assert len({len(line) for line in lines[:3]}) == 1
     assert lines[3] == ""
     assert lines[4].endswith("of 512 inputs")

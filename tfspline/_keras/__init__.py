@@ -46,4 +46,13 @@ from tfspline._keras.layers import (
     weight_shapes,
     weights,
 )
-from tfspline._keras.modules import is_model, keras_modules, keras_named, keras_of, load_model, of_class, tfmot
+from tfspline._keras.modules import (
+    is_layer_class,
+    is_model,
+    keras_modules,
+    keras_named,
+    keras_of,
+    load_model,
+    of_class,
+    tfmot,
+)

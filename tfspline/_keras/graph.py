@@ -35,6 +35,13 @@ def check_model(model: KerasModel) -> KerasModel:
             f"Expected a model that is built. Received: the Sequential {model.name!r}, whose input shape is not "
             "known yet; start it with keras.Input(shape), or call model.build(input_shape)."
         )
+    parts = [name for name, value in vars(model).items() if is_model(value) and is_graph(value)]
+    if parts:
+        raise ValueError(
+            f"Expected a functional or Sequential model. Received: the subclassed model {type(model).__name__} "
+            f"({model.name!r}), whose graph Keras does not know. Give a model that it holds, by its attribute: "
+            f"{' or '.join(f'model.{name}' for name in parts)}."
+        )
     raise ValueError(
         f"Expected a functional or Sequential model. Received: the subclassed model {type(model).__name__} "
         f"({model.name!r}), whose graph Keras does not know. Build it functionally: "

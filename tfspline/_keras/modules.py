@@ -79,6 +79,12 @@ def is_model(layer: KerasLayer) -> bool:
     return any(isinstance(layer, module.Model) for module in keras_modules())
 
 
+def is_layer_class(value: Any) -> bool:
+    """Whether `value` is a class of layers or bare ops, in either Keras version."""
+    classes: Any = (keras.Operation, *(module.layers.Layer for module in keras_modules()))
+    return isinstance(value, type) and issubclass(value, classes)
+
+
 def load_model(keras: ModuleType, path: str | os.PathLike) -> Any:
     """Loads a `.keras` file in Keras' safe mode, which rejects models that contain code."""
     with open(path, "rb") as file:

@@ -1,5 +1,6 @@
 """Argument validation with uniform error messages. Each function returns the argument that is called `name`."""
 
+import difflib
 import numbers
 from collections.abc import Iterable
 from typing import Any
@@ -31,6 +32,22 @@ def among(name: str, value: Any, known: Iterable) -> Any:
     known = tuple(known)
     if value not in known:
         raise ValueError(f"Expected `{name}` among {known}. Received: {value!r}")
+    return value
+
+
+class UnknownLayerError(ValueError, KeyError):
+    """An argument names a layer that there is not: a ValueError, and a KeyError as mappings raise it."""
+
+    __str__ = ValueError.__str__
+
+
+def known_layer(name: str, value: Any, known: Iterable[str]) -> str:
+    """Check that an argument is the path of a layer in `known`; the error suggests similar ones."""
+    known = list(known)
+    if value not in known:
+        close = difflib.get_close_matches(str(value), known, n=3)
+        choice = f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose one of {sorted(known)}."
+        raise UnknownLayerError(f"Expected `{name}` to name layers of the model. Received: {value!r}; {choice}")
     return value
 
 

@@ -115,6 +115,9 @@ class EarlyBird(SavedCallback):
     def on_train_begin(self, logs=None):
         """Raises an error if the model, the probe or `every` do not fit."""
         self._begun = False
+        if self._backup:
+            self._backup.claim()
+        self._settling.rename(self._recognise())
         self._clock.set_epoch_steps(self._epoch_steps)
         self._observer = self._test.observer(self.model, self.ratio, self.approximate, self.units)
         if self._test.uses_inputs and self._inputs.values is not None:
@@ -214,6 +217,7 @@ class EarlyBird(SavedCallback):
         if place is None:
             self._backup.put(epoch)
             return
+        self._settling.rename(self._recognise())
         if self._settling.codes and not self._not_finite(None):
             partition_distance(self._codes(), self._settling.codes[-1])  # raises for another model's state
         if place == epoch:

@@ -46,7 +46,7 @@ class Schedule:
     def misfit(self, steps: int) -> str | None:
         """Returns why the schedule does not suit a training of `steps` steps; None if it does."""
         sparsities = dict(self.within(0, steps + 1))
-        if not any(sparsities.values()):
+        if not sparsities:
             return f"schedule never prunes within the {steps} steps of the fit. Let it begin earlier, or train longer."
         final = sparsities[max(sparsities)]
         end = getattr(self._function, "end_step", None)  # tfmot's schedules have one; -1 means never
@@ -56,7 +56,8 @@ class Schedule:
             return None
         return (
             f"schedule does not end within the {steps} steps of the fit: its sparsity is {final:.4g} there and "
-            f"{self.at(later[-1]):.4g} at step {later[-1]}. Shorten the schedule, or train longer."
+            f"{self.at(later[-1]):.4g} at step {later[-1]}. Shorten the schedule, or train longer; another fit with "
+            "this callback continues it."
         )
 
 
@@ -79,6 +80,11 @@ class Progress(Saved):
         due = list(self.schedule.within(self._next, stop))
         self._next = max(self._next, stop)
         return due[-1][1] if due else None
+
+    def prunes(self, remaining: int) -> bool:
+        """Whether the schedule prunes at all, in a training of `remaining` further steps or one twice as long."""
+        steps = self.step - (self.begin or 0) + remaining
+        return next(self.schedule.within(0, 2 * steps + 1), None) is not None
 
     def misfit(self, remaining: int) -> str | None:
         """Returns why the schedule does not suit a training of `remaining` further steps; None if it does."""

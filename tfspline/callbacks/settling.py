@@ -1,7 +1,7 @@
 """The decision of an early-bird test: when to look, and whether the codes have settled. Independent of Keras."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -114,6 +114,14 @@ class SettlingTest(Saved):
             oldest = clock.time + clock.interval - self._lookback * clock.epoch_length
             while len(self.times) > 1 and self.times[1] <= oldest:
                 del self.codes[0], self.times[0]
+
+    def rename(self, paths: Mapping[str, str]) -> None:
+        """Gives the remembered codes the names of layers in another model; a name may end with a number, "a#2"."""
+        for i, codes in enumerate(self.codes):
+            names = {name: (path, *rest) for name in codes.layers for path, *rest in [name.partition("#")]}
+            new = {name: "".join((paths.get(path, path), *rest)) for name, (path, *rest) in names.items()}
+            arrays = {new[name]: codes[name] for name in codes.layers}
+            self.codes[i] = Codes(arrays, {new[name]: bits for name, bits in codes.bits.items()})
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns what the test remembers as named arrays."""

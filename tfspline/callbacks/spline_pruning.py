@@ -98,7 +98,9 @@ class SplinePruning(SavedCallback):
         """Raises an error if the model cannot be pruned, or the early bird is not in this `fit`."""
         if self.start is not None and self.start.params is not self.params:  # Keras gives all callbacks the same
             raise ValueError("The EarlyBird in start= is not in this fit. Add it to callbacks=.")
-        self._units.begin(self.model)
+        if self._backup:
+            self._backup.claim()
+        self._units.begin(self.model, self._recognise())
         self._begun = False
         self._epoch_starts = collections.deque([0, 0], 2)
 
@@ -154,11 +156,11 @@ class SplinePruning(SavedCallback):
         misfit = self._progress.misfit((epochs - epoch) * steps)
         if misfit is None:
             return
-        if self.start is None or self._progress.begin is None:
+        if not self._progress.prunes((epochs - epoch) * steps) and self.start is None:
             Masks.release(self.model)
             raise ValueError(misfit)
-        # The dense training up to the early bird is done; an error would throw it away.
-        logging.warning("SplinePruning, started at the early bird in step %d: %s", self.step, misfit)
+        begin = "" if self.start is None else f", started at the early bird in step {self.step}"
+        logging.warning("SplinePruning%s: %s", begin, misfit)
 
     def _prune(self):
         sparsity = self._progress.due()
@@ -175,7 +177,7 @@ class SplinePruning(SavedCallback):
         place = self._backup.take(iterations)
         if place is None:
             return False
-        self._units.resume(self.model, self.step if place == iterations else None)
+        self._units.resume(self.model, self.step if place == iterations else None, self._recognise())
         self._progress.step += iterations - place
         return True
 

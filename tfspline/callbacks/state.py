@@ -1,8 +1,10 @@
 """The state of a callback on disk, so that an interrupted training continues exactly where it was."""
 
 import contextlib
+import json
 import os
 import re
+import weakref
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from tfspline import _keras
 from tfspline._utils.files import read_npz, write_npz
 from tfspline._utils.workers import from_chief, is_chief, wait
+from tfspline.graph.signature import Signature, renamed, signature
 
 _FORMAT = "tfspline.callback.2"
 
@@ -51,16 +54,18 @@ class SavedCallback(_keras.StepCallback):
         self.backup_dir = backup_dir
         self._backup = None if backup_dir is None else Backup(backup_dir, self, unit)
         self._begun = False  # whether the first epoch of this `fit` has begun
+        self._structure: Signature | None = None  # of the model that the state is about
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the state of the callback, with recorded inputs and masks, to an .npz file, for `load`."""
         parts = {name: getattr(self, name).to_arrays() for name in self._PARTS}
-        write_npz(path, {"format": np.array(_FORMAT), "settings": np.array(self._settings()), **nested(**parts)})
+        about = {"format": _FORMAT, "settings": self._settings(), "structure": json.dumps(self._structure)}
+        write_npz(path, {name: np.array(text) for name, text in about.items()} | nested(**parts))
 
     def load(self, path: str | os.PathLike) -> None:
         """Restores the state that a callback with the same arguments wrote with `save`.
 
-        When `fit` begins, the model must have the weights of that time.
+        When `fit` begins, the model must have the weights of that time; it may have been built anew.
 
         Raises:
             ValueError: the file is damaged or was written by a callback with other arguments.
@@ -81,11 +86,21 @@ class SavedCallback(_keras.StepCallback):
         if saved == self._settings():
             for name in self._PARTS:
                 getattr(self, name).restore(group_of(arrays, name))
+            self._structure = json.loads(str(arrays["structure"]))
         return saved
+
+    def _recognise(self) -> dict[str, str]:
+        """For each layer path in the model that the state is about, the path in the model that is trained now."""
+        found = signature(self.model)
+        saved, self._structure = self._structure or found, found
+        return renamed(saved, found, f"Expected the model that the state of this {type(self).__name__} is about")
 
     def _settings(self) -> str:
         """The callback's class and arguments, in words; a state is of use only for the same ones."""
         raise NotImplementedError
+
+
+_in_use: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # (folder, class of callback) -> callback
 
 
 class Backup:
@@ -100,6 +115,17 @@ class Backup:
         if os.path.exists(self._folder) and not os.path.isdir(self._folder):
             raise NotADirectoryError(f"backup_dir must be a folder. Received: {self._folder!r}, which is a file.")
         self._name = type(callback).__name__  # callbacks of different classes may share a folder
+
+    def claim(self) -> None:
+        """Raises a ValueError if another callback of the same class uses the folder in this `fit`."""
+        key, params = (os.path.realpath(self._folder), self._name), self._callback.params
+        other = _in_use.get(key)
+        if other not in (None, self._callback) and params is not None and other.params is params:  # one dict a `fit`
+            raise ValueError(
+                f"Two callbacks of class {self._name} have backup_dir={self._folder!r}, where they would overwrite "
+                "each other's states. Give each a backup_dir of its own."
+            )
+        _in_use[key] = self._callback
 
     def put(self, place: int, oldest: int = 0) -> None:
         """Saves the callback's state as that of `place`.

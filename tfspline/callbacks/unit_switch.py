@@ -1,6 +1,7 @@
 """Switches units off while a model trains, and on again with the values that they had."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tfspline._utils.workers import from_chief
 from tfspline.callbacks.state import Saved, group_of, nested
 from tfspline.graph import reader
 from tfspline.graph.structure import Graph
+from tfspline.graph.surgery import check_cut
 from tfspline.pruning.allocation import Budget
 from tfspline.pruning.masks import Masks, entries
 from tfspline.pruning.planning import choose
@@ -40,6 +42,10 @@ class DenseValues(Saved):
         for place, weight in weights(model):
             if place in self._values:
                 weight.assign(self._values[place])
+
+    def rename(self, paths: Mapping[str, str]) -> None:
+        """Gives the values to the layers of another model."""
+        self._values = {(paths[layer], index): value for (layer, index), value in self._values.items()}
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns the values as named arrays."""
@@ -70,13 +76,14 @@ class UnitSwitch:
     _probe: Probe | None = dataclasses.field(default=None, init=False)  # of `data`, during `fit`
     _restored: dict[str, np.ndarray] | None = dataclasses.field(default=None, init=False)  # of `masks`, by layer
 
-    def begin(self, model: KerasModel) -> None:
-        """Reads a model; raises an error if it cannot be pruned, or is not the one of a restored state."""
+    def begin(self, model: KerasModel, paths: Mapping[str, str]) -> None:
+        """Reads a model; raises an error if it cannot be pruned. `paths`: see `resume`."""
         self._probe = None if self.data is None else probe(model, self.data)
         sizes = self._probe and self._probe.input_shape
         self._graph = graph = reader.read(model, self.protect, self.allow_inexact, sizes)
+        check_cut(model, graph)
         if self._restored:
-            self._adopt()
+            self._adopt(paths)
         elif self.masks is None:
             self._choose(model, self.budget.ratio, 0)  # raises if the criterion does not suit the model
             self.masks = Masks(graph, np.zeros(graph.units, bool))
@@ -103,23 +110,20 @@ class UnitSwitch:
         off = choose(model, self._graph, budget, self.criterion, rng, self._probe, off)
         return np.array(from_chief(model.distribute_strategy, off), bool)
 
-    def resume(self, model: KerasModel, step: int | None) -> None:
+    def resume(self, model: KerasModel, step: int | None, paths: Mapping[str, str]) -> None:
         """Takes up a restored state in the middle of `fit`, for a restored model.
 
+        `paths` has the layer paths of the model by those of the state's model.
         `step` is the training step at which the weights were saved; None if the state was saved at another one.
         """
-        self._adopt()
+        self._adopt(paths)
         if self.dense.step == step:  # the weights may have been saved just before units were switched
             self.dense.assign(model)
 
-    def _adopt(self):
-        graph = self._graph
-        if set(self._restored) != set(graph.producers):
-            raise ValueError(
-                f"The state of this SplinePruning was saved for a model with the layers {sorted(self._restored)}, but "
-                f"the model has {sorted(graph.producers)}."
-            )
-        self.masks, self._restored = Masks.of_layers(graph, self._restored), None
+    def _adopt(self, paths):
+        self.masks = Masks.of_layers(self._graph, {paths[layer]: on for layer, on in self._restored.items()})
+        self._restored = None
+        self.dense.rename(paths)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns masks and remembered values as named arrays."""

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -50,6 +51,7 @@ class Findings:
         self.batch = 1  # of the model's inputs; the work of that many is counted together
         self.unknown: dict[str, str] = {}  # path of a layer with work that is not counted -> why
         self.reads: dict[tuple[str, int], tuple[int, np.ndarray]] = {}  # by layer and input number
+        self.kept: dict[str, str] = {}  # layers with weights -> why some of them are kept as they are
 
 
 class Call:
@@ -111,6 +113,7 @@ class Call:
 
     def place(self, ids: np.ndarray, axis: int | None = None) -> np.ndarray:
         """Lays channel ids [channels] along an axis of the output, the channel axis by default."""
+        ids = self.checked(ids, "call.place")
         shape = np.ones(len(self.output_shapes[0]), int)
         shape[self.channel_axis() if axis is None else axis] = -1
         return ids.reshape(shape)
@@ -136,8 +139,31 @@ class Call:
         """The arguments that are not inputs: numbers, arrays, lists of numbers and so on."""
         return list(_constants(_keras.arguments(self.layer, *self._arguments)))
 
+    def keep(self, why: str) -> None:
+        """Says why weights of the layer are kept as they are, for the plan."""
+        if _keras.weights(self.layer):
+            self._findings.kept.setdefault(self._path, why)
+
+    def checked(self, ids: Any, use: str) -> np.ndarray:
+        """`ids` as an array; ValueError, which names their `use`, unless they are channel ids."""
+        try:
+            ids = np.asarray(ids)
+        except ValueError:  # rows of different lengths
+            ids = np.asarray(None)
+        known = ids.dtype.kind in "iu" and (not ids.size or ids.min() >= 0 and ids.max() < self._findings.ids.count)
+        if not known:
+            self.refuse(f"must pass channel ids, as in call.inputs, to {use}. Received: {ids!r}")
+        return ids
+
+    def refuse(self, problem: str) -> NoReturn:
+        """Raises a ValueError about the channel rule."""
+        raise ValueError(f"The channel rule of {self.described()} {problem}")
+
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
         """Makes the ids in `a` and those at the same place in `b`, an array of the same shape, one unit each."""
+        a, b = self.checked(a, "call.tie"), self.checked(b, "call.tie")
+        if a.shape != b.shape:
+            self.refuse(f"must tie arrays of the same shape. Received: {a.shape} and {b.shape}")
         self._findings.ids.tie(a, b)
 
     def tie_groups(self, ids: np.ndarray, groups: int) -> np.ndarray:
@@ -149,7 +175,8 @@ class Call:
     def protect(self, ids: np.ndarray, why: str, inexact: bool = False) -> None:
         """Keeps the units of `ids`, for the reason `why`. With `inexact`, `allow_inexact` lifts the protection."""
         if not (inexact and self._findings.allow_inexact):
-            self._findings.ids.protect(ids, why)
+            advice = "; allow_inexact=True prunes them nevertheless" if inexact else ""
+            self._findings.ids.protect(self.checked(ids, "call.protect"), why + advice)
 
     def produce(self, weight: str, axis: int) -> np.ndarray:
         """Fresh ids [channels] for an axis of a weight that produces channels; a later call gets the same ids."""
@@ -160,14 +187,15 @@ class Call:
 
     def consume(self, weight: str, axis: int, ids: np.ndarray) -> None:
         """Declares that a weight reads the channels `ids` along an axis."""
-        self._slice(weight, axis, ids, "read")
+        self._slice(weight, axis, self.checked(ids, repr(weight)), "read")
 
     def per_channel(self, weight: str, axis: int, ids: np.ndarray, statistic: bool = False) -> None:
         """Declares that a weight has one entry for each channel along an axis; ignored if the layer lacks the weight.
 
         `statistic` marks a moving statistic, which is not trained and not masked.
         """
-        if _keras.weight(self.layer, weight) is not None:
+        if _keras.weight(self.layer, weight) is not None or not self._may_lack(weight):
+            ids = self.checked(ids, repr(weight))
             self._slice(weight, axis, ids, "statistic" if statistic else "per_channel")
 
     def resize(self, key: str, value_of: Callable[[np.ndarray], Any]) -> None:
@@ -180,12 +208,14 @@ class Call:
         Without a weight (None), this is the number of MACs. A factor of None says that a size is not known.
         """
         self.declares_macs = True
+        if not times or any(not isinstance(n, numbers.Integral | None) for n in times):
+            self.refuse(f"must pass integers to call.macs after the weight. Received: {times}")
+        index = None if weight is None else self._index(weight)
         if None in times:
             self.unknown(
                 "the sizes that it is called with are not known; give `input_shape` if the model's input has them"
             )
         else:
-            index = None if weight is None else self._index(weight)
             self._findings.work.append(Work(self._path, index, math.prod(n or 0 for n in times)))
 
     def unknown(self, why: str) -> None:
@@ -193,8 +223,10 @@ class Call:
         self._findings.unknown.setdefault(self._path, why)
 
     def _slice(self, weight, axis, ids, role):
-        variable = _keras.weight(self.layer, weight)
-        axis %= len(variable.shape)
+        shape = tuple(self._variable(weight).shape)
+        if not -len(shape) <= axis < len(shape):
+            self.refuse(f"must name an axis of {weight!r}, whose shape is {shape}. Received: axis {axis}")
+        axis %= len(shape)
         known = self._findings.slices.get((self._path, weight, axis))
         if known is not None:  # the layer is called again, with the same weights
             if ids is not None:
@@ -203,17 +235,27 @@ class Call:
         index = self._index(weight)
         if ids is None:
             self._findings.producers.add(self._path)
-            ids = self._findings.ids.fresh(variable.shape[axis])
-        if ids.shape != (variable.shape[axis],):
-            raise ValueError(
-                f"The channel rule of {self.described()} must give {variable.shape[axis]} channel ids for axis {axis} "
-                f"of {weight!r}. Received: {ids.shape}"
-            )
+            ids = self._findings.ids.fresh(shape[axis])
+        if ids.shape != (shape[axis],):
+            self.refuse(f"must give {shape[axis]} channel ids for axis {axis} of {weight!r}. Received: {ids.shape}")
         self._findings.slices[self._path, weight, axis] = WeightSlice(self._path, weight, index, axis, ids, role)
         return ids
 
-    def _index(self, weight):
+    def _may_lack(self, weight):
+        """Whether a layer without that weight is none of a custom class with a typing error in its rule."""
+        return _keras.builtin_class_name(type(self.layer)) is not None or hasattr(self.layer, weight)
+
+    def _variable(self, weight):
         variable = _keras.weight(self.layer, weight)
+        if not hasattr(variable, "shape"):
+            names = sorted(
+                name for name, value in vars(self.layer).items() if any(value is w for w in _keras.weights(self.layer))
+            )
+            self.refuse(f"must name a weight of the layer, such as {names}. Received: {weight!r}")
+        return variable
+
+    def _index(self, weight):
+        variable = self._variable(weight)
         for i, other in enumerate(_keras.weights(self.layer)):
             if other is variable:
                 return i

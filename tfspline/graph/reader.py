@@ -7,6 +7,7 @@ counting all use that list.
 """
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline._keras.inputs import shapes_of_inputs
 from tfspline._keras.types import InputShape
-from tfspline._utils.checks import instance
+from tfspline._utils.checks import instance, known_layer
 from tfspline.graph.call import Call, Findings, Flow
 from tfspline.graph.channel_ids import group_units
 from tfspline.graph.layer_specs.registry import is_homogeneous, spec_of
@@ -62,9 +63,9 @@ def matching(model: Any, graph: Graph, made: str = "plan was") -> Graph:
 
 
 def _check_protect(protect, layers):
-    unknown = [name for name in protect if name not in list(layers) and (not callable(name) or name in layers.values())]
-    if unknown:
-        raise ValueError(f"Expected names of layers in `protect`, among {sorted(layers)}. Received: {unknown}")
+    for name in protect:
+        if not callable(name) or name in layers.values():
+            known_layer("protect", name, layers)
 
 
 def _protects(protect, path, layer):
@@ -116,7 +117,7 @@ class _Walk:
         arguments = [flow for flow in tf.nest.flatten((args, kwargs)) if isinstance(flow, Flow)]
         work = CallWork(node, args, kwargs)
         call = Call(self.findings, node, args, kwargs, work.outputs)
-        outputs = tf.nest.flatten(spec_of(node.layer).rule(call))
+        outputs = _apply_rule(spec_of(node.layer).rule, call)
         work.count(call)
         if not is_homogeneous(node, call.constants):
             self._bent += outputs if node.path in self.findings.producers else call.inputs
@@ -127,7 +128,7 @@ class _Walk:
             self._followers.append((arguments[0], node.path))
         linear = node.path in self.findings.producers and _keras.own_activation(node.layer) is None
         return [
-            Flow(np.asarray(ids), shape[1:], spec, node.path if linear else None)
+            Flow(ids, shape[1:], spec, node.path if linear else None)
             for ids, shape, spec in zip(outputs, node.output_shapes, work.outputs, strict=True)
         ]
 
@@ -154,7 +155,27 @@ class _Walk:
             shared=frozenset(path for path, calls in self._calls.items() if calls > 1),
             signature=signature,
             protect=protect,
+            kept=found.kept,
             allow_inexact=found.allow_inexact,
             bent=bent,
             units=len(reasons),
         )
+
+
+def _apply_rule(rule: Callable, call: Call) -> list[np.ndarray]:
+    """The channel ids that a rule returns, one array for each output; a ValueError names the layer of a wrong rule."""
+    try:
+        result = rule(call)
+    except Exception as error:
+        if call.described() in str(error):
+            raise
+        call.refuse(f"failed with {type(error).__name__}: {error}")
+    outputs = list(result) if isinstance(result, list | tuple) else [result]
+    if result is None or len(outputs) != len(call.output_shapes):
+        received = None if result is None else len(outputs)
+        call.refuse(f"must return the channel ids of each output: {len(call.output_shapes)}. Received: {received}")
+    outputs = [call.checked(ids, "its output") for ids in outputs]
+    for ids, shape in zip(outputs, call.output_shapes, strict=True):
+        if ids.ndim != len(shape) or any(n not in (1, size) for n, size in zip(ids.shape, shape, strict=True)):
+            call.refuse(f"must return ids that fit the output, {shape}, or have length 1. Received: {ids.shape}")
+    return outputs

@@ -109,7 +109,8 @@ def renamed(saved: Signature, found: Signature, expected: str) -> dict[str, str]
     """
     for (path, call), (other_path, other_call) in zip(saved, found, strict=False):
         if call != other_call:
-            raise ValueError(f"{expected}, with {path!r}: {call}. Received: {other_path!r}: {other_call}")
+            here = f"with the same layers and channels, here {path!r}: {call}"
+            raise ValueError(f"{expected}, {here}. Received: {other_path!r}: {other_call}")
     if len(saved) != len(found):
-        raise ValueError(f"{expected}, with {len(saved) - 1} calls of layers. Received: {len(found) - 1}")
+        raise ValueError(f"{expected}, with the same layers, {len(saved) - 1} calls. Received: {len(found) - 1}")
     return {path: other_path for (path, _), (other_path, _) in zip(saved, found, strict=True)}

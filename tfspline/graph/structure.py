@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tfspline._utils.checks import known_layer
 from tfspline.graph.signature import Signature
 
 _SHOWN = 5  # how many layers a line of `unknown_lines` names
@@ -78,6 +79,7 @@ class Graph:
     shared: frozenset[str]  # paths of the layers that are called more than once
     signature: Signature  # of the model
     protect: tuple[str, ...]  # paths of the layers whose units were to stay
+    kept: dict[str, str]  # paths of layers with weights that are kept as they are -> why
     allow_inexact: bool  # whether units may be removed although that changes the function of the rest
     bent: np.ndarray  # bool [units], which pass a function f without f(c x) = c f(x) for c > 0 before they are read
     units: int  # their number
@@ -96,11 +98,9 @@ class Graph:
         return {part.layer: part for part in self.slices if part.role == "produced"}
 
     def channels(self, layer: str) -> np.ndarray:
-        """The units that a layer produces, int64 [channels]; KeyError if it produces none."""
+        """The units that a layer produces, int64 [channels]; a ValueError that is a KeyError if it produces none."""
         producers = self.producers
-        if layer not in list(producers):
-            raise KeyError(f"Expected a layer that makes channels, one of {sorted(producers)}. Received: {layer!r}")
-        return producers[layer].units
+        return producers[known_layer("layer", layer, producers)].units
 
     def cut_shapes(self, kept: np.ndarray) -> Shapes:
         """The shapes of all weights if only the units `kept`, bool [units], remain."""

@@ -32,6 +32,21 @@ def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str,
     return small
 
 
+def check_cut(model: KerasModel, graph: Graph) -> None:
+    """Raises a ValueError if a model with custom layers cannot be cut, as found by cutting one unit of each group."""
+    layers = _keras.layer_paths(model).values()
+    if all(_keras.op_name(layer) or _keras.builtin_class_name(type(layer)) for layer in layers):
+        return
+    kept = np.ones(graph.units, bool)
+    for group in graph.groups:
+        if not group.protected and len(group.units) > 1:
+            kept[group.units[-1]] = False
+    try:
+        cut(model, graph, kept)
+    except Exception as error:  # from any custom layer
+        raise ValueError(f"{model.name!r} cannot be copied with fewer units: {error}") from error
+
+
 def _slice_weights(model, small, graph, kept):
     """Gives a model without the removed units the weights of the whole one."""
     parts = {}
@@ -45,6 +60,12 @@ def _slice_weights(model, small, graph, kept):
             value = tf.convert_to_tensor(source)
             for axis, positions in parts.get((path, i), ()):
                 value = tf.gather(value, positions, axis=axis)
+            if tuple(value.shape) != tuple(copy.shape):
+                raise ValueError(
+                    f"Layer {path!r} ({type(sources[path]).__name__}) needs a weight of shape {tuple(copy.shape)}, but "
+                    f"that in the model becomes {tuple(value.shape)}. Its channel rule must declare all weights that "
+                    "have channels (call.produce, consume, per_channel) and all sizes in its config (call.resize)."
+                )
             copy.assign(value)
         _keras.finalize(copies[path])
 

@@ -73,7 +73,8 @@ class _Ranking:
     def __init__(self, budget: Budget, graph: Graph, groups: list[Group], scores: list[np.ndarray]):
         self.groups = groups
         self.sizes = np.array([len(group.units) for group in groups])
-        self._budget, self._units = budget, graph.units
+        self.budget, self._units = budget, graph.units
+        self.protects = bool(graph.protect)
         ranks = [_rank(score) for score in scores]
         self._rank_from_best = [len(rank) - 1 - rank for rank in ranks]
         ranked_together = ranks if budget.scope == "layer" else [_rank(np.concatenate(scores))]
@@ -94,8 +95,8 @@ class _Ranking:
 
     def rounded(self, widths: np.ndarray) -> np.ndarray:
         """Widths of at least `min_units`, rounded up to a multiple of `round_to`."""
-        step = self._budget.round_to
-        widths = -(-np.maximum(widths, self._budget.min_units) // step) * step
+        step = self.budget.round_to
+        widths = -(-np.maximum(widths, self.budget.min_units) // step) * step
         return np.minimum(widths, self.sizes)
 
     def widths_after(self, count: int) -> np.ndarray:
@@ -118,7 +119,7 @@ class _Ranking:
             if cost(widths) > (1 - _CLOSE) * budget:
                 break
             wider = widths.copy()
-            wider[group] = min(wider[group] + self._budget.round_to, self.sizes[group])
+            wider[group] = min(wider[group] + self.budget.round_to, self.sizes[group])
             widths = wider if cost(wider) <= budget else widths
         return widths
 
@@ -147,7 +148,7 @@ def _widths_below(ranking, name, budget, cost_by_layer):
 
     least = cost(ranking.widths_after(len(ranking)))
     if least > budget:
-        raise _too_small(name, budget, least)
+        raise _too_small(ranking, name, budget, least)
     return ranking.widened(ranking.widths_after(ranking.count_for(cost, budget)), cost, budget)
 
 
@@ -174,7 +175,7 @@ class _LatencySearch:
             if abs(measured - budget) <= _TOLERANCE * budget:
                 return widths
             if len(self._tried) == 1 and measured > budget:
-                raise _too_small("max_latency", budget, measured)
+                raise _too_small(ranking, "max_latency", budget, measured)
             self._tried[tuple(widths)] = self._predicted(widths), measured
             widths = self._nearest_untried()
         shares = sorted((measured for _, measured in self._tried.values()), key=lambda one: abs(one - budget))
@@ -199,8 +200,11 @@ class _LatencySearch:
         return min(untried, key=lambda widths: abs(self._predicted(widths) - target), default=None)
 
 
-def _too_small(name, budget, least):
+def _too_small(ranking, name, budget, least):
+    lower = [option for option in ("min_units", "round_to") if getattr(ranking.budget, option) > 1]
+    ways = [f"raise {name}", *(f"lower {option}" for option in lower)]
+    ways += ["protect fewer layers"] if ranking.protects else []
     return ValueError(
-        f"{name}={budget:g} cannot be met: what must stay already needs {least:.4g} of the {_COSTS[name]}. Raise "
-        f"{name}, or lower `min_units` or `round_to`, or protect fewer layers."
+        f"{name}={budget:g} cannot be met: what must stay already needs {least:.4g} of the {_COSTS[name]}. To meet it, "
+        f"{', or '.join(ways)}."
     )

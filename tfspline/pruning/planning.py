@@ -1,6 +1,8 @@
 """Planning: chooses the units to remove from a model by a criterion and a budget."""
 
 import dataclasses
+import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,6 +17,7 @@ from tfspline.deployment.timing import Runtime, Stopwatch
 from tfspline.graph import reader as graphs
 from tfspline.graph.cost import check_static
 from tfspline.graph.structure import Graph, unknown_lines
+from tfspline.graph.surgery import check_cut
 from tfspline.pruning import compensation, criteria
 from tfspline.pruning.allocation import Budget
 from tfspline.pruning.plans import Plan
@@ -98,6 +101,7 @@ def plan(
         input_shape = seen.input_shape
     graph = graphs.read(model, protect, allow_inexact, input_shape)
     options = {**dataclasses.asdict(budget), "criterion": criterion, "allow_inexact": allow_inexact, "seed": seed}
+    check_cut(model, graph)
     options["protect"] = list(graph.protect)
     if graph.input_shapes != shapes_of_inputs(model):
         options["input_shape"] = [list(shape) for shape in graph.input_shapes]
@@ -185,4 +189,9 @@ def prune(
     4
     """
     compensation.check(data, compensate, recalibrate)
+    known = inspect.signature(plan).parameters
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            raise TypeError(f"prune() has no argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else "."))
     return plan(model, ratio, data=data, **options).apply(model, data, compensate, recalibrate)

@@ -82,44 +82,61 @@ class Plan:
         return units[places.astype(int)]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict for each group of units: `layer`, `tied` (the other layers that produce the units), `units_before`,
-        `units_after`, `macs_before`, `macs_after` (of these layers), `protected` (the reason, or None)."""
+        """One dict for each group of units, then one for each layer with weights that are kept as they are: `layer`,
+        `tied` (the other layers that produce the units), `units_before`, `units_after` (0 without units of its own),
+        `macs_before`, `macs_after` (of these layers), `protected` (the reason, or None)."""
+        return [row for row in self._rows() if not row.pop("follows")]
+
+    def _rows(self):
+        """The rows of the printed plan: those of `rows`, and of layers whose weights follow the units of others."""
         before, after = self.graph.macs(), self.graph.macs(~self.removed)
         counted = set()
-        rows = []
-        for group in self.graph.groups:
-            layers = [layer for layer in group.layers if layer not in counted]
+
+        def row(name, layers, units, protected, tied=(), follows=None):
+            layers = [layer for layer in layers if layer not in counted]
             counted.update(layers)
-            rows.append(
-                {
-                    "layer": group.name,
-                    "tied": list(group.layers[1:]),
-                    "units_before": len(group.units),
-                    "units_after": int((~self.removed[group.units]).sum()),
-                    "macs_before": sum(before.get(layer, 0) for layer in layers),
-                    "macs_after": sum(after.get(layer, 0) for layer in layers),
-                    "protected": group.protected,
-                }
-            )
-        return rows
+            return {
+                "layer": name,
+                "tied": list(tied),
+                "units_before": len(units),
+                "units_after": int((~self.removed[units]).sum()),
+                "macs_before": sum(before.get(layer, 0) for layer in layers),
+                "macs_after": sum(after.get(layer, 0) for layer in layers),
+                "protected": protected,
+                "follows": follows,
+            }
+
+        none = np.zeros(0, int)
+        group_of = {unit: group.name for group in self.graph.groups for unit in group.units}
+        for group in self.graph.groups:
+            yield row(group.name, group.layers, group.units, group.protected, group.layers[1:])
+        for path, why in self.graph.kept.items():
+            yield row(path, [path], none, why)
+        for path, shapes in self.graph.shapes.items():
+            if shapes and path not in counted:
+                units = [part.units[0] for part in self.graph.slices if part.layer == path]
+                follows = next((group_of[unit] for unit in units if unit in group_of), None)
+                why = None if follows else "no unit is known to belong to its weights"
+                yield row(path, [path], none, why, follows=follows or ("the input of the model" if units else None))
 
     def cost(self) -> dict[str, tuple[int, int]]:
         """`{"units": (before, after), "params": ..., "macs": ...}` of the whole model, "macs" without unknown work."""
-        rows = self.rows()
         kept = ~self.removed
+        grouped = np.concatenate([group.units for group in self.graph.groups] or [np.zeros(0, int)])
         return {
-            "units": (sum(row["units_before"] for row in rows), sum(row["units_after"] for row in rows)),
+            "units": (len(grouped), int(kept[grouped].sum())),
             "params": (sum(self.graph.params().values()), sum(self.graph.params(kept).values())),
             "macs": (sum(self.graph.macs().values()), sum(self.graph.macs(kept).values())),
         }
 
     def __str__(self):
         rows = [("layer", "units", "MACs", "")]
-        for row in self.rows():
-            note = f"kept: {row['protected']}" if row["protected"] else ""
-            if row["tied"]:
-                note = f"tied to {', '.join(row['tied'])}" + (f"; {note}" if note else "")
-            rows.append((row["layer"], _from_to(row, "units"), _from_to(row, "macs"), note))
+        for row in self._rows():
+            notes = [f"tied to {', '.join(row['tied'])}"] if row["tied"] else []
+            notes += [f"follows {row['follows']}"] if row["follows"] else []
+            notes += [f"kept: {row['protected']}"] if row["protected"] else []
+            units = _from_to(row, "units") if row["units_before"] else "-"
+            rows.append((row["layer"], units, _from_to(row, "macs"), "; ".join(notes)))
         for name, (before, after) in self.cost().items():
             bound = "at most " if name == "macs" and self.graph.unknown else ""
             rows.append((f"all {name}", f"{before:,} -> {after:,}", f"{bound}{before / max(after, 1):.2f}x fewer", ""))

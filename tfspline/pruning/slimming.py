@@ -174,6 +174,17 @@ class _Selection:
 
 
 def _log(model, graph, removed, constant_but_kept):
+    zero = np.zeros_like(removed)
+    if any("allow_inexact" in (group.protected or "") for group in graph.groups):
+        zero = Masks.from_model(model, allow_inexact=True).off & ~graph.free
+    if zero.any():
+        logging.warning(
+            "Slimming %s keeps %d unit(s) that are switched off, as removing them changes the function of the rest; "
+            "allow_inexact=True removes them: %s",
+            *(model.name, zero.sum(), _by_group(graph, zero)),
+        )
+    elif not (removed | constant_but_kept).any():
+        logging.warning("Slimming %s removes nothing: no unit that may be removed is switched off.", model.name)
     logging.info("Slimming %s removes %d unit(s): %s", model.name, removed.sum(), _by_group(graph, removed))
     if constant_but_kept.any():
         logging.info(

@@ -37,6 +37,7 @@ class LayerReport:
         axis_angle: mean angles in degrees between the normals of the boundaries and the nearest axis of the layer's
             input space (0 for a unit that reads a single input); None like `turned`.
         changed: share of the code bits that differ; None if the units cannot be matched.
+        width: number of units of the layer in the model after pruning itself. With a plan, `units` counts removed ones.
     """
 
     name: str
@@ -47,6 +48,7 @@ class LayerReport:
     angle: float | None
     axis_angle: tuple[float, float] | None
     changed: float | None
+    width: int = dataclasses.field(compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _row(layer: LayerReport) -> tuple[str, ...]:
 
     return (
         layer.name,
-        f"{layer.units[0]:,} -> {layer.units[1]:,}",
+        f"{layer.units[0]:,} -> {layer.width:,}",
         f"{layer.boundaries[0]:,} -> {layer.boundaries[1]:,}",
         known(layer.removed, f"{layer.removed}"),
         known(layer.turned, f"{layer.turned}"),
@@ -175,15 +177,16 @@ def partition_report(
     ((8, 8), True)
     """
     count("maps", maps, least=0)
+    inputs, slim = probe(before, x).inputs, after
     if plan is not None:
         after = _expanded(before, after, plan)
-    inputs = probe(before, x).inputs
     a, b = (_Observed.of(model, inputs, approximate) for model in (before, after))
     _check_comparable(a, b)
+    widths = b.widths() if plan is None else _Observed.of(slim, [value[:1] for value in inputs], approximate).widths()
     some = [value[:maps] for value in inputs]
     affine_maps = [affine_map(model, some, logits=True)[0] for model in (before, after)] if maps else None
     return PartitionReport(
-        layers=tuple(_layer_report(name, a, b) for name in a.codes.layers if name in b.codes.layers),
+        layers=tuple(_layer_report(name, a, b, widths[name]) for name in a.codes.layers if name in b.codes.layers),
         samples=len(a.codes),
         regions=(_regions(a.codes), _regions(b.codes)),
         maps=_relative_change(*affine_maps) if affine_maps else None,
@@ -204,6 +207,10 @@ class _Observed:
     def of(cls, model, inputs, approximate):
         codes = RegionEncoder(model, approximate)(inputs)
         return cls(codes, boundaries(model, approximate), _outputs(model, inputs))
+
+    def widths(self) -> dict[str, int]:
+        """The number of units of each layer."""
+        return {name: len(self.boundaries[name].switching(self.codes.unpack(name))) for name in self.codes.layers}
 
 
 def _outputs(model, inputs):
@@ -243,7 +250,7 @@ def _regions(codes: Codes) -> int:
     return len({row.tobytes() for row in rows})
 
 
-def _layer_report(name: str, a: _Observed, b: _Observed) -> LayerReport:
+def _layer_report(name: str, a: _Observed, b: _Observed, width: int) -> LayerReport:
     bits = [one.codes.unpack(name) for one in (a, b)]
     made = [one.boundaries[name] for one in (a, b)]
     crossed = [one.switching(of_layer) for one, of_layer in zip(made, bits, strict=True)]
@@ -258,6 +265,7 @@ def _layer_report(name: str, a: _Observed, b: _Observed) -> LayerReport:
         angle=angle,
         axis_angle=axis_angle,
         changed=float((bits[0] != bits[1]).mean()) if matched else None,
+        width=width,
     )
 
 

@@ -22,7 +22,7 @@ def pass_through(call: Call) -> np.ndarray:
 def rescaling(call: Call) -> np.ndarray | list[np.ndarray]:
     """Elementwise if all channels are scaled alike. A scale for each channel is in the config and cannot be sliced."""
     alike = np.ndim(call.layer.scale) == np.ndim(call.layer.offset) == 0
-    return call.inputs[0] if alike else unknown(call)
+    return call.inputs[0] if alike else unknown(call, "has a scale for each channel in its config, which cannot be cut")
 
 
 def layer_scale(call: Call) -> np.ndarray:
@@ -44,7 +44,7 @@ def merge(call: Call) -> np.ndarray | list[np.ndarray]:
     if len(call.inputs) == 1:
         return call.inputs[0]
     if len({ids.ndim for ids in call.inputs}) > 1:
-        return unknown(call)
+        return unknown(call, "combines inputs of different ranks")
     target = np.broadcast_shapes(*(ids.shape for ids in call.inputs))
     met = []
     for i, ids in enumerate(call.inputs):
@@ -60,7 +60,9 @@ def merge(call: Call) -> np.ndarray | list[np.ndarray]:
 def divide(call: Call) -> np.ndarray | list[np.ndarray]:
     """Division by a scalar is elementwise; if units are divisors, removing them by zeros would divide by zero."""
     numerators = call.input("x1"), call.input("x")  # the names in Keras 3 and in TensorFlow
-    return merge(call) if len(call.inputs) == 1 and numerators != (None, None) else unknown(call)
+    if len(call.inputs) == 1 and numerators != (None, None):
+        return merge(call)
+    return unknown(call, "divides by units, and a removed one would be zero")
 
 
 def dropout(call: Call) -> np.ndarray:

@@ -32,10 +32,10 @@ def _reduce(call: Call) -> np.ndarray | list[np.ndarray]:
     """A mean, sum, maximum or minimum over axes along which the channels are the same."""
     axes = np.atleast_1d(call.argument("axis"))
     if any(axis is None or axis % (len(call.shape()) + 1) == 0 for axis in axes):
-        return unknown(call)
+        return unknown(call, "reduces the batch as well")
     ids, reduced = call.inputs[0], tuple(call.axis(axis) for axis in axes)
     if any(ids.shape[axis] > 1 for axis in reduced):
-        return unknown(call)
+        return unknown(call, "reduces over different units")
     return ids if call.argument("keepdims") else ids.squeeze(reduced)
 
 

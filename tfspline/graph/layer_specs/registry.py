@@ -68,7 +68,7 @@ def register_channel_rule(layer_class: type, rule: Callable) -> None:
             `tfspline.graph.call.Call` for all methods.
 
     Raises:
-        TypeError: `layer_class` is not a class or `rule` is not callable.
+        TypeError: `layer_class` is not a class of layers or `rule` is not callable.
 
     Example:
 
@@ -83,7 +83,7 @@ def register_channel_rule(layer_class: type, rule: Callable) -> None:
     ...     return call.inputs[0]
     >>> tfspline.register_channel_rule(Scale, rule)
     """
-    if not isinstance(layer_class, type) or not callable(rule):
+    if not _keras.is_layer_class(layer_class) or not callable(rule):
         raise TypeError(f"Expected a layer class and a callable. Received: {layer_class!r} and {rule!r}")
     # A subclass of a built-in layer that only adds a rule is still affine or an activation if that layer is.
     inherited = LAYERS.get(_keras.builtin_class_name(layer_class) or "", UNKNOWN)

@@ -20,10 +20,10 @@ def _attention(call: Call) -> np.ndarray | list[np.ndarray]:
     config = call.layer.get_config()
     query, value, key = (call.input(name) for name in ("query", "value", "key"))
     if query is None or value is None:
-        return unknown(call)
+        return unknown(call, "is called without a query or value from the graph")
     inputs = {"query": query, "gate": query, "value": value, "key": value if key is None else key}
     if len(call.output_shapes) > 1 or len(call.output_shapes[0]) != len(call.shape(query)):
-        return unknown(call)
+        return unknown(call, "also returns its scores, or returns another rank")
     for mask in (call.input(f"{name}_mask") for name in ("attention", *inputs)):
         if mask is not None:
             call.protect(call.inputs[mask], f"{call.described()} uses it as a mask")
@@ -35,6 +35,7 @@ def _attention(call: Call) -> np.ndarray | list[np.ndarray]:
             call.macs(weight, call.positions(i))
             if f"{name}_shape" in config:
                 call.resize(f"{name}_shape", _with_last_axis(config[f"{name}_shape"], ids))
+    call.keep(f"{call.described()} keeps its heads")
     outputs = _attention_outputs(call, query)
     attended = [call.sizes(inputs["key"])[axis] for axis in config["attention_axes"]]
     width = config["num_heads"] * (config["key_dim"] + config["value_dim"])
@@ -59,6 +60,7 @@ def _recurrent(call: Call, cell: str = "cell") -> list[np.ndarray]:
     """LSTM, GRU, SimpleRNN: reads channels at each step. Its own units feed all of its gates and are not pruned."""
     for ids in call.inputs[1:]:  # initial states
         call.protect(ids, f"{call.described()} starts from it")
+    call.keep(f"{call.described()} keeps its units, each of which feeds all gates")
     call.consume(f"{cell}.kernel", 0, call.channels())
     for weight in ("kernel", "recurrent_kernel"):
         call.macs(f"{cell}.{weight}", call.positions(0))
@@ -69,7 +71,7 @@ def _bidirectional(call: Call) -> list[np.ndarray]:
     """Two recurrent layers that read the same input."""
     for layer in (call.layer.forward_layer, call.layer.backward_layer):
         if _keras.builtin_class_name(type(layer)) not in _RECURRENT:
-            return unknown(call)
+            return unknown(call, f"holds a {type(layer).__name__}, not one of {', '.join(_RECURRENT)}")
     for name in ("forward_layer", "backward_layer"):
         outputs = _recurrent(call, f"{name}.cell")
     return outputs

@@ -14,7 +14,7 @@ def _flatten(call: Call) -> np.ndarray | list[np.ndarray]:
     """Each channel moves to as many positions as its feature map has."""
     ids = call.full()
     if ids is None:
-        return unknown(call)
+        return unknown(call, "flattens an input of unknown size")
     # Keras flattens in channels_last order, whatever the order of the input.
     return np.moveaxis(np.atleast_1d(ids), call.channel_axis(), -1).reshape(-1)
 
@@ -26,7 +26,7 @@ def _reshape(call: Call, key: str = "target_shape", batch: tuple = ()) -> np.nda
     """
     ids, shape = call.full(), call.output_shapes[0]
     if ids is None or None in shape or ids.size != math.prod(shape):
-        return unknown(call)
+        return unknown(call, "reshapes an input of unknown size")
     ids = ids.reshape(shape)
     varying = [axis for axis in range(ids.ndim) if (ids != ids.take([0], axis=axis)).any()]
     if not varying:
@@ -43,14 +43,16 @@ def _reshape(call: Call, key: str = "target_shape", batch: tuple = ()) -> np.nda
 def _reshape_op(call: Call) -> np.ndarray | list[np.ndarray]:
     """The bare op of Keras 3. TensorFlow's takes its shape as an argument of the call, which cannot be changed."""
     shape = call.argument("newshape")
-    return unknown(call) if shape is None or shape[0] != -1 else _reshape(call, "newshape", (-1,))
+    if shape is None or shape[0] != -1:
+        return unknown(call, "has a fixed shape as argument")
+    return _reshape(call, "newshape", (-1,))
 
 
 def _transpose(call: Call) -> np.ndarray | list[np.ndarray]:
     """The bare op, which can move the batch as well."""
     order = call.argument("axes") or call.argument("perm")
     if order is None or order[0] != 0:
-        return unknown(call)
+        return unknown(call, "moves the batch")
     return np.transpose(call.inputs[0], [call.axis(axis) for axis in order[1:]])
 
 
