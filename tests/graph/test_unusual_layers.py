@@ -68,7 +68,7 @@ def test_batch_norm_behind_an_activation_layer(keras, rng):
     slim = tfspline.slim(model)
     assert difference(model(x), slim(x)) <= EXACT
     bare = activated(keras, None, "b")
-    assert read(bare).folded == {"b": bare.layers[3].name}
+    assert read(bare).folded == {"b": (bare.layers[3].name,)}
     assert tfspline.slim(bare).get_layer("a").units == 3
 
 

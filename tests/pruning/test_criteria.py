@@ -13,7 +13,7 @@ from tfspline.pruning.units import Measurements, Reader, Units, units_of
 def units(weight, offset=None, scale=None):
     weight = np.asarray(weight, np.float32)
     offset = np.zeros(len(weight), np.float32) if offset is None else np.asarray(offset, np.float32)
-    slope, without_data = np.ones((len(weight), 1), np.float32), Measurements(None, None, [], None)
+    slope, without_data = np.ones((len(weight), 1, 1), np.float32), Measurements(None, None, [], None)
     return Units("layer", weight, slope, offset, scale, np.random.default_rng(0), without_data, None)
 
 

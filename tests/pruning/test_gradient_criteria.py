@@ -146,7 +146,7 @@ def test_taylor_equals_squared_finite_difference(keras, rng, family):
         before = model.get_weights()
         for name in group.layers:
             (channel,) = np.flatnonzero(read.producers[name].units == group.units[unit])
-            layer = model.get_layer(read.folded.get(name, name))
+            layer = model.get_layer(read.folded.get(name, (name,))[0])
             moving = [] if layer.name == name else [layer.moving_mean, layer.moving_variance]
             for weight in layer.weights:
                 if not any(weight is one for one in moving):

@@ -46,7 +46,8 @@ class Findings:
         self.ids = ChannelIds()
         self.slices: dict[tuple[str, str, int], WeightSlice] = {}  # by layer, weight and axis
         self.producers: set[str] = set()  # layers with a weight that produces channels
-        self.resizes: dict[tuple[str, str], Callable] = {}  # by layer and config entry
+        self.resizes: dict[tuple[str, str], list[Callable]] = {}  # by layer and config entry, for each call
+        self.grids: list[np.ndarray] = []  # ids that a call has spread over several axes, of which one can be cut
         self.work: list[Work] = []
         self.batch = 1  # of the model's inputs; the work of that many is counted together
         self.unknown: dict[str, str] = {}  # path of a layer with work that is not counted -> why
@@ -101,9 +102,17 @@ class Call:
         return None if None in sizes else math.prod(sizes) // self.batch
 
     def channels(self, i: int = 0, axis: int = -1) -> np.ndarray:
-        """The ids [channels] of input `i` along one axis; ids at the same position of it are tied."""
+        """The ids [channels] of input `i` along one axis; ids at the same position of it are tied.
+
+        Ids that are along other axes only are protected: the call mixes positions, with the same weights for all ids.
+        """
         ids = np.moveaxis(self.inputs[i], axis, -1)
-        channels = np.broadcast_to(self.tie_groups(ids, ids.size // ids.shape[-1]), self.shape(i)[axis])
+        if ids.shape[-1] == 1 < ids.size:
+            self.protect(ids, f"{self.described()} reads them along another axis than that of its channels")
+            row = ids.reshape(-1)[:1]
+        else:
+            row = self.tie_groups(ids, ids.size // ids.shape[-1])
+        channels = np.broadcast_to(row, self.shape(i)[axis])
         self._findings.reads.setdefault((self._path, i), (axis % ids.ndim, channels))
         return channels
 
@@ -117,6 +126,12 @@ class Call:
         shape = np.ones(len(self.output_shapes[0]), int)
         shape[self.channel_axis() if axis is None else axis] = -1
         return ids.reshape(shape)
+
+    def fixed(self, shape: tuple, why: str) -> np.ndarray:
+        """Fresh ids of a shape, protected for the reason `why`."""
+        ids = self._findings.ids.fresh(int(np.prod(shape))).reshape(shape)
+        self.protect(ids, why)
+        return ids
 
     def opaque(self) -> list[np.ndarray]:
         """Fresh protected ids for outputs about which nothing is known."""
@@ -134,6 +149,11 @@ class Call:
         """The number of the input that was given as the argument `name`; None if there is none."""
         value = self.argument(name)
         return self._flows.index(value) if isinstance(value, Flow) else None
+
+    def shape_of(self, name: str) -> tuple:
+        """The static shape of the argument `name`, an input or a constant, without the batch dimension."""
+        value = self.argument(name)
+        return value.shape if isinstance(value, Flow) else np.shape(value)[1:]
 
     def constants(self) -> list[Any]:
         """The arguments that are not inputs: numbers, arrays, lists of numbers and so on."""
@@ -200,7 +220,11 @@ class Call:
 
     def resize(self, key: str, value_of: Callable[[np.ndarray], Any]) -> None:
         """Declares that the config entry `key` becomes `value_of(kept)`, with `kept` a bool array indexed by id."""
-        self._findings.resizes[self._path, key] = value_of
+        self._findings.resizes.setdefault((self._path, key), []).append(value_of)
+
+    def spread(self, ids: np.ndarray) -> None:
+        """Declares that `ids` are laid out as a grid. Cuts must leave a grid: along one axis, chosen by later calls."""
+        self._findings.grids.append(ids)
 
     def macs(self, weight: str | None, *times: int | None) -> None:
         """Declares that a weight is applied so many times, a product, to one model input, as a rule `positions()`.

@@ -29,6 +29,14 @@ class ChannelIds:
         """Makes the ids in `a` and those at the same place in `b`, an array of the same shape, one unit each."""
         self._ties.append(np.stack([np.ravel(a), np.ravel(b)]))
 
+    def tie_grid(self, grid: np.ndarray) -> None:
+        """Ties ids such that units vary along one axis of a grid only: along the last, unless ties say otherwise."""
+        units = self.units()[0][grid]
+        varying = [axis for axis in range(grid.ndim) if (units != units.take([0], axis=axis)).any()]
+        if len(varying) > 1:
+            rows = np.moveaxis(grid, varying[-1], -1).reshape(-1, grid.shape[varying[-1]])
+            self.tie(np.broadcast_to(rows[:1], rows.shape), rows)
+
     def protect(self, ids: np.ndarray, reason: str, first: bool = False) -> None:
         """Keeps the units of `ids`.
 

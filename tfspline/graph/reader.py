@@ -19,6 +19,7 @@ from tfspline._keras.types import InputShape
 from tfspline._utils.checks import instance, known_layer
 from tfspline.graph.call import Call, Findings, Flow
 from tfspline.graph.channel_ids import group_units
+from tfspline.graph.fixed_arrays import holder, regularizes
 from tfspline.graph.layer_specs.registry import is_homogeneous, spec_of
 from tfspline.graph.signature import Signature, renamed, signature
 from tfspline.graph.structure import Graph, Resize, Shapes
@@ -42,6 +43,10 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False, input_sha
         walk.findings.ids.protect(flow.ids, "it feeds an output of the model", first=True)
     protected = []
     for part in walk.findings.slices.values():
+        function = holder(layers[part.layer], part.weight, part.axis)
+        if function is not None:
+            why = f"the {function!r} of {part.layer!r} works only for the weight's present shape"
+            walk.findings.ids.protect(part.units, why)
         if part.role == "produced" and _protects(protect, part.layer, layers[part.layer]):
             protected.append(part.layer)
             walk.findings.ids.protect(part.units, "it is listed in `protect`")
@@ -87,12 +92,31 @@ def _weight_shapes(layers: dict[str, Any]) -> Shapes:
     return shapes
 
 
+class _Kept(np.ndarray):
+    """Notes which ids are looked up."""
+
+    ids: list[np.ndarray]
+
+    def __getitem__(self, ids):
+        self.ids.append(np.ravel(ids))
+        return np.asarray(self)[ids]
+
+
+def _ids_read(value_of, count: int) -> np.ndarray:
+    """The ids on which the value of a config entry depends."""
+    kept = np.ones(count, bool).view(_Kept)
+    kept.ids = [np.array([], int)]
+    value_of(kept)
+    return np.concatenate(kept.ids)
+
+
 class _Walk:
     """One walk over a model, in which each layer's channel rule passes the channel ids on."""
 
     def __init__(self, allow_inexact: bool):
         self.findings = Findings(allow_inexact)
-        self._followers: list[tuple[Flow, str]] = []  # what a linear layer computes, the BatchNormalization reading it
+        self._linear: list[Flow] = []  # what linear layers compute, call by call
+        self._followers: list[tuple[Flow, str]] = []  # one of these, the BatchNormalization that reads it
         self._bent: list[np.ndarray] = []  # ids of what passes a call that is not positively homogeneous
         self._calls: collections.Counter = collections.Counter()
         self._input_shapes: list[tuple] = []
@@ -127,14 +151,49 @@ class _Walk:
         if _keras.of_class(node.layer, "BatchNormalization") and arguments[0].linear and over_channels:
             self._followers.append((arguments[0], node.path))
         linear = node.path in self.findings.producers and _keras.own_activation(node.layer) is None
-        return [
+        flows = [
             Flow(ids, shape[1:], spec, node.path if linear else None)
             for ids, shape, spec in zip(outputs, node.output_shapes, work.outputs, strict=True)
         ]
+        self._linear += flows[:1] if linear else []
+        for axis in np.flatnonzero(np.array(flows[0].ids.shape) > 1):
+            grown = [(size or 2) + (i == axis) for i, size in enumerate(flows[0].shape)]
+            if not regularizes(node.layer, (1, *grown)):
+                why = f"the 'activity_regularizer' of {node.path!r} works only for the present shape of its output"
+                self.findings.ids.protect(flows[0].ids, why)
+        return flows
+
+    def _folded(self):
+        """`Graph.folded`."""
+        norms = {id(flow): path for flow, path in self._followers if flow.readers == 1}
+        folded: dict[str, tuple[str | None, ...]] = {}
+        for flow in self._linear:
+            folded[flow.linear] = (*folded.get(flow.linear, ()), norms.get(id(flow)))
+        return {layer: followers for layer, followers in folded.items() if any(followers)}
+
+    def _agree(self):
+        """Ties or protects the units that several calls of one layer read, so that all of them need the same size."""
+        ids = self.findings.ids
+        for (path, key), values in self.findings.resizes.items():
+            if self._calls[path] == 1:
+                continue
+            reads = [_ids_read(value_of, ids.count) for value_of in values]
+            unit_of, reasons = ids.units()
+            units, every_call = [np.sort(unit_of[read]) for read in reads], len(reads) >= self._calls[path]
+            if every_call and all(np.array_equal(units[0], others) for others in units):
+                continue
+            if every_call and len({read.size for read in reads}) == 1 and not reasons[np.concatenate(units)].any():
+                ids.tie(np.broadcast_to(reads[0], np.shape(reads)), np.stack(reads))
+            else:
+                why = f"{path!r} is called several times, with the same {key!r} for all of its inputs"
+                ids.protect(np.concatenate(reads), why)
 
     def graph(self, shapes: Shapes, signature: Signature, protect: tuple[str, ...]) -> Graph:
         """Ties the channel ids that were found into units."""
         found = self.findings
+        for grid in found.grids:
+            found.ids.tie_grid(grid)
+        self._agree()
         unit_of, reasons = found.ids.units()
         slices = list(found.slices.values())
         for part in slices:
@@ -149,8 +208,8 @@ class _Walk:
             work=found.work,
             unknown=found.unknown,
             input_shapes=self._input_shapes,
-            resizes=[Resize(path, key, value_of, unit_of) for (path, key), value_of in found.resizes.items()],
-            folded={flow.linear: path for flow, path in self._followers if flow.linear and flow.readers == 1},
+            resizes=[Resize(path, key, value_of, unit_of) for (path, key), (value_of, *_) in found.resizes.items()],
+            folded=self._folded(),
             reads={read: (axis, unit_of[ids]) for read, (axis, ids) in found.reads.items()},
             shared=frozenset(path for path, calls in self._calls.items() if calls > 1),
             signature=signature,

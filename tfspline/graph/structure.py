@@ -73,7 +73,8 @@ class Graph:
     unknown: dict[str, str]  # path of a layer with work that is not in `work` -> why
     input_shapes: list[tuple]  # of the model's inputs without the batch: `work` is that for inputs of these shapes
     resizes: list[Resize]
-    folded: dict[str, str]  # path of a layer -> path of the BatchNormalization that directly follows it
+    # path of a layer -> for each of its calls, the path of the BatchNormalization that directly follows it, or None
+    folded: dict[str, tuple[str | None, ...]]
     # (layer path, input number) -> the input's channel axis without the batch, and the units along it
     reads: dict[tuple[str, int], tuple[int, np.ndarray]]
     shared: frozenset[str]  # paths of the layers that are called more than once

@@ -1,6 +1,5 @@
 """Removes units from a model: rebuilds its layers narrower and slices their weights."""
 
-import numbers
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,6 +7,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
+from tfspline.graph import fixed_arrays
 from tfspline.graph.structure import Graph
 
 
@@ -17,13 +17,14 @@ def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str,
     `configs` holds further config entries to change, by layer path; a weight that they add keeps its initial value.
     """
     resizes: dict[str, dict] = {}
+    shapes = graph.cut_shapes(kept)
     for resize in graph.resizes:
         resizes.setdefault(resize.layer, {})[resize.key] = resize.value(kept)
 
     def copies_of(path, layer):
         config = _keras.config_of(layer)
-        if path in resizes:  # an initializer that is a matrix has the old shape
-            config |= {key: "zeros" for key, value in config.items() if _is_matrix(key, value)}
+        if shapes.get(path) != graph.shapes.get(path):
+            config |= dict.fromkeys(fixed_arrays.initializers(layer, shapes[path]), "zeros")
         config = config | resizes.get(path, {}) | (configs or {}).get(path, {})
         return [_keras.copy_of(layer, config)]
 
@@ -68,11 +69,6 @@ def _slice_weights(model, small, graph, kept):
                 )
             copy.assign(value)
         _keras.finalize(copies[path])
-
-
-def _is_matrix(key, value):
-    constant = key.endswith("_initializer") and isinstance(value, dict) and value["class_name"] == "Constant"
-    return constant and not isinstance(value["config"]["value"], numbers.Real)
 
 
 def difference(model: KerasModel, other: KerasModel, inputs: list) -> float:

@@ -169,7 +169,7 @@ def merge_pairs(model: KerasModel, graph: Graph, kept: np.ndarray) -> KerasModel
 def _scaled_before_reading(graph, layers):
     """The units, bool [units], that pass per-channel weights other than those folded into their hyperplane, and other
     than the slopes of a PReLU that are all equal."""
-    folded = {*graph.producers, *graph.folded.values()}
+    folded = {*graph.producers, *(norms[0] for norms in graph.folded.values() if len({*norms}) == 1)}
     scaled = np.zeros(graph.units, bool)
     for part in graph.slices:
         if part.role in ("per_channel", "statistic") and part.layer not in folded:

@@ -69,15 +69,18 @@ class _LossTape:
 
     def __init__(self, model: KerasModel, graph: Graph, training: bool):
         layers = _keras.layer_paths(model)
-        self._model, self._folded, self._producers, self._training = model, graph.folded, graph.producers, training
+        self._model, self._producers, self._training = model, graph.producers, training
         self.kernels = {name: _keras.weights(layers[name])[part.index] for name, part in self._producers.items()}
         self.norms = [layer for layer in layers.values() if _keras.of_class(layer, "BatchNormalization")]
         biases = {name: bias_of(layers[name], part) for name, part in self._producers.items()}
-        self._biases = {name: bias for name, bias in biases.items() if bias is not None and name not in graph.folded}
-        # A factor on the output of each folded BatchNormalization: its path -> channel axis, number of channels.
-        self._gated = {
-            norm: (graph.reads[norm, 0][0] + 1, layers[norm].moving_mean.shape[0]) for norm in graph.folded.values()
-        }
+        self._norms = {name: [*filter(None, norms)] for name, norms in graph.folded.items() if all(norms)}
+        self._biases = {name: bias for name, bias in biases.items() if bias is not None and name not in self._norms}
+        # A factor on the output of each of these BatchNormalizations counts for the first layer that it follows.
+        self._gates: dict[str, str] = {}
+        for name, norms in self._norms.items():
+            self._gates = dict.fromkeys(norms, name) | self._gates
+        # Its path -> channel axis, number of channels.
+        self._gated = {norm: (graph.reads[norm, 0][0] + 1, layers[norm].moving_mean.shape[0]) for norm in self._gates}
 
     def gradients(self, inputs: list[tf.Tensor], labels: Data) -> tuple[dict, dict]:
         """The derivatives of the batch's mean loss with respect to the kernels and to a factor on each channel."""
@@ -105,8 +108,9 @@ class _LossTape:
         return _keras.run(self._model, inputs, visit, nested=True)
 
     def _gate(self, name, of_kernels, of_biases, of_factors):
-        if name in self._folded:
-            return of_factors[self._folded[name]]
+        if name in self._norms:
+            gates = [of_factors[norm] for norm, first in self._gates.items() if first == name]
+            return np.sum(gates, axis=0) if gates else np.zeros(len(self._producers[name].units), np.float32)
         kernel = of_kernels[name]
         others = tuple(axis for axis in range(kernel.ndim) if axis != self._producers[name].axis)
         gate = (_float32(self.kernels[name]) * kernel).sum(axis=others)

@@ -74,7 +74,7 @@ def _goal(node, graph, tensors) -> Goal:
     if _keras.own_activation(node.layer) is not None:
         return Goal(relu=has_relu(node.layer))
     bn, others, last, following = None, (), node, tensors.only_reader(node)
-    if following and following.path == graph.folded.get(node.path) and following.path not in graph.shared:
+    if following and graph.folded.get(node.path) == (following.path,) and following.path not in graph.shared:
         bn, last, following = following.path, following, tensors.only_reader(following)
         if getattr(last.layer, "activation", None):  # a SplineUnit
             return Goal(bn, relu=has_relu(last.layer))

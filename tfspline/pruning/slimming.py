@@ -214,7 +214,7 @@ def _cut_and_shift(model, graph, removed, shifts):
     """Removes units and adds `shifts` to the outputs of layers, before their activations."""
     layers, added, configs = _keras.layer_paths(model), [], {}
     for path, shift in shifts.items():
-        norm = graph.folded.get(path)
+        (norm, *_) = graph.folded.get(path, (None,))
         if layers[path].bias is None and norm and not {path, norm} & graph.shared:
             added.append((norm, "moving_mean", -shift))
             continue

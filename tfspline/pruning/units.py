@@ -66,8 +66,10 @@ class Units:
     Attributes:
         name: the group's name, for messages.
         kernel: float32 [n, fan_in], the incoming weights.
-        slope: float32 [n, fan_in] or [n, 1], gamma / sigma of the following BatchNormalization, 1 without one.
-        offset: float32 [n], b = beta + (bias - mu) gamma / sigma, the bias without BatchNormalization.
+        slope: float32 [n, norms, fan_in] or [n, norms, 1], gamma / sigma of the following BatchNormalization, 1 without
+            one. A layer that is called several times can have several.
+        offset: float32 [n], b = beta + (bias - mu) gamma / sigma, the bias without BatchNormalization; the sum of
+            several.
         scale: float32 [n], mean |gamma| of the BatchNormalizations that the unit passes; None without any.
         rng: a generator made from the plan's seed.
         measured: data from running the whole model.
@@ -85,8 +87,8 @@ class Units:
 
     @property
     def weight(self) -> np.ndarray:
-        """float32 [n, fan_in], the incoming weights with BatchNormalization folded in, w = W gamma / sigma."""
-        return self.kernel * self.slope
+        """float32 [n, norms x fan_in], the incoming weights with BatchNormalization folded in, w = W gamma / sigma."""
+        return (self.kernel[:, None] * self.slope).reshape(len(self.kernel), -1)
 
     @functools.cached_property
     def readers(self) -> list[Reader] | None:
@@ -157,17 +159,21 @@ def units_of(
 
 def _folded_norm(graph, layers, placement, parts):
     """The `slope` and `offset` of `Units`; `parts` are the kernels of the producing layers."""
+    followers = {name: [*dict.fromkeys(graph.folded.get(name, (None,)))] for name in placement.slices}
+    most = max(map(len, followers.values()))
     slopes, offsets = [], []
-    for name, part in placement.slices.items():
+    for (name, part), kernel in zip(placement.slices.items(), parts, strict=True):
         bias = gradients.bias_of(layers[name], part)
         bias = np.zeros(len(part.units), np.float32) if bias is None else value_of(bias)
-        slope, shift = folded(layers[graph.folded[name]]) if name in graph.folded else (np.ones_like(bias), 0)
         places = placement.places[name]
-        slopes.append(slope[places])
-        offsets.append((bias * slope + shift)[places].mean(axis=1))
-    if len(slopes) > 1 or slopes[0].shape[1] > 1:  # otherwise one number a unit is enough
-        slopes = [np.repeat(s, k.shape[1] // s.shape[1], axis=1) for s, k in zip(slopes, parts, strict=True)]
-    return side_by_side(slopes), np.sum(offsets, axis=0, dtype=np.float32)
+        slope = np.zeros((len(places), most, places.shape[1]), np.float32)  # zero where others have more followers
+        for i, norm in enumerate(followers[name]):
+            factor, shift = (np.ones_like(bias), 0) if norm is None else folded(layers[norm])
+            slope[:, i] = factor[places]
+            offsets.append((bias * factor + shift)[places].mean(axis=1))
+        one_number = len(parts) == places.shape[1] == 1  # a unit
+        slopes.append(slope if one_number else np.repeat(slope, kernel.shape[1] // places.shape[1], axis=2))
+    return np.concatenate(slopes, axis=2), np.sum(offsets, axis=0, dtype=np.float32)
 
 
 def _mean_gamma(graph, layers):
@@ -198,25 +204,27 @@ class _Recorder:
         self._group_at = np.full(graph.units, -1)
         for i, group in enumerate(groups):
             self._group_at[group.units] = i
-        self._kernels = {}  # layer path -> the weights that read units, with their `WeightSlice`s
-        layers, producers = _keras.layer_paths(model), graph.producers
+        self._layers, self._producers = _keras.layer_paths(model), graph.producers
+        self._reading = {}  # layer path -> the slices of weights that read units
         for part in graph.slices:
             if part.role == "read":
-                norm = layers.get(graph.folded.get(part.layer))
-                kernel = _kernel_with_norm(layers[part.layer], norm, part, producers.get(part.layer))
-                self._kernels.setdefault(part.layer, []).append((part, kernel))
+                self._reading.setdefault(part.layer, []).append(part)
+        self._followers = {layer: iter(norms) for layer, norms in graph.folded.items()}  # of the calls to come
 
     def visit(self, node, args, kwargs):
         tensors = [value for value in tf.nest.flatten((args, kwargs)) if tf.is_tensor(value)]
-        for i, x in enumerate(tensors if node.path in self._kernels else ()):
-            self._record(node.path, x, *self._graph.reads.get((node.path, i), (0, np.array([], int))))
+        norm = self._layers.get(next(self._followers.get(node.path, iter(())), None))
+        producer = self._producers.get(node.path)
+        kernels = [(p, _kernel_with_norm(node.layer, norm, p, producer)) for p in self._reading.get(node.path, ())]
+        for i, x in enumerate(tensors if kernels else ()):
+            self._record(kernels, x, *self._graph.reads.get((node.path, i), (0, np.array([], int))))
         return node.layer(*args, **kwargs)
 
-    def _record(self, path, x, axis, units):
+    def _record(self, kernels, x, axis, units):
         """Records what a layer reads through one of its inputs `x`, whose `axis` (batch not counted) holds `units`."""
         for group in (self._groups[i] for i in np.unique(self._group_at[units]) if i >= 0):
             places = places_of(units, group.units)
-            read = [(kernel, places_of(part.units, group.units)) for part, kernel in self._kernels[path]]
+            read = [(kernel, places_of(part.units, group.units)) for part, kernel in kernels]
             outgoing = [take(kernel, at) for kernel, at in read if at.size]
             if places.size and outgoing:
                 values = tf.gather(channels_last(x, axis + 1), places, axis=1)

@@ -66,9 +66,9 @@ def _lambda(call: Call) -> np.ndarray | list[np.ndarray]:
 
 def _prelu(call: Call) -> np.ndarray:
     """One slope for each position, shared along `shared_axes`."""
-    for axis, size in enumerate(call.layer.alpha.shape):
-        if size > 1 and call.inputs[0].shape[axis] > 1:
-            call.per_channel("alpha", axis, call.channels(axis=axis))
+    sizes, ids = call.layer.alpha.shape, call.inputs[0]
+    for axis in [i for i in range(ids.ndim) if sizes[i] > 1 and ids.shape[i] > 1][-1:]:
+        call.per_channel("alpha", axis, call.channels(axis=axis))
     return call.inputs[0]
 
 

@@ -69,7 +69,7 @@ def dropout(call: Call) -> np.ndarray:
     """Noise for each channel of its own, by the argument `noise_shape`, is cut with the channels."""
     ids, sizes = call.inputs[0], tuple(getattr(call.layer, "noise_shape", None) or ())
     own = [i for i in range(-min(ids.ndim, len(sizes)), 0) if sizes[i] not in (None, 1) and ids.shape[i] > 1]
-    rows = {len(sizes) + i: call.channels(axis=i) for i in own}
+    rows = {len(sizes) + i: call.channels(axis=i) for i in own[-1:]}
     if rows:
         call.resize(
             "noise_shape", lambda kept: tuple(int(kept[rows[i]].sum()) if i in rows else n for i, n in enumerate(sizes))

@@ -12,7 +12,7 @@ def _batch_normalization(call: Call) -> np.ndarray:
     """One scale, offset and statistics for each position along `axis`; a SplineUnit also has an activation."""
     ids, axes = call.inputs[0], [call.axis(axis) for axis in np.atleast_1d(call.layer.axis)]
     varying = [i for i, n in enumerate(ids.shape) if n > 1] or [i for i in axes if call.shape()[i] == 1]
-    for axis in varying if len(varying) == 1 else set(axes).intersection(varying):
+    for axis in varying if len(varying) == 1 else sorted({*axes}.intersection(varying))[-1:]:
         row = call.channels(axis=axis)
         if axis in axes:
             place = axis + 1 if len(axes) > 1 else 0  # tf_keras: with several axes, a weight has the input's rank

@@ -34,8 +34,12 @@ def _reduce(call: Call) -> np.ndarray | list[np.ndarray]:
     if any(axis is None or axis % (len(call.shape()) + 1) == 0 for axis in axes):
         return unknown(call, "reduces the batch as well")
     ids, reduced = call.inputs[0], tuple(call.axis(axis) for axis in axes)
-    if any(ids.shape[axis] > 1 for axis in reduced):
-        return unknown(call, "reduces over different units")
+    if max(ids.shape[axis] for axis in reduced) > 1:
+        rest = np.delete(ids.shape, reduced)
+        if rest.size == 0 or rest.max() == 1:
+            return unknown(call, "reduces over different units")
+        ids = call.tie_groups(np.moveaxis(ids, reduced, range(len(reduced))), ids.size // rest.prod())
+        ids = np.expand_dims(ids.reshape(rest), reduced)
     return ids if call.argument("keepdims") else ids.squeeze(reduced)
 
 

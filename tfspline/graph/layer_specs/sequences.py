@@ -1,5 +1,7 @@
 """Layers for sequences: attention, recurrent layers and embeddings."""
 
+import math
+
 import numpy as np
 
 from tfspline import _keras
@@ -18,37 +20,43 @@ def _embedding(call: Call) -> np.ndarray:
 def _attention(call: Call) -> np.ndarray | list[np.ndarray]:
     """MultiHeadAttention: its projections read channels and produce new ones; the heads in between are not pruned."""
     config = call.layer.get_config()
-    query, value, key = (call.input(name) for name in ("query", "value", "key"))
-    if query is None or value is None:
-        return unknown(call, "is called without a query or value from the graph")
-    inputs = {"query": query, "gate": query, "value": value, "key": value if key is None else key}
-    if len(call.output_shapes) > 1 or len(call.output_shapes[0]) != len(call.shape(query)):
+    inputs = {"query": "query", "gate": "query", "value": "value"}
+    inputs["key"] = "value" if call.argument("key") is None else "key"
+    if len(call.output_shapes) > 1 or len(call.output_shapes[0]) != len(call.shape_of("query")):
         return unknown(call, "also returns its scores, or returns another rank")
     for mask in (call.input(f"{name}_mask") for name in ("attention", *inputs)):
         if mask is not None:
             call.protect(call.inputs[mask], f"{call.described()} uses it as a mask")
-    for name, i in inputs.items():
-        weight = _keras.attention_weight(name, "kernel")
+    for name, argument in inputs.items():
+        weight, i = _keras.attention_weight(name, "kernel"), call.input(argument)
         if _keras.weight(call.layer, weight) is not None:
-            ids = call.channels(i)
-            call.consume(weight, 0, ids)
-            call.macs(weight, call.positions(i))
-            if f"{name}_shape" in config:
-                call.resize(f"{name}_shape", _with_last_axis(config[f"{name}_shape"], ids))
+            call.macs(weight, _positions(call, argument))
+            if i is not None:  # not a constant
+                ids = call.channels(i)
+                call.consume(weight, 0, ids)
+                if f"{name}_shape" in config:
+                    call.resize(f"{name}_shape", _with_last_axis(config[f"{name}_shape"], ids))
     call.keep(f"{call.described()} keeps its heads")
-    outputs = _attention_outputs(call, query)
-    attended = [call.sizes(inputs["key"])[axis] for axis in config["attention_axes"]]
+    key = call.input(inputs["key"])
+    sizes = np.shape(call.argument(inputs["key"])) if key is None else call.sizes(key)
+    attended = [sizes[axis] for axis in config["attention_axes"]]
     width = config["num_heads"] * (config["key_dim"] + config["value_dim"])
-    call.macs(None, call.positions(query), *attended, width)
-    return outputs
+    call.macs(None, _positions(call, "query"), *attended, width)
+    return _attention_outputs(call)
 
 
-def _attention_outputs(call, query):
+def _positions(call, argument):
+    """At how many positions an argument, an input or a constant, has channels."""
+    i = call.input(argument)
+    return math.prod(call.shape_of(argument)[:-1]) if i is None else call.positions(i)
+
+
+def _attention_outputs(call):
     kernel = _keras.attention_weight("output", "kernel")
     outputs = call.produce(kernel, -1)
     call.per_channel(_keras.attention_weight("output", "bias"), -1, outputs)
     call.resize("output_shape", _with_last_axis((None,), outputs))
-    call.macs(kernel, call.positions(query))
+    call.macs(kernel, _positions(call, "query"))
     return call.place(outputs)
 
 

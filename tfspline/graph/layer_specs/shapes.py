@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from tfspline.graph.call import Call
+from tfspline.graph.call import Call, Flow
 from tfspline.graph.layer_specs.dependence import moved
 from tfspline.graph.layer_specs.elementwise import merge
 from tfspline.graph.layer_specs.spec import LayerSpec, unknown
@@ -20,7 +20,7 @@ def _flatten(call: Call) -> np.ndarray | list[np.ndarray]:
 
 
 def _reshape(call: Call, key: str = "target_shape", batch: tuple = ()) -> np.ndarray | list[np.ndarray]:
-    """Moves ids as it moves numbers. If this spreads channels over several axes, the last of them is cut as a whole.
+    """Moves ids as it moves numbers. If this spreads channels over several axes, one of them is cut as a whole.
 
     `key` is the config entry that holds the shape, which starts with `batch`.
     """
@@ -29,15 +29,16 @@ def _reshape(call: Call, key: str = "target_shape", batch: tuple = ()) -> np.nda
         return unknown(call, "reshapes an input of unknown size")
     ids = ids.reshape(shape)
     varying = [axis for axis in range(ids.ndim) if (ids != ids.take([0], axis=axis)).any()]
-    if not varying:
-        return ids[(slice(1),) * ids.ndim]
-    row = call.tie_groups(np.moveaxis(ids, varying[-1], -1), ids.size // shape[varying[-1]])
+    ids = ids[tuple(slice(None if axis in varying else 1) for axis in range(ids.ndim))]
 
     def target_shape(kept):
-        return *batch, *(int(kept[row].sum()) if axis == varying[-1] else size for axis, size in enumerate(shape))
+        sizes = [len(places) for places in map(np.unique, np.nonzero(kept[ids]))]
+        return *batch, *(sizes[axis] if axis in varying else size for axis, size in enumerate(shape))
 
     call.resize(key, target_shape)
-    return call.place(row, varying[-1])
+    if len(varying) > 1:
+        call.spread(ids)
+    return ids
 
 
 def _reshape_op(call: Call) -> np.ndarray | list[np.ndarray]:
@@ -57,17 +58,26 @@ def _transpose(call: Call) -> np.ndarray | list[np.ndarray]:
 
 
 def _concatenate(call: Call) -> np.ndarray | list[np.ndarray]:
-    """Puts ids side by side. Along an axis on which they do not vary, ids at the same position are tied."""
+    """Puts ids side by side, and protected ones in place of constants.
+
+    Along an axis on which the ids do not vary, those at the same position are tied.
+    """
+    values = next(filter(None, map(call.argument, ("inputs", "xs", "values"))))
     axis = getattr(call.layer, "axis", call.argument("axis")) % (len(call.shape()) + 1)
     if axis == 0:  # one batch after the other
         return merge(call)
     axis = call.axis(axis)
-    sizes = [call.shape(i)[axis] for i in range(len(call.inputs))]
+    inputs = [value.ids if isinstance(value, Flow) else None for value in values]
+    sizes = [value.shape[axis] if isinstance(value, Flow) else np.shape(value)[1:][axis] for value in values]
     joined = any(ids.shape[axis] > 1 for ids in call.inputs) or all(size == 1 for size in sizes)
     rest = np.broadcast_shapes(*(np.delete(ids.shape, axis) for ids in call.inputs))
+    why = f"{call.described()} joins them with a constant"
     parts = [
-        np.broadcast_to(ids, (*rest[:axis], size if joined else 1, *rest[axis:]))
-        for ids, size in zip(call.inputs, sizes, strict=True)
+        np.broadcast_to(
+            call.fixed((*rest[:axis], 1, *rest[axis:]), why) if ids is None else ids,
+            (*rest[:axis], size if joined else 1, *rest[axis:]),
+        )
+        for ids, size in zip(inputs, sizes, strict=True)
     ]
     if joined:
         return np.concatenate(parts, axis=axis)
