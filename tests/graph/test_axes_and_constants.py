@@ -383,3 +383,10 @@ def test_arrays_in_regularizers_and_constraints_protect_by_name(keras, rng, key)
     kind = Total if "regularizer" in key else Fixed
     assert f"the '{key}' of 'before' works only for the" in why(HELD[key])
     assert why([1] * len(HELD[key])) is None
+
+
+def test_report_on_a_batch_norm_over_another_axis(keras, rng):
+    for what in ("over rows", "over two axes") if keras.__name__ == "tf_keras" else ("over rows",):
+        model = scramble(normed(keras, what), rng)
+        report = tfspline.partition_report(model, tfspline.plan(model, 0.5).mask(model), inputs_for(model, rng, 8))
+        assert "before" in str(report) or report

@@ -35,6 +35,9 @@ class Boundaries:
         if spec.kernel is not None and spec.kernel.is_hyperplane:
             return dataclasses.replace(following, producer=node.layer, depth=self.depth + 1)
         if _keras.of_class(node.layer, "BatchNormalization"):
+            axes = np.atleast_1d(node.layer.axis) % len(node.output_shapes[0])
+            if axes.tolist() != [1 if following.channels_first else len(following.shape)]:  # not over the channels
+                return following
             return dataclasses.replace(following, producer=self.producer, norms=(*self.norms, node.layer))
         if spec.elementwise and len(node.inputs) == 1:
             return dataclasses.replace(following, producer=self.producer, norms=self.norms)
