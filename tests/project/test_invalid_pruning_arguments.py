@@ -242,7 +242,7 @@ def test_unknown_layers_are_one_kind_of_error_and_close_names_are_suggested(kera
     }
     for call in calls.values():
         for kind in (ValueError, KeyError):
-            with pytest.raises(kind, match="Received: 'aa'; did you mean 'a'?"):
+            with pytest.raises(kind, match=r"Received: \['aa'\]; did you mean 'a'\?"):
                 call()
     assert plan.masks.get("aa") is None
 

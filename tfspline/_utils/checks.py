@@ -46,8 +46,9 @@ def known_layer(name: str, value: Any, known: Iterable[str]) -> str:
     known = list(known)
     if value not in known:
         close = difflib.get_close_matches(str(value), known, n=3)
-        choice = f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose one of {sorted(known)}."
-        raise UnknownLayerError(f"Expected `{name}` to name layers of the model. Received: {value!r}; {choice}")
+        choice = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        expected = f"Expected names of layers in `{name}`, among {sorted(known)}"
+        raise UnknownLayerError(f"{expected}. Received: {[value]}{choice}")
     return value
 
 
