@@ -16,12 +16,14 @@ def check(keras, seed, folder, **smaller):
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     model, g = build(keras, seed, **smaller)
-    with known_faults(g):
-        check_model(keras, model, g, np.random.default_rng(seed), folder)
-
-
-def check_model(keras, model, g, rng, folder):
+    rng = np.random.default_rng(seed)
     x = inputs_for(scramble(model, rng), rng)
+    model(x)
+    with known_faults(g):
+        check_model(keras, model, g, x, rng, folder)
+
+
+def check_model(keras, model, g, x, rng, folder):
     options = {"scope": str(rng.choice(["layer", "global"])), "criterion": "random", "seed": g.seed}
     try:
         plan = tfspline.plan(model, float(rng.choice([0.3, 0.6])), **options)

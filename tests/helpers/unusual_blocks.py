@@ -31,12 +31,12 @@ def masked(g, x):
 
 @block("sequence")
 def attended(g, x):
-    query = x
-    if g.flag(0.3):
-        query = tf.constant(np.linspace(-1, 1, 2 * x.shape[-1], dtype="float32").reshape(1, 2, -1))
-        pooled = g.layers.MultiHeadAttention(2, 3)(query, x)
-        return x + g.layers.Dense(x.shape[-1])(g.layers.GlobalAveragePooling1D(keepdims=True)(pooled))
-    return g.layers.Add()([x, g.layers.MultiHeadAttention(2, 3)(query, x)])
+    """Attention, perhaps with a constant query, which needs a fixed batch size."""
+    if g.batch is None:
+        return g.layers.Add()([x, g.layers.MultiHeadAttention(2, 3)(x, x)])
+    query = tf.constant(np.linspace(-1, 1, g.batch * 2 * x.shape[-1], dtype="float32").reshape(g.batch, 2, -1))
+    pooled = g.layers.GlobalAveragePooling1D(keepdims=True)(g.layers.MultiHeadAttention(2, 3)(query, x))
+    return x + g.layers.Dense(x.shape[-1])(pooled)
 
 
 @block()
@@ -243,6 +243,8 @@ def dense_on_axis(g, x):
 
 @block("sequence", "map")
 def softmax_axis(g, x):
+    if getattr(x, "_keras_mask", None) is not None:  # Keras would apply the mask of the steps to another axis
+        return x
     return g.layers.Softmax(axis=g.pick(1, -2))(g.layers.Dense(5)(x))
 
 

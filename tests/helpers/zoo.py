@@ -63,7 +63,10 @@ def inputs_for(model, rng, batch=3):
         return tf.sparse.from_dense(value) if sparse else value
 
     # A Keras 3 Sequential has no `input` unless it was called as a layer.
-    return tf.nest.map_structure(of, getattr(model, "input", model.inputs[0]))
+    values = tf.nest.map_structure(of, getattr(model, "input", model.inputs[0]))
+    if any(isinstance(value, tf.SparseTensor) for value in tf.nest.flatten(values)):
+        return tf.nest.map_structure(lambda x: x if isinstance(x, tf.SparseTensor) else tf.constant(x), values)
+    return values
 
 
 def small_cnn(keras):
