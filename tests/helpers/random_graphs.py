@@ -15,8 +15,6 @@ FAULTS = {
     **dict.fromkeys(["nested", "nested_with_two_inputs"], "calls of nested models are not replayed exactly"),
     **dict.fromkeys(["another_input", "trainer"], "inputs and models lose what their class and flags say"),
     "closure": "a Lambda that reads the weights of a layer is neither copied nor refused",
-    "reshaped_twice": "a shared Reshape overwrites its own new size",
-    "constant_beside": "a constant is another input of a layer",
 }
 
 

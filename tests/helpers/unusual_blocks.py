@@ -175,8 +175,12 @@ def constant(g, x):
     if not g.is_keras3:  # Keras 3 takes no lists
         forms += [values.tolist(), tuple(values.tolist())]
     value = g.pick(*forms)
-    if not isinstance(value, np.ndarray) and g.flag(0.3):  # an array on the left asks for a number of each position
+    if not isinstance(value, (np.ndarray, np.generic)) and g.flag(
+        0.3
+    ):  # an array on the left asks for a number of each position
         return g.pick(lambda: value * x, lambda: value - x, lambda: value + x)()
+    if np.ndim(value) > 1 and g.is_keras3:  # Keras 3.15 adds [n, 1] to [batch, n, n] along the wrong axis
+        return g.pick(lambda: x * value, lambda: x - value, lambda: x / value)()
     return g.pick(lambda: x * value, lambda: x - value, lambda: x + value, lambda: x / value)()
 
 
