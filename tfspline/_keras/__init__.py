@@ -12,16 +12,17 @@ from tfspline._keras.fit import (
     loss,
     tf_variable,
 )
+from tfspline._keras.copying import variables
 from tfspline._keras.graph import (
     Node,
     call,
     check_model,
+    every_path,
     is_graph,
     is_symbolic,
     layer_paths,
     nodes,
     pruning_wrappers,
-    rebuild,
     run,
 )
 from tfspline._keras.layers import (
@@ -30,7 +31,6 @@ from tfspline._keras.layers import (
     builtin_class_name,
     clear_losses,
     config_of,
-    copy_of,
     finalize,
     first_argument,
     from_config,
@@ -56,3 +56,4 @@ from tfspline._keras.modules import (
     of_class,
     tfmot,
 )
+from tfspline._keras.rebuilding import copy_of, object_config, rebuild

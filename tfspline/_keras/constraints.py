@@ -15,7 +15,7 @@ from tfspline._keras.modules import is_model, of_class
 from tfspline._keras.types import KerasModel, KerasVariable
 
 
-class _Zeros:
+class Zeros:
     """A constraint that sets entries to zero where `on` is False, and applies the user's own constraint to the rest."""
 
     def __init__(self, on, own):
@@ -42,14 +42,14 @@ def hold(weight: KerasVariable, on: np.ndarray) -> bool:
     if held:
         weight.constraint.on.assign(on)
     else:
-        _set_constraint(weight, _Zeros(on, weight.constraint))
+        _set_constraint(weight, Zeros(on, weight.constraint))
     weight.assign(weight.constraint.masked(weight))
     return not held
 
 
 def is_held(weight: KerasVariable) -> bool:
     """Whether `hold` keeps entries of a weight at zero."""
-    return isinstance(weight.constraint, _Zeros)
+    return isinstance(weight.constraint, Zeros)
 
 
 def let_go(weight: KerasVariable) -> bool:
@@ -76,11 +76,14 @@ def _set_constraint(variable: KerasVariable, constraint: Callable | None) -> Non
 
 
 def weights(model: KerasModel) -> Iterator[tuple[tuple[str, int], Any]]:
-    """Yields the weights of a model, each with the path of its layer and its index in `_keras.weights`."""
+    """Yields the weights of a model, each once: the path of its first layer, its index in `_keras.weights`, and it."""
+    seen = set()
     for path, layer in layer_paths(model).items():
         if not is_model(layer):
             for index, weight in enumerate(weights_of(layer)):
-                yield (path, index), weight
+                if id(weight) not in seen:
+                    seen.add(id(weight))
+                    yield (path, index), weight
 
 
 def not_finite(model: KerasModel) -> str | None:

@@ -3,12 +3,14 @@
 import collections
 import dataclasses
 import functools
-import itertools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 
+from tfspline._keras.layers import first_argument
 from tfspline._keras.modules import is_model, keras_modules, keras_of, of_class
 from tfspline._keras.types import KerasLayer, KerasModel
 
@@ -53,7 +55,7 @@ def check_model(model: KerasModel) -> KerasModel:
 class Node:
     """One call of a layer (or of a bare op such as `x + y`) in a model's graph."""
 
-    path: str  # the layer's name; "inner/conv" for a layer of a nested model
+    path: str  # of the layer, see `layer_paths`
     layer: KerasLayer
     inputs: tuple[int, ...]  # ids of the tensors that the call reads
     outputs: tuple[int, ...]  # ids of the tensors that it computes
@@ -62,6 +64,8 @@ class Node:
     output_dtypes: tuple
     fill: Callable[[dict[int, Any]], tuple[tuple, dict]]  # values by tensor id -> args and kwargs of the call
     key: tuple[int, ...]  # identifies the call in the model's graph and in the graphs nested in it
+    training: bool | None  # what the call of the model around it says, for layers inside that model
+    paths: dict[int, str] = dataclasses.field(repr=False)  # the path of each layer, by its id
 
 
 def nodes(model: KerasModel, nested: bool = False, parent: Node | None = None) -> Iterator[Node]:
@@ -70,6 +74,27 @@ def nodes(model: KerasModel, nested: bool = False, parent: Node | None = None) -
     A layer that tfmot has wrapped for pruning appears without its wrapper. With `nested`, the calls inside nested
     models take the place of the calls of these models. `parent` is the call of `model` if it is nested itself.
     """
+    if parent is None:
+        paths = {id(layer): path for path, layer in layer_paths(model).items()}
+        key, training = (), None
+    else:
+        # A nested model that is called twice has the same nodes both times, so their keys start with that of its call.
+        paths, key, training = parent.paths, parent.key, _training(parent)
+    for layer, inputs, outputs, fill in _calls(model):
+        reads, makes = (tuple(id(tensor) for tensor in tensors) for tensors in (inputs, outputs))
+        read, made = (tuple(tuple(tensor.shape) for tensor in tensors) for tensors in (inputs, outputs))
+        dtypes = tuple(tensor.dtype for tensor in outputs)
+        node = Node(
+            *(paths[id(layer)], layer, reads, makes, read, made, dtypes, fill, (*key, *makes)), training, paths
+        )
+        if nested and is_graph(layer):
+            yield from nodes(layer, nested, node)
+        else:
+            yield node
+
+
+def _calls(model) -> Iterator[tuple[Any, list, list, Callable]]:
+    """The calls in a model's own graph: the layer, the tensors it reads and computes, and `Node.fill`."""
     # _nodes_by_depth is private, but the only place where both Keras versions keep the calls of one model. A layer's
     # _inbound_nodes holds every call that was ever made of it.
     by_depth = _functional(model)._nodes_by_depth
@@ -77,32 +102,23 @@ def nodes(model: KerasModel, nested: bool = False, parent: Node | None = None) -
         for node in by_depth[depth]:
             if node.is_input:
                 continue
-            make = _node_keras3 if hasattr(node, "operation") else _node_tf_keras
-            node = make(node, parent)
-            if nested and is_graph(node.layer):
-                yield from nodes(node.layer, nested, node)
+            if hasattr(node, "operation"):  # Keras 3
+                yield node.operation, node.input_tensors, node.outputs, node.arguments.fill_in
             else:
-                yield node
+                fill = functools.partial(_filled, (tuple(node.call_args), node.call_kwargs))
+                yield unwrapped(node.layer), node.keras_inputs, tf.nest.flatten(node.outputs), fill
 
 
-def _node_keras3(node, parent) -> Node:
-    return _node(node.operation, node.input_tensors, node.outputs, node.arguments.fill_in, parent)
+def _filled(arguments, values):
+    return tf.nest.map_structure(lambda x: values.get(id(x), x), arguments)
 
 
-def _node_tf_keras(node, parent) -> Node:
-    def fill(values):
-        return tf.nest.map_structure(lambda x: values.get(id(x), x), (tuple(node.call_args), node.call_kwargs))
-
-    return _node(unwrapped(node.layer), node.keras_inputs, tf.nest.flatten(node.outputs), fill, parent)
-
-
-def _node(layer, inputs, outputs, fill, parent) -> Node:
-    reads, makes = (tuple(id(tensor) for tensor in tensors) for tensors in (inputs, outputs))
-    read, made = ([tuple(tensor.shape) for tensor in tensors] for tensors in (inputs, outputs))
-    dtypes = tuple(tensor.dtype for tensor in outputs)
-    path, key = (f"{parent.path}/{layer.name}", (*parent.key, *makes)) if parent else (layer.name, makes)
-    # A nested model that is called twice has the same nodes both times, so their keys start with that of its call.
-    return Node(path, layer, reads, makes, tuple(read), tuple(made), dtypes, fill, key)
+def _training(node) -> bool | None:
+    """The value of `training` with which Keras runs the layers inside the model that is called."""
+    _, kwargs = node.fill(dict.fromkeys(node.inputs))
+    given = kwargs.get("training")
+    outer_wins = isinstance(node.layer, keras.Layer) and node.training is not None
+    return node.training if given is None or outer_wins else given
 
 
 def run(
@@ -132,10 +148,23 @@ def run(
 
 def _results(node, values, visit, nested) -> list:
     """The values of the outputs of a call."""
-    if nested and is_graph(node.layer):
-        return run(node.layer, [values[tensor] for tensor in node.inputs], visit, nested, node)
     args, kwargs = node.fill(values)
+    if nested and is_graph(node.layer):
+        return run(node.layer, model_inputs(node.layer, args, kwargs), visit, nested, node)
+    if node.training is not None and "training" in inspect.signature(node.layer.call).parameters:
+        own = {} if isinstance(node.layer, keras.Layer) else {k: v for k, v in kwargs.items() if v is not None}
+        kwargs = kwargs | {"training": node.training} | own
     return tf.nest.flatten(visit(node, args, kwargs))
+
+
+def model_inputs(model: KerasModel, args: tuple, kwargs: dict) -> list:
+    """The arguments of a call of a model in the order of `model.inputs`; a dict is matched by names, as Keras does."""
+    given = first_argument(args, kwargs)
+    if not isinstance(given, dict):
+        return tf.nest.flatten(given)[: len(model.inputs)]
+    if isinstance(model.input, dict):
+        return [given[name] for name in sorted(model.input)]
+    return [given[tensor._keras_history[0].name] for tensor in model.inputs]
 
 
 def call(layer: KerasLayer, args: tuple, kwargs: dict, kind: type, of: Callable[[Any], Any]) -> list:
@@ -150,14 +179,23 @@ def is_symbolic(value: Any) -> bool:
     return hasattr(value, "_keras_history")
 
 
-def layer_paths(model: KerasModel, prefix: str = "") -> dict[str, Any]:
-    """All layers and bare ops of a model by their path; "inner/conv" for a layer of a nested model."""
-    paths = {}
-    for node in nodes(model):
-        paths[prefix + node.layer.name] = node.layer
-        if is_graph(node.layer):
-            paths.update(layer_paths(node.layer, f"{prefix}{node.layer.name}/"))
-    return paths
+def layer_paths(model: KerasModel) -> dict[str, Any]:
+    """All layers and bare ops of a model by their path: the name, "inner/conv" for a layer of a nested model.
+
+    A layer that is reached on several paths occurs once, under the first of them.
+    """
+    first: dict[int, tuple[str, Any]] = {}
+    for path, layer in every_path(model):
+        first.setdefault(id(layer), (path, layer))
+    return dict(first.values())
+
+
+def every_path(model: KerasModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields all paths to layers and bare ops of a model, each with the layer."""
+    for layer, *_ in _calls(model):
+        yield prefix + layer.name, layer
+        if is_graph(layer):
+            yield from every_path(layer, f"{prefix}{layer.name}/")
 
 
 def unwrapped(layer: KerasLayer) -> Any:
@@ -175,57 +213,3 @@ def pruning_wrappers(model: KerasModel, prefix: str = "") -> dict[str, Any]:
         elif unwrapped(layer) is not layer:
             wrappers[prefix + layer.layer.name] = layer
     return wrappers
-
-
-def rebuild(
-    model: KerasModel, copies_of: Callable[[str, Any], list], prefix: str = "", inputs: list | None = None
-) -> Any:
-    """Builds an uncompiled Sequential or functional model with the same graph from new layers, without their weights.
-
-    `copies_of(path, layer)`, called once for each layer, returns the new layers that replace it, to be called one after
-    the other; without any, the first input of the layer is passed on. For a nested model, `prefix` is its path with a
-    trailing slash, and `inputs` are symbolic tensors with the shapes that it is called with.
-    """
-    module = keras_of(model)
-    inputs = [
-        # In Keras 3, the name of a tensor can differ from that of its InputLayer.
-        module.Input(batch_shape=like.shape, dtype=tensor.dtype, name=tensor._keras_history[0].name)
-        for tensor, like in zip(model.inputs, inputs or model.inputs, strict=True)
-    ]
-    copies = {}
-
-    def visit(node, args, kwargs):
-        layer = node.layer
-        if id(layer) not in copies:
-            path = prefix + layer.name
-            if is_graph(layer):
-                symbolic = [x for x in tf.nest.flatten((args, kwargs)) if module.backend.is_keras_tensor(x)]
-                copies[id(layer)] = [rebuild(layer, copies_of, f"{path}/", symbolic)]
-            else:
-                copies[id(layer)] = copies_of(path, layer)
-        if not copies[id(layer)]:
-            return tf.nest.flatten((args, kwargs))[0]
-        first, *rest = copies[id(layer)]
-        return functools.reduce(lambda x, copy: copy(x), rest, first(*args, **kwargs))
-
-    outputs = run(model, inputs, visit)
-    if isinstance(model, module.Sequential):
-        copy = module.Sequential([*inputs, *itertools.chain(*copies.values())], name=model.name)
-    else:
-        structures = zip((model.input, model.output), (inputs, outputs), strict=True)
-        copy = module.Model(*(tf.nest.pack_sequence_as(*pair) for pair in structures), name=model.name)
-    _freeze(model, copy)
-    return copy
-
-
-def _freeze(model, copy):
-    """Copies the `trainable` flags. That of a model is in no config, and setting it sets those of all its layers."""
-    if copy.trainable != model.trainable:
-        copy.trainable = model.trainable
-    copies = {layer.name: layer for layer in copy.layers}
-    for layer in map(unwrapped, model.layers):
-        other = copies.get(layer.name)
-        if is_graph(layer):
-            _freeze(layer, other)
-        elif other and other.trainable != layer.trainable:
-            other.trainable = layer.trainable

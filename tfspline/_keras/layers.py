@@ -181,11 +181,3 @@ def from_config(layer_class: Any, config: dict) -> KerasLayer:
     if issubclass(layer_class, keras.layers.Lambda):  # by default Keras 3 rejects lambdas, but this one is in memory
         return layer_class.from_config(config, safe_mode=False)
     return layer_class.from_config(config)
-
-
-def copy_of(layer: KerasLayer, config: dict) -> KerasLayer:
-    """A new layer of the class and name of `layer`; the config of a custom layer may lack its name."""
-    copy = from_config(type(layer), config)
-    if copy.name != layer.name:
-        setattr(copy, "name" if isinstance(copy, keras.Operation) else "_name", layer.name)
-    return copy

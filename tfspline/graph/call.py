@@ -44,7 +44,8 @@ class Findings:
     def __init__(self, allow_inexact: bool):
         self.allow_inexact = allow_inexact
         self.ids = ChannelIds()
-        self.slices: dict[tuple[str, str, int], WeightSlice] = {}  # by layer, weight and axis
+        self.slices: dict[tuple[int, int], WeightSlice] = {}  # by the id of the weight, and axis
+        self.declared: set[tuple[str, int]] = set()  # layer and the id of a weight that its rule has declared
         self.producers: set[str] = set()  # layers with a weight that produces channels
         self.resizes: dict[tuple[str, str], list[Callable]] = {}  # by layer and config entry, for each call
         self.grids: list[np.ndarray] = []  # ids that a call has spread over several axes, of which one can be cut
@@ -247,22 +248,25 @@ class Call:
         self._findings.unknown.setdefault(self._path, why)
 
     def _slice(self, weight, axis, ids, role):
-        shape = tuple(self._variable(weight).shape)
+        variable = self._variable(weight)
+        shape = tuple(variable.shape)
         if not -len(shape) <= axis < len(shape):
             self.refuse(f"must name an axis of {weight!r}, whose shape is {shape}. Received: axis {axis}")
         axis %= len(shape)
-        known = self._findings.slices.get((self._path, weight, axis))
-        if known is not None:  # the layer is called again, with the same weights
+        self._findings.declared.add((self._path, id(variable)))
+        if ids is None:
+            self._findings.producers.add(self._path)
+        known = self._findings.slices.get((id(variable), axis))
+        if known is not None:  # the layer is called again, or another one has the same weight
             if ids is not None:
                 self.tie(known.units, ids)
             return known.units
         index = self._index(weight)
         if ids is None:
-            self._findings.producers.add(self._path)
             ids = self._findings.ids.fresh(shape[axis])
         if ids.shape != (shape[axis],):
             self.refuse(f"must give {shape[axis]} channel ids for axis {axis} of {weight!r}. Received: {ids.shape}")
-        self._findings.slices[self._path, weight, axis] = WeightSlice(self._path, weight, index, axis, ids, role)
+        self._findings.slices[id(variable), axis] = WeightSlice(self._path, weight, index, axis, ids, role)
         return ids
 
     def _may_lack(self, weight):

@@ -22,7 +22,7 @@ from tfspline.graph.channel_ids import group_units
 from tfspline.graph.fixed_arrays import holder, regularizes
 from tfspline.graph.layer_specs.registry import is_homogeneous, spec_of
 from tfspline.graph.signature import Signature, renamed, signature
-from tfspline.graph.structure import Graph, Resize, Shapes
+from tfspline.graph.structure import Graph, Repeats, Resize, Shapes
 from tfspline.graph.work import CallWork
 
 
@@ -35,22 +35,27 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False, input_sha
     """
     _keras.check_model(model)
     layers = _keras.layer_paths(model)
-    _check_protect(protect, layers)
+    _check_protect(protect, model)
     shapes = _weight_shapes(layers)
 
     walk = _Walk(instance("allow_inexact", allow_inexact, bool))
     for flow in walk.run(model, shapes_of_inputs(model, input_shape)):
         walk.findings.ids.protect(flow.ids, "it feeds an output of the model", first=True)
     protected = []
+    paths: dict[int, list[str]] = {}
+    for path, layer in _keras.every_path(model):
+        paths.setdefault(id(layer), []).append(path)
     for part in walk.findings.slices.values():
-        function = holder(layers[part.layer], part.weight, part.axis)
+        layer = layers[part.layer]
+        function = holder(layer, part.weight, part.axis)
         if function is not None:
             why = f"the {function!r} of {part.layer!r} works only for the weight's present shape"
             walk.findings.ids.protect(part.units, why)
-        if part.role == "produced" and _protects(protect, part.layer, layers[part.layer]):
+        if part.role == "produced" and any(_protects(protect, path, layer) for path in paths[id(layer)]):
             protected.append(part.layer)
             walk.findings.ids.protect(part.units, "it is listed in `protect`")
-    return walk.graph(shapes, signature(model), tuple(protected))
+    repeats = _protect_shared(walk.findings, layers)
+    return walk.graph(shapes, signature(model), tuple(protected), repeats)
 
 
 def matching(model: Any, graph: Graph, made: str = "plan was") -> Graph:
@@ -67,7 +72,29 @@ def matching(model: Any, graph: Graph, made: str = "plan was") -> Graph:
     return read(model, tuple(paths[path] for path in graph.protect), graph.allow_inexact, graph.input_shapes)
 
 
-def _check_protect(protect, layers):
+def _protect_shared(findings, layers) -> Repeats:
+    """Protects the units of weights that other layers use as well without saying how; returns `Graph.repeats`."""
+    users: dict[int, list[str]] = {}  # id of a tf.Variable -> the layers that reach it
+    first: dict[int, tuple[str, int]] = {}  # id of a weight -> where it occurs first
+    repeats = {}
+    for path, layer in layers.items():
+        if not _keras.is_model(layer):
+            for variable in _keras.variables(layer):
+                users.setdefault(variable, []).append(path)
+            for i, weight in enumerate(_keras.weights(layer)):
+                if first.setdefault(id(weight), (path, i)) != (path, i):
+                    repeats[path, i] = first[id(weight)]
+    for part in findings.slices.values():
+        weight = _keras.weights(layers[part.layer])[part.index]
+        for user in {user for variable in _keras.variables(weight) for user in users[variable]}:
+            if (user, id(weight)) not in findings.declared:
+                why = f"{user!r} ({type(layers[user]).__name__}) uses its weight {part.weight!r} in its own way"
+                findings.ids.protect(part.units, why)
+    return repeats
+
+
+def _check_protect(protect, model):
+    layers = dict(_keras.every_path(model))
     for name in protect:
         if not callable(name) or name in layers.values():
             known_layer("protect", name, layers)
@@ -147,9 +174,9 @@ class _Walk:
             self._bent += outputs if node.path in self.findings.producers else call.inputs
         for flow in arguments:
             flow.readers += 1
-        over_channels = (node.path, "moving_mean", 0) in self.findings.slices  # not over rows, nor over two axes
-        if _keras.of_class(node.layer, "BatchNormalization") and arguments[0].linear and over_channels:
-            self._followers.append((arguments[0], node.path))
+        if _keras.of_class(node.layer, "BatchNormalization") and arguments[0].linear:
+            if (id(node.layer.moving_mean), 0) in self.findings.slices:  # not over rows, nor over two axes
+                self._followers.append((arguments[0], node.path))
         linear = node.path in self.findings.producers and _keras.own_activation(node.layer) is None
         flows = [
             Flow(ids, shape[1:], spec, node.path if linear else None)
@@ -188,7 +215,7 @@ class _Walk:
                 why = f"{path!r} is called several times, with the same {key!r} for all of its inputs"
                 ids.protect(np.concatenate(reads), why)
 
-    def graph(self, shapes: Shapes, signature: Signature, protect: tuple[str, ...]) -> Graph:
+    def graph(self, shapes: Shapes, signature: Signature, protect: tuple[str, ...], repeats: Repeats) -> Graph:
         """Ties the channel ids that were found into units."""
         found = self.findings
         for grid in found.grids:
@@ -211,7 +238,9 @@ class _Walk:
             resizes=[Resize(path, key, value_of, unit_of) for (path, key), (value_of, *_) in found.resizes.items()],
             folded=self._folded(),
             reads={read: (axis, unit_of[ids]) for read, (axis, ids) in found.reads.items()},
-            shared=frozenset(path for path, calls in self._calls.items() if calls > 1),
+            shared=frozenset(path for path, calls in self._calls.items() if calls > 1)
+            | {path for places in repeats.items() for path, _ in places},
+            repeats=repeats,
             signature=signature,
             protect=protect,
             kept=found.kept,

@@ -11,6 +11,7 @@ from tfspline.graph.signature import Signature
 
 _SHOWN = 5  # how many layers a line of `unknown_lines` names
 Shapes = dict[str, list[tuple[int, ...]]]  # layer path -> the shapes of the layer's weights
+Repeats = dict[tuple[str, int], tuple[str, int]]  # (layer path, index of a weight) -> the same of an earlier layer
 
 
 @dataclasses.dataclass
@@ -77,7 +78,9 @@ class Graph:
     folded: dict[str, tuple[str | None, ...]]
     # (layer path, input number) -> the input's channel axis without the batch, and the units along it
     reads: dict[tuple[str, int], tuple[int, np.ndarray]]
-    shared: frozenset[str]  # paths of the layers that are called more than once
+    shared: frozenset[str]  # paths of the layers that are called more than once, or share a weight with another layer
+    # weights that an earlier layer has as well: (layer path, index in `layer.weights`) -> the first such place
+    repeats: Repeats
     signature: Signature  # of the model
     protect: tuple[str, ...]  # paths of the layers whose units were to stay
     kept: dict[str, str]  # paths of layers with weights that are kept as they are -> why
@@ -96,7 +99,21 @@ class Graph:
     @property
     def producers(self) -> dict[str, WeightSlice]:
         """Layer path -> the slice that produces the layer's units."""
-        return {part.layer: part for part in self.slices if part.role == "produced"}
+        producers = {part.layer: part for part in self.slices if part.role == "produced"}
+        for (layer, index), (first, first_index) in self.repeats.items():
+            part = producers.get(first)
+            if part is not None and part.index == first_index:
+                producers.setdefault(layer, dataclasses.replace(part, layer=layer, index=index))
+        return producers
+
+    def place(self, layer: str, index: int) -> tuple[str, int]:
+        """The first layer that has a weight of a layer, and the weight's index in it."""
+        return self.repeats.get((layer, index), (layer, index))
+
+    def owners(self, part: WeightSlice) -> list[str]:
+        """The paths of all layers that have the weight of a slice."""
+        first = part.layer, part.index
+        return [part.layer, *(layer for (layer, _), place in self.repeats.items() if place == first)]
 
     def channels(self, layer: str) -> np.ndarray:
         """The units that a layer produces, int64 [channels]; a ValueError that is a KeyError if it produces none."""
@@ -108,6 +125,8 @@ class Graph:
         shapes = {layer: [list(shape) for shape in weights] for layer, weights in self.shapes.items()}
         for part in self.slices:
             shapes[part.layer][part.index][part.axis] = int(kept[part.units].sum())
+        for (layer, index), (first, first_index) in self.repeats.items():
+            shapes[layer][index] = shapes[first][first_index]
         return {layer: [tuple(shape) for shape in weights] for layer, weights in shapes.items()}
 
     def macs(self, kept: np.ndarray | None = None) -> dict[str, int]:
@@ -120,9 +139,13 @@ class Graph:
         return macs
 
     def params(self, kept: np.ndarray | None = None) -> dict[str, int]:
-        """Parameters of each layer, with all units or only those `kept`."""
+        """Parameters of each layer, with all units or only those `kept`; a shared weight counts in its first layer."""
         shapes = self.shapes if kept is None else self.cut_shapes(kept)
-        return {layer: sum(int(np.prod(s, dtype=np.int64)) for s in weights) for layer, weights in shapes.items()}
+        own = {
+            layer: [shape for i, shape in enumerate(weights) if (layer, i) not in self.repeats]
+            for layer, weights in shapes.items()
+        }
+        return {layer: sum(int(np.prod(shape, dtype=np.int64)) for shape in of) for layer, of in own.items()}
 
 
 def unknown_lines(unknown: dict[str, str]) -> list[str]:

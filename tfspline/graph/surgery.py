@@ -16,27 +16,28 @@ def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str,
 
     `configs` holds further config entries to change, by layer path; a weight that they add keeps its initial value.
     """
-    resizes: dict[str, dict] = {}
-    shapes = graph.cut_shapes(kept)
+    changes = {path: dict(entries) for path, entries in (configs or {}).items()}
+    for part in graph.slices:
+        if not kept[part.units].all():
+            for path in graph.owners(part):
+                changes.setdefault(path, {})
+    layers = _keras.layer_paths(model)
+    whole = np.ones_like(kept)
     for resize in graph.resizes:
-        resizes.setdefault(resize.layer, {})[resize.key] = resize.value(kept)
-
-    def copies_of(path, layer):
-        config = _keras.config_of(layer)
-        if shapes.get(path) != graph.shapes.get(path):
-            config |= dict.fromkeys(fixed_arrays.initializers(layer, shapes[path]), "zeros")
-        config = config | resizes.get(path, {}) | (configs or {}).get(path, {})
-        return [_keras.copy_of(layer, config)]
-
-    small = _keras.rebuild(model, copies_of)
-    _slice_weights(model, small, graph, kept)
+        if resize.layer in changes or resize.value(kept) != resize.value(whole):
+            changes.setdefault(resize.layer, {})[resize.key] = resize.value(kept)
+    shapes = graph.cut_shapes(kept)
+    for path, entries in changes.items():
+        entries |= dict.fromkeys(fixed_arrays.initializers(layers[path], shapes.get(path, [])), "zeros")
+    small = _keras.rebuild(model, changes)
+    _slice_weights(layers, _keras.layer_paths(small), graph, kept, changes)
     return small
 
 
 def check_cut(model: KerasModel, graph: Graph) -> None:
     """Raises a ValueError if a model with custom layers cannot be cut, as found by cutting one unit of each group."""
     layers = _keras.layer_paths(model).values()
-    if all(_keras.op_name(layer) or _keras.builtin_class_name(type(layer)) for layer in layers):
+    if all(_keras.op_name(layer) or _keras.builtin_class_name(layer) for layer in layers):
         return
     kept = np.ones(graph.units, bool)
     for group in graph.groups:
@@ -48,18 +49,17 @@ def check_cut(model: KerasModel, graph: Graph) -> None:
         raise ValueError(f"{model.name!r} cannot be copied with fewer units: {error}") from error
 
 
-def _slice_weights(model, small, graph, kept):
-    """Gives a model without the removed units the weights of the whole one."""
+def _slice_weights(sources, copies, graph, kept, changes):
+    """Gives the layers that have been made anew the weights of the whole ones without the removed units."""
     parts = {}
     for part in graph.slices:
         if not kept[part.units].all():
             parts.setdefault((part.layer, part.index), []).append((part.axis, np.flatnonzero(kept[part.units])))
-    sources, copies = _keras.layer_paths(model), _keras.layer_paths(small)
-    for path in graph.shapes:
+    for path in changes:
         pairs = zip(_keras.weights(sources[path]), _keras.weights(copies[path]), strict=False)
         for i, (source, copy) in enumerate(pairs):
             value = tf.convert_to_tensor(source)
-            for axis, positions in parts.get((path, i), ()):
+            for axis, positions in parts.get(graph.place(path, i), ()):
                 value = tf.gather(value, positions, axis=axis)
             if tuple(value.shape) != tuple(copy.shape):
                 raise ValueError(

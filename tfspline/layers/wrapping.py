@@ -44,16 +44,15 @@ def wrap(model: KerasModel) -> KerasModel:
     unit = importlib.import_module(f"tfspline.layers.{module.__name__}").SplineUnit
     stacks = _stacks(model, module.layers.BatchNormalization)
     absorbed = {id(activation) for activation in stacks.values()}
-
-    def copies_of(path, layer):
+    replacements: dict[str, list] = {}
+    for path, layer in _keras.layer_paths(model).items():
         if id(layer) in absorbed:
-            return []
-        if type(layer) is not module.layers.BatchNormalization:
-            return [_copy(layer)]
-        activation = stacks.get(id(layer))
-        return [_keras.from_config(unit, layer.get_config() | {"activation": activation and _copy(activation)})]
-
-    return _rebuilt(model, copies_of)
+            replacements[path] = []
+        elif type(layer) is module.layers.BatchNormalization:
+            activation = stacks.get(id(layer))
+            activation = None if activation is None else _keras.copy_of(activation)
+            replacements[path] = [unit(**_keras.object_config(layer) | {"activation": activation})]
+    return _replaced(model, replacements)
 
 
 def unwrap(model: KerasModel) -> KerasModel:
@@ -80,28 +79,21 @@ def unwrap(model: KerasModel) -> KerasModel:
     """
     module = _keras.keras_of(_keras.check_model(model))
 
-    def copies_of(path, layer):
-        if not isinstance(layer, SplineUnitBase):
-            return [_copy(layer)]
-        config = layer.get_config()
-        del config["activation"]
-        activation = [] if layer.activation is None else [_copy(layer.activation)]
-        return [_keras.from_config(module.layers.BatchNormalization, config), *activation]
-
-    return _rebuilt(model, copies_of)
-
-
-def _copy(layer):
-    return _keras.copy_of(layer, _keras.config_of(layer))
-
-
-def _rebuilt(model, copies_of):
-    copy = _keras.rebuild(model, copies_of)
-    copies = _keras.layer_paths(copy)
+    replacements = {}
     for path, layer in _keras.layer_paths(model).items():
-        if _keras.weights(layer) and not _keras.is_model(layer):
-            copies[path].set_weights(layer.get_weights())
-            _keras.finalize(copies[path])
+        if isinstance(layer, SplineUnitBase):
+            config = _keras.object_config(layer)
+            del config["activation"]
+            activation = [] if layer.activation is None else [_keras.copy_of(layer.activation)]
+            replacements[path] = [module.layers.BatchNormalization(**config), *activation]
+    return _replaced(model, replacements)
+
+
+def _replaced(model, replacements):
+    copy = _keras.rebuild(model, replacements=replacements)
+    layers = _keras.layer_paths(model)
+    for path, (first, *_) in ((path, copies) for path, copies in replacements.items() if copies):
+        first.set_weights(layers[path].get_weights())
     return copy
 
 

@@ -138,34 +138,12 @@ def _copied_layer(layer, copies: dict) -> Callable[[tuple, dict], Any]:
     return call
 
 
-def _linear_config(layer):
-    """The config of a layer, or of a wrapper of one, in float64 and without the activation."""
-    inner = layer
-    while _keras.of_class(inner, "Wrapper"):
-        inner = inner.layer
-    activation = vars(inner).get("activation")
-    is_function = activation is not None and _keras.op_name(activation) is not None
-    try:
-        if is_function:  # Keras cannot put every function into a config
-            inner.activation = _keras.keras_of(inner).activations.linear
-        config = one = layer.get_config()
-    finally:
-        if is_function:
-            inner.activation = activation
-    one["dtype"] = "float64"
-    while _keras.of_class(layer, "Wrapper"):
-        layer, one = layer.layer, one["layer"]["config"]
-        one["dtype"] = "float64"
-    if "activation" in one:
-        one["activation"] = "linear"
-    return config
-
-
 def _float64_copy(layer, args, kwargs):
     while _keras.of_class(layer, "Wrapper") and not _keras.of_class(layer, "TimeDistributed"):
         layer = layer.layer
-    config = _linear_config(layer)
-    copy = _keras.from_config(type(layer), config)
+    innermost = _keras.innermost(layer)
+    linear = {"activation": "linear"} if getattr(innermost, "activation", None) is not None else {}
+    copy = _keras.copy_of(layer, lambda part: {"dtype": "float64"} | (linear if part is innermost else {}))
     copy(*args, **kwargs)  # builds it
     # The weights of an activation that is a layer come last. The copy does not have them.
     for mine, theirs in zip(_keras.weights(copy), _keras.weights(layer), strict=False):

@@ -1,0 +1,269 @@
+"""Copies of layers with all that they hold: weights, sublayers, functions, and objects that refer to them.
+
+A copy from a layer's config lacks what the config does not hold: Python objects that Keras cannot serialize, and which
+sublayers and weights two layers share. So attributes are copied instead. Objects that reach neither a layer nor a
+weight, such as most functions and initializers, are not copied: original and copy use the same ones.
+"""
+
+import functools
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspline._keras.constraints import Zeros
+from tfspline._keras.graph import is_graph, is_symbolic, nodes
+from tfspline._keras.layers import config_of, from_config
+from tfspline._keras.modules import keras_modules
+from tfspline._keras.types import KerasLayer
+
+_CALLS = ("_inbound_nodes", "_outbound_nodes", "_inbound_nodes_value", "_outbound_nodes_value")
+_LEAVES = (str, bytes, int, float, complex, type(None), type, types.ModuleType, np.ndarray, np.generic, tf.Tensor)
+_LIBRARIES = ("keras", "tf_keras", "tensorflow", "numpy", "tensorflow_model_optimization")
+_CONTAINERS = ("tensorflow.python.trackable", "tensorflow.python.util.object_identity")
+_TF_FUNCTION: Any = type(tf.function(lambda: 0))
+
+
+def is_layer(value: Any) -> bool:
+    """Whether a value is a layer, or a bare op of Keras 3."""
+    return isinstance(value, (keras.Operation, *(module.layers.Layer for module in keras_modules())))
+
+
+def variables(value: Any) -> set[int]:
+    """The ids of the tf.Variables that a layer, weight or other object reaches, also through closures."""
+    return {id(part) for part in _reach(value)[0].values() if isinstance(part, tf.Variable)}
+
+
+class Copies:
+    """Copies objects, each of them once, however many paths lead to it.
+
+    Args:
+        of_layer: returns the copy of a layer that is to be used wherever the layer occurs, or None: it is then copied
+            here, with all that it holds.
+    """
+
+    def __init__(self, of_layer: Callable[[Any], Any]):
+        self._of_layer = of_layer
+        self._copies: dict[int, tuple[Any, Any]] = {}  # with the original, so that its id is not used again
+        self._copied: set[int] = set()  # ids of objects that reach a layer or a weight
+
+    def of(self, value: Any) -> Any:
+        """The copy of a layer or other object; a ValueError if a part of it cannot be copied."""
+        self._copied |= _reach(value)[1]
+        return self._copy(value)
+
+    def changed(self, layer: KerasLayer, changes_of: Callable[[KerasLayer], dict]) -> KerasLayer:
+        """A new layer of the class and name of `layer`, without its weights, from its config with changes.
+
+        `changes_of(layer)` are the config entries to change, for the layer and for each layer in its config.
+        """
+        config = self.config(layer, changes_of) | changes_of(layer)
+        nested = any(is_layer(value) for value in config.values())
+        copy = type(layer)(**config) if nested else from_config(type(layer), config)
+        if copy.name != layer.name:  # the config of a custom layer may lack its name
+            setattr(copy, "name" if isinstance(copy, keras.Operation) else "_name", layer.name)
+        return copy
+
+    def config(self, layer: KerasLayer, changes_of: Callable[[KerasLayer], dict] = lambda layer: {}) -> dict[str, Any]:
+        """The config of a layer with objects instead of their configs; `changes_of` is for the layers among them."""
+        config = config_of(layer)
+        for key, value in config.items():
+            names = (key, f"_{key}", *(["forward_layer"] if key == "layer" else []))  # the last one in Bidirectional
+            held = next((part for part in (getattr(layer, name, None) for name in names) if part is not None), None)
+            if is_layer(held) and isinstance(value, dict):
+                config[key] = self._of_layer(held) or self.changed(held, changes_of)
+            elif isinstance(value, (str, dict)) and held is not None and not isinstance(held, (str, dict, list, tuple)):
+                config[key] = self.of(held)
+        if "dtype" in config:
+            config["dtype"] = layer.dtype_policy
+        return config
+
+    def _copy(self, value):
+        if id(value) in self._copies:
+            return self._copies[id(value)][1]
+        if id(value) not in self._copied and type(value) not in (list, dict, set, tuple):
+            return value
+        copy = self._of_layer(value) if is_layer(value) else None
+        if copy is not None:
+            return self._remember(value, copy)
+        return next(make for kind, make in self._MAKERS if issubclass(type(value), kind))(self, value)
+
+    def _remember(self, value, copy):
+        self._copies[id(value)] = value, copy
+        return copy
+
+    def _variable(self, variable):
+        if "_variable" in vars(variable):  # with mixed precision, tf_keras wraps it
+            return self._object(variable)
+        return self._remember(
+            variable,
+            tf.Variable(
+                tf.convert_to_tensor(variable),
+                trainable=variable.trainable,
+                name=variable.name.partition(":")[0],
+                shape=variable.shape,
+                constraint=self._copy(variable.constraint),
+                synchronization=variable.synchronization,
+                aggregation=variable.aggregation,
+            ),
+        )
+
+    def _function(self, function):
+        cells = tuple(types.CellType() for _ in function.__closure__ or ())
+        read = {name: part for name, part in _globals(function).items() if id(part) in self._copied}
+        # Without globals of the model, the copy sees later changes of the module's globals, as the original does.
+        namespace = function.__globals__ | {"__builtins__": __builtins__} if read else function.__globals__
+        copy = types.FunctionType(function.__code__, namespace, function.__name__, None, cells)
+        self._remember(function, copy)
+        namespace.update({name: self._copy(part) for name, part in read.items()})
+        for cell, original in zip(cells, function.__closure__ or (), strict=True):
+            if _contents(original):
+                cell.cell_contents = self._copy(original.cell_contents)
+        copy.__defaults__, copy.__kwdefaults__ = map(self._copy, (function.__defaults__, function.__kwdefaults__))
+        copy.__dict__.update(self._copy(vars(function)))
+        return copy
+
+    def _method(self, method):
+        return types.MethodType(self._copy(method.__func__), self._copy(method.__self__))
+
+    def _partial(self, partial):
+        func, args, keywords = map(self._copy, (partial.func, partial.args, partial.keywords))
+        return self._remember(partial, functools.partial(func, *args, **keywords))
+
+    def _tf_function(self, function):
+        return self._remember(function, function._clone(self._copy(function.python_function)))
+
+    def _fixed(self, values):
+        parts = [self._copy(part) for part in values]
+        make = getattr(values, "_make", type(values))
+        return self._remember(values, make(parts))
+
+    def _collection(self, values):
+        copy = self._remember(values, type(values).__new__(type(values)))
+        parts = values.items() if isinstance(values, dict) else tuple(values)
+        # The methods of the base class: those of Keras' and TensorFlow's collections would track the parts again.
+        for kind, extend in ((list, list.extend), (OrderedDict, OrderedDict.update), (dict, dict.update)):
+            if isinstance(values, kind):
+                extend(copy, [self._copy(part) for part in parts])
+                break
+        else:
+            set.update(copy, [self._copy(part) for part in parts])
+        return self._with_attributes(values, copy)
+
+    def _object(self, value):
+        if isinstance(value, (dict, tuple)):  # TensorFlow's proxies of them
+            return self._remember(value, type(value)(self._copy(value.__wrapped__)))
+        return self._with_attributes(value, self._remember(value, object.__new__(type(value))))
+
+    def _with_attributes(self, value, copy):
+        own_way = hasattr(type(value), "__setstate__")  # tf_keras has locks, which cannot be copied
+        state = value.__getstate__() if own_way else getattr(value, "__dict__", {})
+        state = {name: [] if name in _CALLS else self._copy(part) for name, part in state.items()}
+        if own_way:
+            copy.__setstate__(state)
+        elif state:
+            vars(copy).update(state)
+        for name, part in _slots(value):
+            object.__setattr__(copy, name, self._copy(part))
+        if hasattr(copy, "stored_ids"):  # Keras 3 looks layers and weights up by their ids
+            copy.stored_ids = {name: {id(part) for part in store} for name, (_, store) in copy.config.items()}
+        return copy
+
+    _MAKERS: tuple[tuple[Any, Callable], ...] = (
+        (tf.Variable, _variable),
+        (Zeros, lambda self, value: self._copy(value.own)),  # a copy is not masked
+        (types.FunctionType, _function),
+        (types.MethodType, _method),
+        (functools.partial, _partial),
+        (_TF_FUNCTION, _tf_function),
+        ((tuple, frozenset), _fixed),
+        ((list, dict, set), _collection),
+        (object, _object),
+    )
+
+
+def _reach(value: Any) -> tuple[dict[int, Any], set[int]]:
+    """The objects that a value reaches, by id, and the ids of those among them that reach a layer or a weight."""
+    objects: dict[int, Any] = {}
+    readers: dict[int, list[int]] = {}
+    todo = [value]
+    while todo:
+        value = todo.pop()
+        if id(value) not in objects:
+            objects[id(value)] = value
+            for part in _parts(value):
+                readers.setdefault(id(part), []).append(id(value))
+                todo.append(part)
+    states = [key for key, part in objects.items() if _is_state(part)]
+    reaching: set[int] = set()
+    while states:
+        key = states.pop()
+        if key not in reaching:
+            reaching.add(key)
+            states += readers.get(key, ())
+    return objects, reaching
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a value is a layer or a weight, or keeps the books of those that belong to a layer."""
+    books = hasattr(value, "stored_ids") or type(value).__module__.startswith(_CONTAINERS)
+    return books or is_layer(value) or isinstance(value, tf.Variable)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """The objects that a value refers to, as far as layers and weights are reached through them."""
+    kind = type(value)
+    home = kind.__module__
+    if issubclass(kind, tf.Variable):
+        yield from (value.constraint, vars(value).get("_variable"))
+    elif issubclass(kind, _LEAVES) or is_symbolic(value):
+        return
+    elif issubclass(kind, types.FunctionType):
+        yield from (cell.cell_contents for cell in value.__closure__ or () if _contents(cell))
+        yield from (value.__defaults__, value.__kwdefaults__, vars(value), *_globals(value).values())
+    elif issubclass(kind, types.MethodType):
+        yield from (value.__func__, value.__self__)
+    elif issubclass(kind, functools.partial):
+        yield from (value.func, value.args, value.keywords)
+    elif issubclass(kind, _TF_FUNCTION):
+        yield value.python_function
+    elif is_layer(value) and is_graph(value):
+        yield from (node.layer for node in nodes(value))
+    elif home.startswith("tensorflow.") and not home.startswith(_CONTAINERS):
+        return
+    else:
+        if isinstance(value, dict):
+            yield from (*value, *value.values())
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            yield from value
+        yield from (part for name, part in getattr(value, "__dict__", {}).items() if name not in _CALLS)
+        yield from (part for _, part in _slots(value))
+
+
+def _contents(cell) -> bool:
+    """Whether a cell of a closure has a value."""
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _globals(function) -> dict[str, Any]:
+    """The globals that a user's function reads, by name. Functions of libraries know no layers."""
+    namespace = function.__globals__
+    if namespace.get("__name__", "").partition(".")[0] in _LIBRARIES:
+        return {}
+    codes = [function.__code__]
+    for code in codes:
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return {name: namespace[name] for code in codes for name in code.co_names if name in namespace}
+
+
+def _slots(value: Any) -> list[tuple[str, Any]]:
+    slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+    names = [name for some in slots for name in ([some] if isinstance(some, str) else some)]
+    return [(name, getattr(value, name)) for name in names if not name.startswith("__") and hasattr(value, name)]

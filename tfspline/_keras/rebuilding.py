@@ -1,0 +1,151 @@
+"""Copies of models: the same graph from new layers, called in the same way."""
+
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from tfspline._keras.copying import Copies
+from tfspline._keras.graph import is_graph, layer_paths, model_inputs, run, unwrapped
+from tfspline._keras.layers import first_argument, weights
+from tfspline._keras.modules import keras_of
+from tfspline._keras.types import KerasLayer, KerasModel
+
+
+def rebuild(
+    model: KerasModel, changes: Mapping[str, dict] | None = None, replacements: Mapping[str, list] | None = None
+) -> Any:
+    """Builds an uncompiled copy of a Sequential or functional model, in which each layer is copied once.
+
+    Args:
+        changes: the config entries of layers to change, by layer path. Such a layer is made anew from its config, and
+            its weights have initial values. All others are copied with their weights and all that they hold.
+        replacements: the new layers that replace a layer, by its path, to be called one after the other; without any,
+            the first input of the layer is passed on.
+
+    Raises:
+        ValueError: a layer cannot be copied.
+    """
+    return _Rebuilding(model, changes or {}, replacements or {}).copy(model)
+
+
+def copy_of(layer: KerasLayer, changes_of: Callable[[KerasLayer], dict] = lambda layer: {}) -> Any:
+    """A new layer with the config of another one, without its weights. See `Copies.changed`."""
+    return Copies(lambda inner: None).changed(layer, changes_of)
+
+
+def object_config(layer: KerasLayer) -> dict[str, Any]:
+    """The config of a layer with functions, initializers and other objects instead of their configs."""
+    return Copies(lambda inner: None).config(layer)
+
+
+class _Rebuilding:
+    """The copies of the layers of one model."""
+
+    def __init__(self, model, changes, replacements):
+        self._paths = {id(layer): path for path, layer in layer_paths(model).items()}
+        self._changes, self._replacements = changes, replacements
+        self._copies: dict[int, list] = {}  # by the id of the original
+        self._open: set[int] = set()  # ids of layers and models that are being copied
+        self._objects = Copies(self._copy_inside)
+
+    def copy(self, model: Any, called_with: list | None = None) -> Any:
+        """Copies a model; `called_with` are the symbolic inputs of its first call if it is nested."""
+        module = keras_of(model)
+        self._open.add(id(model))
+        inputs = [_input(module, *pair) for pair in zip(model.inputs, called_with or model.inputs, strict=True)]
+
+        def visit(node, args, kwargs):
+            layers = self._copies_of(node.layer, args, kwargs) or [lambda *args, **kwargs: first_argument(args, kwargs)]
+            return functools.reduce(lambda x, layer: layer(x), layers[1:], layers[0](*args, **kwargs))
+
+        outputs = run(model, inputs, visit)
+        if isinstance(model, module.Sequential):
+            layers = [*itertools.chain(*(self._copies[id(unwrapped(layer))] for layer in model.layers))]
+            copy = _of_same_class(model, module.Sequential, layers=[*inputs, *layers])
+        else:
+            structures = {"inputs": (model.input, inputs), "outputs": (model.output, outputs)}
+            packed = {name: tf.nest.pack_sequence_as(*pair) for name, pair in structures.items()}
+            copy = _of_same_class(model, module.Model, **packed)
+        self._open.remove(id(model))
+        if copy.trainable != model.trainable:  # it is in no config, and setting it sets that of all layers
+            copy.trainable = model.trainable
+            for layer in map(unwrapped, model.layers):
+                for other in self._copies.get(id(layer), ()):
+                    if other.trainable != layer.trainable:
+                        other.trainable = layer.trainable
+        return copy
+
+    def _copies_of(self, layer, args=(), kwargs=None) -> list:
+        """The layers that replace a layer, which is called with these symbolic arguments."""
+        if id(layer) not in self._copies:
+            path = self._paths.get(id(layer), layer.name)
+            if path in self._replacements:
+                copies = self._replacements[path]
+            elif is_graph(layer):
+                copies = [self.copy(layer, model_inputs(layer, args, kwargs or {}) if args or kwargs else None)]
+            else:
+                copies = [self._copy_of(path, layer)]
+            self._copies[id(layer)] = copies
+        return self._copies[id(layer)]
+
+    def _copy_of(self, path, layer):
+        self._open.add(id(layer))
+        try:
+            if path in self._changes:
+                return self._objects.changed(layer, lambda inner: self._changes.get(self._paths.get(id(inner)), {}))
+            copy = self._objects.of(layer)
+        except ValueError as error:
+            raise ValueError(f"Layer {path!r} ({type(layer).__name__}) cannot be copied: {error}") from error
+        finally:
+            self._open.remove(id(layer))
+        if not weights(layer) and hasattr(layer, "built"):  # it may have noted the shape of its input
+            copy.built = False
+        return copy
+
+    def _copy_inside(self, layer):
+        """The copy of a layer that an object holds; None for a layer that belongs to this object only."""
+        if id(layer) in self._copies or id(layer) in self._paths or is_graph(layer):
+            if id(layer) not in self._open:
+                copy, *others = self._copies_of(layer)
+                if not others:
+                    return copy
+            elif is_graph(layer):
+                raise ValueError(f"it holds the model {layer.name!r} that it is a part of")
+        return None
+
+
+def _input(module, tensor, given):
+    """A symbolic input like `tensor`, with sizes of the tensor `given` where those of `tensor` are fixed."""
+    # In Keras 3, the name of a tensor can differ from that of its InputLayer.
+    layer = tensor._keras_history[0]
+    config = layer.get_config() if type(layer).__name__ == "InputLayer" else {}
+    flags = {name: True for name in ("sparse", "ragged", "optional") if config.get(name)}
+    sizes = zip(tensor.shape, getattr(given, "shape", tensor.shape), strict=True)
+    shape = [own if own is None or new is None else new for own, new in sizes]
+    return module.Input(batch_shape=shape, dtype=tensor.dtype, name=layer.name, **flags)
+
+
+def _of_same_class(model, base, **graph):
+    """A model of this graph of the class of `model`, or of Keras' own class if its constructor takes other arguments."""
+    own = type(model)
+    if own.__module__.partition(".")[0] not in ("keras", "tf_keras"):
+        try:
+            inspect.signature(own.__init__).bind(model, name=model.name, **graph)
+            copy = own(name=model.name, **graph)
+            if is_graph(copy):
+                return copy
+        except (TypeError, ValueError):
+            pass
+        logging.log_first_n(
+            logging.WARNING,
+            "The copy of %r is an ordinary %s and not a %s, whose constructor does not take (inputs, outputs): methods "
+            "of that class, such as train_step, are lost.",
+            1,
+            *(model.name, base.__name__, own.__name__),
+        )
+    return base(name=model.name, **graph)
