@@ -3,6 +3,7 @@
 No other package asks which of the two Keras versions a model belongs to.
 """
 
+from tfspline._keras.copying import variables
 from tfspline._keras.fit import (
     Callback,
     StepCallback,
@@ -12,7 +13,6 @@ from tfspline._keras.fit import (
     loss,
     tf_variable,
 )
-from tfspline._keras.copying import variables
 from tfspline._keras.graph import (
     Node,
     call,
@@ -37,6 +37,7 @@ from tfspline._keras.layers import (
     function_graph,
     function_name,
     innermost,
+    is_builtin,
     is_lookup,
     op_name,
     output_shape,
@@ -56,4 +57,4 @@ from tfspline._keras.modules import (
     of_class,
     tfmot,
 )
-from tfspline._keras.rebuilding import copy_of, object_config, rebuild
+from tfspline._keras.rebuilding import copy_of, object_config, rebuild, why_fixed

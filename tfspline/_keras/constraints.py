@@ -95,7 +95,7 @@ def not_finite(model: KerasModel) -> str | None:
         if not value.dtype.is_floating:
             continue
         norm = of_class(layer, "BatchNormalization")
-        if not (weight.trainable or norm or builtin_class_name(type(layer))):
+        if not (weight.trainable or norm or builtin_class_name(layer)):
             value = tf.where(tf.math.is_inf(value), tf.zeros_like(value), value)  # may be the mask of an attention
         if norm and weight is layer.moving_variance:
             value = tf.cast(value, tf.float32)

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfspline._keras.layers import first_argument
-from tfspline._keras.modules import is_model, keras_modules, keras_of, of_class
+from tfspline._keras.modules import is_model, keras_modules, of_class
 from tfspline._keras.types import KerasLayer, KerasModel
 
 

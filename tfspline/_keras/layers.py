@@ -10,7 +10,8 @@ import tensorflow as tf
 from tfspline._keras.modules import keras_modules, of_class
 from tfspline._keras.types import KerasLayer
 
-_COMPUTING = ("call", "convolution_op", "kernel")  # `kernel` is a property in Keras 3
+_REPLACED = ("call", "convolution_op")  # methods that some layers replace on the instance
+_COMPUTING = (*_REPLACED, "__call__", "kernel")  # `kernel` is a property in Keras 3
 _HOMES = ("keras", "tf_keras", "tensorflow")
 _VOCABULARIES = ("TextVectorization", "StringLookup", "IntegerLookup")
 
@@ -71,13 +72,21 @@ def first_argument(args: tuple, kwargs: dict) -> Any:
     return next(iter((*args, *kwargs.values())))
 
 
-def builtin_class_name(layer_class: type) -> str | None:
-    """The name of the built-in class that layers of a class compute the same as; None with a computation of its own."""
+def builtin_class_name(layer: KerasLayer | type) -> str | None:
+    """The name of the built-in class that a layer, or the layers of a class, compute the same as; None without one."""
+    layer_class, own = (layer, {}) if isinstance(layer, type) else (type(layer), vars(layer))
+    if not own.keys().isdisjoint(_REPLACED):
+        return None
     for base in layer_class.__mro__:
-        if base.__module__.partition(".")[0] in _HOMES:
-            own = any(getattr(layer_class, name, None) is not getattr(base, name, None) for name in _COMPUTING)
-            return None if own else base.__name__
+        if is_builtin(base):
+            changed = any(getattr(layer_class, name, None) is not getattr(base, name, None) for name in _COMPUTING)
+            return None if changed else base.__name__
     return None
+
+
+def is_builtin(layer_class: type) -> bool:
+    """Whether a class belongs to Keras or TensorFlow."""
+    return layer_class.__module__.partition(".")[0] in _HOMES
 
 
 def attention_weight(projection: str, name: str) -> str:

@@ -11,7 +11,7 @@ from absl import logging
 
 from tfspline._keras.copying import Copies
 from tfspline._keras.graph import is_graph, layer_paths, model_inputs, run, unwrapped
-from tfspline._keras.layers import first_argument, weights
+from tfspline._keras.layers import first_argument, is_builtin, weights
 from tfspline._keras.modules import keras_of
 from tfspline._keras.types import KerasLayer, KerasModel
 
@@ -36,6 +36,16 @@ def rebuild(
 def copy_of(layer: KerasLayer, changes_of: Callable[[KerasLayer], dict] = lambda layer: {}) -> Any:
     """A new layer with the config of another one, without its weights. See `Copies.changed`."""
     return Copies(lambda inner: None).changed(layer, changes_of)
+
+
+def why_fixed(layer: KerasLayer) -> str | None:
+    """Why a layer of a user's class cannot be made anew from its config, with other sizes; None if it can."""
+    try:
+        copy_of(layer)
+    except Exception as error:  # from the user's code
+        message = str(error).partition("\n")[0]
+        return f"its config does not make a {type(layer).__name__} ({type(error).__name__}: {message})"
+    return None
 
 
 def object_config(layer: KerasLayer) -> dict[str, Any]:
@@ -99,7 +109,7 @@ class _Rebuilding:
             if path in self._changes:
                 return self._objects.changed(layer, lambda inner: self._changes.get(self._paths.get(id(inner)), {}))
             copy = self._objects.of(layer)
-        except ValueError as error:
+        except Exception as error:  # from the user's code
             raise ValueError(f"Layer {path!r} ({type(layer).__name__}) cannot be copied: {error}") from error
         finally:
             self._open.remove(id(layer))
@@ -131,9 +141,9 @@ def _input(module, tensor, given):
 
 
 def _of_same_class(model, base, **graph):
-    """A model of this graph of the class of `model`, or of Keras' own class if its constructor takes other arguments."""
+    """A model of this graph, of the class of `model` if its constructor takes a graph, else of Keras' own class."""
     own = type(model)
-    if own.__module__.partition(".")[0] not in ("keras", "tf_keras"):
+    if not is_builtin(own):
         try:
             inspect.signature(own.__init__).bind(model, name=model.name, **graph)
             copy = own(name=model.name, **graph)

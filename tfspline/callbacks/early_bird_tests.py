@@ -62,7 +62,7 @@ def pruning_mask(model: KerasModel, ratio: float) -> Codes:
     scores = [np.abs(layer.gamma.numpy()) for layer in norms if layer.gamma is not None]
     if not scores:
         dense_or_conv = ("Dense", "Conv1D", "Conv2D", "Conv3D")
-        kernels = [layer.kernel.numpy() for layer in layers if _keras.builtin_class_name(type(layer)) in dense_or_conv]
+        kernels = [layer.kernel.numpy() for layer in layers if _keras.builtin_class_name(layer) in dense_or_conv]
         scores = [np.abs(kernel).reshape(-1, kernel.shape[-1]).sum(0) for kernel in kernels[:-1]]
     if not scores:
         raise ValueError(

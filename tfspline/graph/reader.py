@@ -54,6 +54,7 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False, input_sha
         if part.role == "produced" and any(_protects(protect, path, layer) for path in paths[id(layer)]):
             protected.append(part.layer)
             walk.findings.ids.protect(part.units, "it is listed in `protect`")
+    _protect_fixed(walk.findings, layers)
     repeats = _protect_shared(walk.findings, layers)
     return walk.graph(shapes, signature(model), tuple(protected), repeats)
 
@@ -70,6 +71,17 @@ def matching(model: Any, graph: Graph, made: str = "plan was") -> Graph:
     if all(old == new for old, new in paths.items()):
         return graph
     return read(model, tuple(paths[path] for path in graph.protect), graph.allow_inexact, graph.input_shapes)
+
+
+def _protect_fixed(findings, layers) -> None:
+    """Protects the units of layers that cannot be made anew with other sizes."""
+    reasons: dict[str, str | None] = {}
+    for part in findings.slices.values():
+        layer = layers[part.layer]
+        if part.layer not in reasons and not _keras.is_builtin(type(layer)):
+            reasons[part.layer] = _keras.why_fixed(layer)
+        if reasons.get(part.layer):
+            findings.ids.protect(part.units, f"{part.layer!r} has to stay as it is: {reasons[part.layer]}")
 
 
 def _protect_shared(findings, layers) -> Repeats:

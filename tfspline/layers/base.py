@@ -106,7 +106,7 @@ register(SplineUnitBase, LAYERS["BatchNormalization"])
 
 def is_activation(layer: KerasLayer) -> bool:
     """Whether a SplineUnit supports an activation layer: piecewise affine, monotonic, and zero at zero."""
-    name = _keras.builtin_class_name(type(layer))
+    name = _keras.builtin_class_name(layer)
     if name == "ReLU":
         return not layer.threshold
     if name == "LeakyReLU":

@@ -28,7 +28,7 @@ def _objection(activation: Any) -> str | None:
     """Why channels do not pass through an activation, a function or a layer; None if they do."""
     if _keras.op_name(activation) is not None:
         return functions.objection(activation)
-    spec = LAYERS.get(_keras.builtin_class_name(type(activation)) or "")
+    spec = LAYERS.get(_keras.builtin_class_name(activation) or "")
     if spec is not None and spec.rule is pass_through:
         return None
     if _keras.of_class(activation, "Softmax"):

@@ -36,7 +36,7 @@ def spec_of(layer: KerasLayer) -> LayerSpec:
     op = _keras.op_name(layer)
     if op is not None:
         return OPS.get(op.replace("_", ""), UNKNOWN)
-    return LAYERS.get(_keras.builtin_class_name(type(layer)) or "", UNKNOWN)
+    return LAYERS.get(_keras.builtin_class_name(layer) or "", UNKNOWN)
 
 
 def is_custom(layer: KerasLayer) -> bool:

@@ -78,7 +78,7 @@ def _recurrent(call: Call, cell: str = "cell") -> list[np.ndarray]:
 def _bidirectional(call: Call) -> list[np.ndarray]:
     """Two recurrent layers that read the same input."""
     for layer in (call.layer.forward_layer, call.layer.backward_layer):
-        if _keras.builtin_class_name(type(layer)) not in _RECURRENT:
+        if _keras.builtin_class_name(layer) not in _RECURRENT:
             return unknown(call, f"holds a {type(layer).__name__}, not one of {', '.join(_RECURRENT)}")
     for name in ("forward_layer", "backward_layer"):
         outputs = _recurrent(call, f"{name}.cell")
