@@ -129,7 +129,12 @@ def _has_low_precision(model):
 
 
 def _float32_copy(model: KerasModel) -> KerasModel:
-    copy = _keras.rebuild(model, lambda path, layer: [_keras.copy_of(layer, _in_float32(_keras.config_of(layer)))])
+    changes = {}
+    for path, layer in _keras.layer_paths(model).items():
+        if not _keras.is_model(layer):
+            config = _keras.config_of(layer)
+            changes[path] = {key: new for key, value in config.items() if (new := _in_float32(value, key)) != value}
+    copy = _keras.rebuild(model, {path: change for path, change in changes.items() if change})
     layers = _keras.layer_paths(copy)
     for path, layer in _keras.layer_paths(model).items():
         for new, weight in zip(_keras.weights(layers[path]), _keras.weights(layer), strict=True):
@@ -138,16 +143,13 @@ def _float32_copy(model: KerasModel) -> KerasModel:
     return copy
 
 
-def _in_float32(config: Any) -> Any:
-    """The config of a layer, and of those inside, with float32 in place of mixed or low precision."""
-    if isinstance(config, list):
-        return [_in_float32(value) for value in config]
-    if not isinstance(config, dict):
-        return config
-    return {
-        key: "float32" if key == "dtype" and "float16" in str(value) else _in_float32(value)
-        for key, value in config.items()
-    }
+def _in_float32(value: Any, key: Any = None) -> Any:
+    """A config entry of a layer, with float32 in place of mixed or low precision in it and in the layers inside."""
+    if key == "dtype" and "float16" in str(value):
+        return "float32"
+    if isinstance(value, list):
+        return [_in_float32(part) for part in value]
+    return {name: _in_float32(part, name) for name, part in value.items()} if isinstance(value, dict) else value
 
 
 def interpreter(content: bytes) -> Any:

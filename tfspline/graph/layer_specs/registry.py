@@ -125,7 +125,7 @@ def is_homogeneous(node: _keras.Node, constants: Callable[[], list]) -> bool:
 def is_fused(layer: KerasLayer) -> bool:
     """Whether a layer computes something else before its activation, so that the pre-activation is hidden."""
     layer = _keras.innermost(layer)
-    return _keras.own_activation(layer) is not None and _keras.builtin_class_name(type(layer)) != "Activation"
+    return _keras.own_activation(layer) is not None and _keras.builtin_class_name(layer) != "Activation"
 
 
 def has_relu(layer: KerasLayer) -> bool:
