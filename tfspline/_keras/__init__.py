@@ -33,6 +33,7 @@ from tfspline._keras.layers import (
     config_of,
     finalize,
     first_argument,
+    fixed_initializers,
     from_config,
     function_graph,
     function_name,

@@ -5,6 +5,7 @@ sublayers and weights two layers share. So attributes are copied instead. Object
 weight, such as most functions and initializers, are not copied: original and copy use the same ones.
 """
 
+import contextlib
 import functools
 import types
 from collections import OrderedDict
@@ -17,14 +18,15 @@ import tensorflow as tf
 
 from tfspline._keras.constraints import Zeros
 from tfspline._keras.graph import is_graph, is_symbolic, nodes
-from tfspline._keras.layers import config_of, from_config
-from tfspline._keras.modules import keras_modules
+from tfspline._keras.layers import config_of, from_config, op_name, sublayers
+from tfspline._keras.modules import keras_modules, keras_of
 from tfspline._keras.types import KerasLayer
 
 _CALLS = ("_inbound_nodes", "_outbound_nodes", "_inbound_nodes_value", "_outbound_nodes_value")
 _LEAVES = (str, bytes, int, float, complex, type(None), type, types.ModuleType, np.ndarray, np.generic, tf.Tensor)
 _LIBRARIES = ("keras", "tf_keras", "tensorflow", "numpy", "tensorflow_model_optimization")
 _CONTAINERS = ("tensorflow.python.trackable", "tensorflow.python.util.object_identity")
+_OBJECTS = ("activation", "initializer", "regularizer", "constraint")  # entries of configs that hold Python objects
 _TF_FUNCTION: Any = type(tf.function(lambda: 0))
 
 
@@ -70,13 +72,14 @@ class Copies:
 
     def config(self, layer: KerasLayer, changes_of: Callable[[KerasLayer], dict] = lambda layer: {}) -> dict[str, Any]:
         """The config of a layer with objects instead of their configs; `changes_of` is for the layers among them."""
-        config = config_of(layer)
+        with _without_objects(layer):
+            config = config_of(layer)
         for key, value in config.items():
             names = (key, f"_{key}", *(["forward_layer"] if key == "layer" else []))  # the last one in Bidirectional
             held = next((part for part in (getattr(layer, name, None) for name in names) if part is not None), None)
             if is_layer(held) and isinstance(value, dict):
                 config[key] = self._of_layer(held) or self.changed(held, changes_of)
-            elif isinstance(value, (str, dict)) and held is not None and not isinstance(held, (str, dict, list, tuple)):
+            elif key.endswith(_OBJECTS) or isinstance(value, dict) and not isinstance(held, (str, dict, list, tuple)):
                 config[key] = self.of(held)
         if "dtype" in config:
             config["dtype"] = layer.dtype_policy
@@ -184,6 +187,21 @@ class Copies:
         ((list, dict, set), _collection),
         (object, _object),
     )
+
+
+@contextlib.contextmanager
+def _without_objects(layer: KerasLayer) -> Iterator[None]:
+    """Takes the Python objects out of a layer while its config is read: Keras cannot put all of them into a config."""
+    layers = [layer, *sublayers(layer)] if op_name(layer) is None else []
+    taken = [(part, name, value) for part in layers for name, value in vars(part).items() if name.endswith(_OBJECTS)]
+    try:
+        for part, name, value in taken:
+            if value is not None:
+                vars(part)[name] = keras_of(part).activations.linear if name.endswith("activation") else None
+        yield
+    finally:
+        for part, name, value in taken:
+            vars(part)[name] = value
 
 
 def _reach(value: Any) -> tuple[dict[int, Any], set[int]]:

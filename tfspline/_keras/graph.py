@@ -84,9 +84,7 @@ def nodes(model: KerasModel, nested: bool = False, parent: Node | None = None) -
         reads, makes = (tuple(id(tensor) for tensor in tensors) for tensors in (inputs, outputs))
         read, made = (tuple(tuple(tensor.shape) for tensor in tensors) for tensors in (inputs, outputs))
         dtypes = tuple(tensor.dtype for tensor in outputs)
-        node = Node(
-            *(paths[id(layer)], layer, reads, makes, read, made, dtypes, fill, (*key, *makes)), training, paths
-        )
+        node = Node(*(paths[id(layer)], layer, reads, makes, read, made, dtypes, fill, (*key, *makes)), training, paths)
         if nested and is_graph(layer):
             yield from nodes(layer, nested, node)
         else:

@@ -13,6 +13,7 @@ from tfspline._keras.types import KerasLayer
 _REPLACED = ("call", "convolution_op")  # methods that some layers replace on the instance
 _COMPUTING = (*_REPLACED, "__call__", "kernel")  # `kernel` is a property in Keras 3
 _HOMES = ("keras", "tf_keras", "tensorflow")
+_SHAPES = ((3, 5), (5,), (3, 3, 3, 5))  # on which initializers are tried
 _VOCABULARIES = ("TextVectorization", "StringLookup", "IntegerLookup")
 
 
@@ -172,6 +173,19 @@ def config_of(layer: KerasLayer) -> dict:
     if _has_vocabulary(layer):
         config["vocabulary"] = layer.get_vocabulary(include_special_tokens=False)
     return config
+
+
+def fixed_initializers(layer: KerasLayer) -> list[str]:
+    """The names of the initializers of a layer that give arrays of one shape only."""
+    held = {name: value for name, value in vars(layer).items() if name.endswith("_initializer") and callable(value)}
+    return [name for name, initializer in held.items() if not any(map(functools.partial(_fits, initializer), _SHAPES))]
+
+
+def _fits(initializer, shape) -> bool:
+    try:
+        return tuple(initializer(shape).shape) == shape
+    except Exception:  # of many kinds, and of the user's code
+        return False
 
 
 def finalize(layer: KerasLayer) -> None:

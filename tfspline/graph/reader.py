@@ -186,9 +186,10 @@ class _Walk:
             self._bent += outputs if node.path in self.findings.producers else call.inputs
         for flow in arguments:
             flow.readers += 1
-        if _keras.of_class(node.layer, "BatchNormalization") and arguments[0].linear:
-            if (id(node.layer.moving_mean), 0) in self.findings.slices:  # not over rows, nor over two axes
-                self._followers.append((arguments[0], node.path))
+        mean = id(getattr(node.layer, "moving_mean", None)), 0  # not over rows, nor over two axes
+        is_norm = _keras.of_class(node.layer, "BatchNormalization") and mean in self.findings.slices
+        if is_norm and arguments[0].linear:
+            self._followers.append((arguments[0], node.path))
         linear = node.path in self.findings.producers and _keras.own_activation(node.layer) is None
         flows = [
             Flow(ids, shape[1:], spec, node.path if linear else None)
