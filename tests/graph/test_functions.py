@@ -133,7 +133,6 @@ def test_advice_to_register_a_function_works(keras, what):
 
 
 @pytest.mark.parametrize("what", ["relu", "linear", "lambda", "object", "method", "partial"])
-@pytest.mark.xfail(strict=True, reason="copies serialise functions instead of keeping them (issue 17, point 2)")
 def test_masked_is_slim_with_registered_functions(keras, what, rng):
     function = USERS[what]()
     tfspline.register_elementwise(function)
@@ -266,9 +265,7 @@ def test_activation_that_is_a_layer_with_weights_protects(keras):
 @pytest.mark.parametrize(
     "module",
     [
-        pytest.param(
-            keras3, marks=pytest.mark.xfail(strict=True, reason="copies lose the weights of the activation (issue 17)")
-        ),
+        keras3,
         tf_keras,
     ],
     ids=["keras3", "tf_keras"],

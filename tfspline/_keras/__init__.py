@@ -33,7 +33,6 @@ from tfspline._keras.layers import (
     config_of,
     finalize,
     first_argument,
-    fixed_initializers,
     from_config,
     function_graph,
     function_name,

@@ -13,7 +13,6 @@ from tfspline._keras.types import KerasLayer
 _REPLACED = ("call", "convolution_op")  # methods that some layers replace on the instance
 _COMPUTING = (*_REPLACED, "__call__", "kernel")  # `kernel` is a property in Keras 3
 _HOMES = ("keras", "tf_keras", "tensorflow")
-_SHAPES = ((3, 5), (5,), (3, 3, 3, 5))  # on which initializers are tried
 _VOCABULARIES = ("TextVectorization", "StringLookup", "IntegerLookup")
 
 
@@ -34,7 +33,7 @@ def op_name(layer: KerasLayer) -> str | None:
 def own_activation(layer: KerasLayer) -> Any:
     """The activation that a layer holds, a function or another layer; None without one, or if it changes nothing."""
     activation: Any = getattr(layer, "activation", None)
-    while builtin_class_name(type(activation)) == "Activation":
+    while builtin_class_name(activation) == "Activation":
         activation = activation.activation
     return activation if callable(activation) and function_name(activation) not in ("linear", "identity") else None
 
@@ -63,7 +62,7 @@ def _functions(*modules) -> dict[int, str]:
 def innermost(layer: KerasLayer) -> KerasLayer:
     """The layer inside a wrapper of Keras (TimeDistributed) or of tfmot's pruning; any other layer itself."""
     # What other wrappers compute with their layer is not known, such as those of tfmot for quantization.
-    while of_class(layer, "Wrapper") and (builtin_class_name(type(layer)) or hasattr(layer, "pruning_vars")):
+    while of_class(layer, "Wrapper") and (builtin_class_name(layer) or hasattr(layer, "pruning_vars")):
         layer = layer.layer
     return layer
 
@@ -173,19 +172,6 @@ def config_of(layer: KerasLayer) -> dict:
     if _has_vocabulary(layer):
         config["vocabulary"] = layer.get_vocabulary(include_special_tokens=False)
     return config
-
-
-def fixed_initializers(layer: KerasLayer) -> list[str]:
-    """The names of the initializers of a layer that give arrays of one shape only."""
-    held = {name: value for name, value in vars(layer).items() if name.endswith("_initializer") and callable(value)}
-    return [name for name, initializer in held.items() if not any(map(functools.partial(_fits, initializer), _SHAPES))]
-
-
-def _fits(initializer, shape) -> bool:
-    try:
-        return tuple(initializer(shape).shape) == shape
-    except Exception:  # of many kinds, and of the user's code
-        return False
 
 
 def finalize(layer: KerasLayer) -> None:

@@ -271,7 +271,7 @@ class Call:
 
     def _may_lack(self, weight):
         """Whether a layer without that weight is none of a custom class with a typing error in its rule."""
-        return _keras.builtin_class_name(type(self.layer)) is not None or hasattr(self.layer, weight)
+        return _keras.builtin_class_name(self.layer) is not None or hasattr(self.layer, weight)
 
     def _variable(self, weight):
         variable = _keras.weight(self.layer, weight)
