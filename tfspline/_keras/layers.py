@@ -74,7 +74,7 @@ def first_argument(args: tuple, kwargs: dict) -> Any:
 
 def builtin_class_name(layer: KerasLayer | type) -> str | None:
     """The name of the built-in class that a layer, or the layers of a class, compute the same as; None without one."""
-    layer_class, own = (layer, {}) if isinstance(layer, type) else (type(layer), vars(layer))
+    layer_class, own = (layer, {}) if isinstance(layer, type) else (type(layer), getattr(layer, "__dict__", {}))
     if not own.keys().isdisjoint(_REPLACED):
         return None
     for base in layer_class.__mro__:

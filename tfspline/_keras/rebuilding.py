@@ -113,8 +113,8 @@ class _Rebuilding:
             raise ValueError(f"Layer {path!r} ({type(layer).__name__}) cannot be copied: {error}") from error
         finally:
             self._open.remove(id(layer))
-        if not weights(layer) and hasattr(layer, "built"):  # it may have noted the shape of its input
-            copy.built = False
+        if hasattr(layer, "built") and not weights(layer) and layer.get_build_config():
+            copy.built = False  # it may have noted the shape of its input, which can become another one
         return copy
 
     def _copy_inside(self, layer):

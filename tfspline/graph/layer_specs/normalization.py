@@ -19,7 +19,8 @@ def _batch_normalization(call: Call) -> np.ndarray:
             for weight in ("gamma", "beta"):
                 call.per_channel(weight, place, row)
             for weight in ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev"):
-                call.per_channel(weight, place, row, statistic=True)
+                if hasattr(call.layer, weight):
+                    call.per_channel(weight, place, row, statistic=True)
     return activated(call, ids)
 
 
