@@ -1,33 +1,7 @@
 """Random model graphs."""
 
-import contextlib
-
-import pytest
-
 from helpers import map_blocks, unusual_blocks  # noqa: F401 (they register blocks)
 from helpers.graph_builder import Builder
-
-_COPIES = "models are copied by rebuilding layers from their configs"
-# Blocks with faults that are being mended, and what is wrong.
-FAULTS = {
-    **dict.fromkeys(["identity", "unusual_config", "unusual_objects", "activated", "with_globals"], _COPIES),
-    **dict.fromkeys(["holder", "tied", "tied_embedding", "again", "bidirectional", "nested_sequential"], _COPIES),
-    **dict.fromkeys(["nested", "nested_with_two_inputs"], "calls of nested models are not replayed exactly"),
-    **dict.fromkeys(["another_input", "trainer"], "inputs and models lose what their class and flags say"),
-    "closure": "a Lambda that reads the weights of a layer is neither copied nor refused",
-}
-
-
-@contextlib.contextmanager
-def known_faults(g):
-    """Expects a test to fail if the graph has a block with a known fault."""
-    try:
-        yield
-    except Exception:
-        known = sorted(FAULTS.keys() & set(g.used))
-        if not known:
-            raise
-        pytest.xfail(f"{known[0]}: {FAULTS[known[0]]}")
 
 
 def build(keras, seed, most=4, leave_out=()):
