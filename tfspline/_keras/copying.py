@@ -119,7 +119,7 @@ class Copies:
         cells = tuple(types.CellType() for _ in function.__closure__ or ())
         read = {name: part for name, part in _globals(function).items() if id(part) in self._copied}
         # Without globals of the model, the copy sees later changes of the module's globals, as the original does.
-        namespace = function.__globals__ | {"__builtins__": __builtins__} if read else function.__globals__
+        namespace = {**function.__globals__} if read else function.__globals__
         copy = types.FunctionType(function.__code__, namespace, function.__name__, None, cells)
         self._remember(function, copy)
         namespace.update({name: self._copy(part) for name, part in read.items()})

@@ -12,6 +12,9 @@ from tfspline._keras.types import KerasModel
 from tfspline.graph.layer_specs.dependence import Signal, SignalCall
 from tfspline.graph.layer_specs.registry import spec_of
 from tfspline.graph.structure import Graph
+from tfspline.graph.surgery import cut
+from tfspline.graph.weights import value_of
+from tfspline.pruning.placement import rows
 
 _SIDES = 80, 96  # sizes for axes that the model leaves open; what is constant does not depend on them
 
@@ -79,3 +82,32 @@ def random_inputs(
         else:
             inputs.append(tf.zeros(shape, dtype))
     return inputs
+
+
+def without_small_slopes(model: KerasModel, graph: Graph, tolerance: float) -> KerasModel:
+    """A copy of a model in which prunable units that hardly depend on the input are exactly constant.
+
+    Such a unit varies by at most `tolerance` times the largest scale or offset of its layer: for BatchNormalization,
+    |gamma| sqrt(variance / (variance + epsilon)) against all |gamma| and |beta|, and for a layer that none follows, the
+    norm of the kernel's column against all norms and |bias|.
+    """
+    copy = cut(model, graph, np.ones(graph.units, bool))
+    layers, free = _keras.layer_paths(copy), graph.free
+    for part in graph.slices:
+        layer, name = layers[part.layer], part.weight
+        if name == "gamma" and _keras.of_class(layer, "BatchNormalization"):
+            scale, offset = np.abs(value_of(layer.gamma)), layer.beta
+            variance = value_of(layer.moving_variance)
+            spread = scale * np.sqrt(variance / (variance + layer.epsilon))
+        elif part.role == "produced" and part.layer not in graph.folded:
+            spread = scale = np.linalg.norm(rows(value_of(_keras.weight(layer, name)), part.axis), axis=1)
+            offset = _keras.weight(layer, ".".join([*name.split(".")[:-1], "bias"]))
+        else:
+            continue
+        largest = max(scale.max(), 0 if offset is None else np.abs(value_of(offset)).max())
+        constant = (spread <= tolerance * largest) & free[part.units]
+        weight = _keras.weight(layer, name)
+        value = weight.numpy()
+        np.moveaxis(value, part.axis, 0)[constant] = 0
+        weight.assign(value)
+    return copy

@@ -10,12 +10,12 @@ from absl import logging
 from tfspline import _keras
 from tfspline._keras.constraints import check_finite
 from tfspline._keras.types import KerasLayer, KerasModel
-from tfspline._utils.checks import several
+from tfspline._utils.checks import several, share
 from tfspline.graph import reader as graphs
 from tfspline.graph.layer_specs.registry import kernel_of
 from tfspline.graph.structure import Graph, Group
 from tfspline.graph.surgery import cut, difference
-from tfspline.pruning.constant_folding import constants, random_inputs
+from tfspline.pruning.constant_folding import constants, random_inputs, without_small_slopes
 from tfspline.pruning.masks import Masks
 from tfspline.pruning.placement import rows
 
@@ -47,7 +47,11 @@ class SlimReport:
 
 
 def slim(
-    model: KerasModel, *, allow_inexact: bool = False, protect: Iterable[str | Callable[[KerasLayer], bool]] = ()
+    model: KerasModel,
+    *,
+    tolerance: float = 0.0,
+    allow_inexact: bool = False,
+    protect: Iterable[str | Callable[[KerasLayer], bool]] = (),
 ) -> KerasModel:
     """Removes the units that are switched off: zeroed by hand, by network slimming or by tfmot's masks.
 
@@ -61,6 +65,9 @@ def slim(
 
     Args:
         model: a built functional or Sequential model of Keras 3 or tf_keras. It is not changed.
+        tolerance: a unit also counts as constant if it varies by at most this share of the largest scale or offset in
+            its layer: gammas and betas of a BatchNormalization, otherwise norms of kernel columns and biases. 0 changes
+            nothing; with 1e-3, a gamma of 1e-6 beside a beta of 1 is folded. `slim_report` measures the difference.
         allow_inexact: also remove units whose removal changes the function of the rest, so that the result differs
             from `model`: constant units that cannot be folded exactly (their mean is folded), and channels that
             LayerNormalization and similar layers normalize over.
@@ -70,7 +77,8 @@ def slim(
         An uncompiled model of the same Keras version without those units; a copy if no unit is switched off.
 
     Raises:
-        TypeError, ValueError: the model's graph cannot be read, or `protect` names an unknown layer.
+        TypeError, ValueError: the model's graph cannot be read, `tolerance` is not in [0, 1), or `protect` names an
+            unknown layer.
 
     Example:
 
@@ -82,11 +90,15 @@ def slim(
     >>> tfspline.slim(model).get_layer("a").units
     3
     """
-    return _slim(model, allow_inexact, protect)[0]
+    return _slim(model, tolerance, allow_inexact, protect)[0]
 
 
 def slim_report(
-    model: KerasModel, *, allow_inexact: bool = False, protect: Iterable[str | Callable[[KerasLayer], bool]] = ()
+    model: KerasModel,
+    *,
+    tolerance: float = 0.0,
+    allow_inexact: bool = False,
+    protect: Iterable[str | Callable[[KerasLayer], bool]] = (),
 ) -> SlimReport:
     """Does what `tfspline.slim` does, and reports which units were removed and how much the outputs changed.
 
@@ -100,14 +112,16 @@ def slim_report(
     >>> int(report.masks["a"].sum())
     4
     """
-    small, masks = _slim(model, allow_inexact, protect)
+    small, masks = _slim(model, tolerance, allow_inexact, protect)
     inputs = random_inputs(model, np.random.default_rng(0), batch=PROBES)
     return SlimReport(small, masks, difference(model, small, inputs))
 
 
-def _slim(model, allow_inexact, protect) -> tuple[KerasModel, Masks]:
+def _slim(model, tolerance, allow_inexact, protect) -> tuple[KerasModel, Masks]:
     graph = graphs.read(model, several("protect", protect), allow_inexact)
     check_finite(model)
+    if tolerance:
+        model = without_small_slopes(model, graph, share("tolerance", tolerance))
     read_constants = constants(model, graph, graph.free)
     selection = _Selection(model, graph, read_constants, allow_inexact)
     selection.keep_one_per_group(graph.groups)
