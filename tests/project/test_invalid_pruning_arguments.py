@@ -171,12 +171,12 @@ CASES = {
     "a list as layer name": (
         lambda g: g.plan.keep(["a"], [0]),
         KeyError,
-        r"Expected a layer that makes channels, one of \['a', 'b', 'head'\]. Received: \['a'\]",
+        r"Expected names of layers in `layer`, among \['a', 'b', 'head'\]. Received: \[\['a'\]\]",
     ),
     "an unknown layer name": (
         lambda g: g.plan.masks["relu"],
         KeyError,
-        r"Expected a layer that makes channels, one of \['a', 'b', 'head'\]. Received: 'relu'",
+        r"Expected names of layers in `layer`, among \['a', 'b', 'head'\]. Received: \['relu'\]",
     ),
     "a list as masks by layer": (
         lambda g: tfspline.Masks.of(g.model, [np.ones(8, bool)]),

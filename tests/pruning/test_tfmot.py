@@ -140,9 +140,9 @@ def test_invalid_models_raise(tfmot, rng):
                 use(other)
     with pytest.raises(TypeError, match="Keras.*int"):
         masks.to_tfmot(3)
-    with pytest.raises(ValueError, match="masks were made for.* a layer"):
+    with pytest.raises(ValueError, match="masks were made for, with"):
         masks.to_tfmot(prune_all(tfmot, residual(keras)))
-    with pytest.raises(ValueError, match="masks were made for.* shapes"):
+    with pytest.raises(ValueError, match="masks were made for, with"):
         masks.to_tfmot(prune_all(tfmot, tfspline.prune(model, 0.5)))
     some = prune_some(tfmot, model, ["a"])
     before = mask_values(some)["a"][0]

@@ -3,7 +3,7 @@
 No other package asks which of the two Keras versions a model belongs to.
 """
 
-from tfspline._keras.copying import variables
+from tfspline._keras.copying import variable_of, variables
 from tfspline._keras.fit import (
     Callback,
     StepCallback,

@@ -18,12 +18,13 @@ import tensorflow as tf
 
 from tfspline._keras.constraints import Zeros
 from tfspline._keras.graph import is_graph, is_symbolic, nodes
-from tfspline._keras.layers import config_of, from_config, op_name, sublayers
-from tfspline._keras.modules import keras_modules, keras_of
-from tfspline._keras.types import KerasLayer
+from tfspline._keras.layers import config_of, from_config, is_builtin, op_name, sublayers, weights
+from tfspline._keras.modules import keras_modules, keras_of, of_class
+from tfspline._keras.types import KerasLayer, KerasVariable
 
 _CALLS = ("_inbound_nodes", "_outbound_nodes", "_inbound_nodes_value", "_outbound_nodes_value")
 _LEAVES = (str, bytes, int, float, complex, type(None), type, types.ModuleType, np.ndarray, np.generic, tf.Tensor)
+_PLAIN = {str, bytes, int, float, bool, complex, type(None), type, np.ndarray}  # passed over early, since most are
 _LIBRARIES = ("keras", "tf_keras", "tensorflow", "numpy", "tensorflow_model_optimization")
 _CONTAINERS = ("tensorflow.python.trackable", "tensorflow.python.util.object_identity")
 _OBJECTS = ("activation", "initializer", "regularizer", "constraint")  # entries of configs that hold Python objects
@@ -32,12 +33,27 @@ _TF_FUNCTION: Any = type(tf.function(lambda: 0))
 
 def is_layer(value: Any) -> bool:
     """Whether a value is a layer, or a bare op of Keras 3."""
-    return isinstance(value, (keras.Operation, *(module.layers.Layer for module in keras_modules())))
+    kind: Any = type(value)
+    return _is_layer_class(kind)
 
 
-def variables(value: Any) -> set[int]:
-    """The ids of the tf.Variables that a layer, weight or other object reaches, also through closures."""
-    return {id(part) for part in _reach(value)[0].values() if isinstance(part, tf.Variable)}
+@functools.cache
+def _is_layer_class(kind: Any) -> Any:
+    return issubclass(kind, (keras.Operation, *(module.layers.Layer for module in keras_modules())))
+
+
+def variables(layer: KerasLayer) -> set[int]:
+    """The ids of the tf.Variables that a layer reaches, also through closures."""
+    if is_builtin(type(layer)) and not of_class(layer, "Lambda") and op_name(layer) is None:
+        held = [value for name, value in vars(layer).items() if name.endswith(_OBJECTS) and value is not None]
+        if not sublayers(layer) and all(str(getattr(value, "__module__", "")).startswith(_LIBRARIES) for value in held):
+            return {id(variable_of(weight)) for weight in weights(layer)}
+    return {id(part) for part in _reach(layer)[0].values() if isinstance(part, tf.Variable)}
+
+
+def variable_of(weight: KerasVariable) -> Any:
+    """The tf.Variable of a weight; under a strategy, that of all replicas."""
+    return weight._value if isinstance(weight, keras.Variable) else weight
 
 
 class Copies:
@@ -214,8 +230,9 @@ def _reach(value: Any) -> tuple[dict[int, Any], set[int]]:
         if id(value) not in objects:
             objects[id(value)] = value
             for part in _parts(value):
-                readers.setdefault(id(part), []).append(id(value))
-                todo.append(part)
+                if type(part) not in _PLAIN:
+                    readers.setdefault(id(part), []).append(id(value))
+                    todo.append(part)
     states = [key for key, part in objects.items() if _is_state(part)]
     reaching: set[int] = set()
     while states:
@@ -228,8 +245,14 @@ def _reach(value: Any) -> tuple[dict[int, Any], set[int]]:
 
 def _is_state(value: Any) -> bool:
     """Whether a value is a layer or a weight, or keeps the books of those that belong to a layer."""
-    books = hasattr(value, "stored_ids") or type(value).__module__.startswith(_CONTAINERS)
-    return books or is_layer(value) or isinstance(value, tf.Variable)
+    return (
+        is_layer(value) or isinstance(value, tf.Variable) or _keeps_books(type(value)) or hasattr(value, "stored_ids")
+    )
+
+
+@functools.cache
+def _keeps_books(kind: Any) -> Any:
+    return kind.__module__.startswith(_CONTAINERS)
 
 
 def _parts(value: Any) -> Iterator[Any]:
@@ -282,6 +305,12 @@ def _globals(function) -> dict[str, Any]:
 
 
 def _slots(value: Any) -> list[tuple[str, Any]]:
-    slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+    kind: Any = type(value)
+    return [(name, getattr(value, name)) for name in _slot_names(kind) if hasattr(value, name)]
+
+
+@functools.cache
+def _slot_names(kind: Any) -> Any:
+    slots = [vars(base).get("__slots__", ()) for base in kind.__mro__]
     names = [name for some in slots for name in ([some] if isinstance(some, str) else some)]
-    return [(name, getattr(value, name)) for name in names if not name.startswith("__") and hasattr(value, name)]
+    return [name for name in names if not name.startswith("__")]

@@ -98,7 +98,7 @@ def _protect_shared(findings, layers) -> Repeats:
                     repeats[path, i] = first[id(weight)]
     for part in findings.slices.values():
         weight = _keras.weights(layers[part.layer])[part.index]
-        for user in {user for variable in _keras.variables(weight) for user in users[variable]}:
+        for user in users[id(_keras.variable_of(weight))]:
             if (user, id(weight)) not in findings.declared:
                 why = f"{user!r} ({type(layers[user]).__name__}) uses its weight {part.weight!r} in its own way"
                 findings.ids.protect(part.units, why)

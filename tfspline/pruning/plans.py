@@ -185,7 +185,8 @@ class Plan:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the plan as JSON: its options, the structure of its model, and the removed channels of each layer."""
         lists = masks.as_lists(self.graph, self.removed, "removed")
-        write_json(path, _FORMAT, options=self.options, structure=self.graph.signature, **lists)
+        options = self.options | {"protect": [*self.graph.protect], "allow_inexact": self.graph.allow_inexact}
+        write_json(path, _FORMAT, options=options, structure=self.graph.signature, **lists)
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: KerasModel) -> "Plan":
