@@ -245,14 +245,9 @@ def _reach(value: Any) -> tuple[dict[int, Any], set[int]]:
 
 def _is_state(value: Any) -> bool:
     """Whether a value is a layer or a weight, or keeps the books of those that belong to a layer."""
-    return (
-        is_layer(value) or isinstance(value, tf.Variable) or _keeps_books(type(value)) or hasattr(value, "stored_ids")
-    )
-
-
-@functools.cache
-def _keeps_books(kind: Any) -> Any:
-    return kind.__module__.startswith(_CONTAINERS)
+    module = type(value).__module__
+    keeps_books = module.startswith(_CONTAINERS) or hasattr(value, "stored_ids")
+    return keeps_books or is_layer(value) or isinstance(value, tf.Variable)
 
 
 def _parts(value: Any) -> Iterator[Any]:
