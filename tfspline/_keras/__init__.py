@@ -3,7 +3,6 @@
 No other package asks which of the two Keras versions a model belongs to.
 """
 
-from tfspline._keras.copying import variable_of, variables
 from tfspline._keras.fit import (
     Callback,
     StepCallback,
@@ -58,3 +57,4 @@ from tfspline._keras.modules import (
     tfmot,
 )
 from tfspline._keras.rebuilding import copy_of, object_config, rebuild, why_fixed
+from tfspline._keras.references import is_weight, variable_of, variables

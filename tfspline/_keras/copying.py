@@ -13,47 +13,25 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfspline._keras.constraints import Zeros
-from tfspline._keras.graph import is_graph, is_symbolic, nodes
-from tfspline._keras.layers import config_of, from_config, is_builtin, op_name, sublayers, weights
-from tfspline._keras.modules import keras_modules, keras_of, of_class
-from tfspline._keras.types import KerasLayer, KerasVariable
-
-_CALLS = ("_inbound_nodes", "_outbound_nodes", "_inbound_nodes_value", "_outbound_nodes_value")
-_LEAVES = (str, bytes, int, float, complex, type(None), type, types.ModuleType, np.ndarray, np.generic, tf.Tensor)
-_PLAIN = {str, bytes, int, float, bool, complex, type(None), type, np.ndarray}  # passed over early, since most are
-_LIBRARIES = ("keras", "tf_keras", "tensorflow", "numpy", "tensorflow_model_optimization")
-_CONTAINERS = ("tensorflow.python.trackable", "tensorflow.python.util.object_identity")
-_OBJECTS = ("activation", "initializer", "regularizer", "constraint")  # entries of configs that hold Python objects
-_TF_FUNCTION: Any = type(tf.function(lambda: 0))
-
-
-def is_layer(value: Any) -> bool:
-    """Whether a value is a layer, or a bare op of Keras 3."""
-    kind: Any = type(value)
-    return _is_layer_class(kind)
-
-
-@functools.cache
-def _is_layer_class(kind: Any) -> Any:
-    return issubclass(kind, (keras.Operation, *(module.layers.Layer for module in keras_modules())))
-
-
-def variables(layer: KerasLayer) -> set[int]:
-    """The ids of the tf.Variables that a layer reaches, also through closures."""
-    if is_builtin(type(layer)) and not of_class(layer, "Lambda") and op_name(layer) is None:
-        held = [value for name, value in vars(layer).items() if name.endswith(_OBJECTS) and value is not None]
-        if not sublayers(layer) and all(str(getattr(value, "__module__", "")).startswith(_LIBRARIES) for value in held):
-            return {id(variable_of(weight)) for weight in weights(layer)}
-    return {id(part) for part in _reach(layer)[0].values() if isinstance(part, tf.Variable)}
-
-
-def variable_of(weight: KerasVariable) -> Any:
-    """The tf.Variable of a weight; under a strategy, that of all replicas."""
-    return weight._value if isinstance(weight, keras.Variable) else weight
+from tfspline._keras.layers import config_of, from_config, op_name, sublayers
+from tfspline._keras.modules import keras_of
+from tfspline._keras.references import (
+    CALLS,
+    OBJECTS,
+    OPAQUE,
+    TF_FUNCTION,
+    attributes,
+    class_attributes,
+    globals_of,
+    has_contents,
+    is_layer,
+    reach,
+    slots,
+)
+from tfspline._keras.types import KerasLayer
 
 
 class Copies:
@@ -71,7 +49,7 @@ class Copies:
 
     def of(self, value: Any) -> Any:
         """The copy of a layer or other object; a ValueError if a part of it cannot be copied."""
-        self._copied |= _reach(value)[1]
+        self._copied |= reach(value)[1]
         return self._copy(value)
 
     def changed(self, layer: KerasLayer, changes_of: Callable[[KerasLayer], dict]) -> KerasLayer:
@@ -95,7 +73,7 @@ class Copies:
             held = next((part for part in (getattr(layer, name, None) for name in names) if part is not None), None)
             if is_layer(held) and isinstance(value, dict):
                 config[key] = self._of_layer(held) or self.changed(held, changes_of)
-            elif key.endswith(_OBJECTS) or isinstance(value, dict) and not isinstance(held, (str, dict, list, tuple)):
+            elif key.endswith(OBJECTS) or isinstance(value, dict) and not isinstance(held, (str, dict, list, tuple)):
                 config[key] = self.of(held)
         if "dtype" in config:
             config["dtype"] = layer.dtype_policy
@@ -133,14 +111,14 @@ class Copies:
 
     def _function(self, function):
         cells = tuple(types.CellType() for _ in function.__closure__ or ())
-        read = {name: part for name, part in _globals(function).items() if id(part) in self._copied}
+        read = {name: part for name, part in globals_of(function).items() if id(part) in self._copied}
         # Without globals of the model, the copy sees later changes of the module's globals, as the original does.
         namespace = {**function.__globals__} if read else function.__globals__
         copy = types.FunctionType(function.__code__, namespace, function.__name__, None, cells)
         self._remember(function, copy)
         namespace.update({name: self._copy(part) for name, part in read.items()})
         for cell, original in zip(cells, function.__closure__ or (), strict=True):
-            if _contents(original):
+            if has_contents(original):
                 cell.cell_contents = self._copy(original.cell_contents)
         copy.__defaults__, copy.__kwdefaults__ = map(self._copy, (function.__defaults__, function.__kwdefaults__))
         copy.__dict__.update(self._copy(vars(function)))
@@ -153,7 +131,12 @@ class Copies:
         func, args, keywords = map(self._copy, (partial.func, partial.args, partial.keywords))
         return self._remember(partial, functools.partial(func, *args, **keywords))
 
+    def _opaque(self, value):
+        raise ValueError(f"it holds a {type(value).__name__} with layers or weights; hold them in a list or dict")
+
     def _tf_function(self, function):
+        if type(function) is not TF_FUNCTION:
+            raise ValueError("it holds a function of a loaded SavedModel")
         return self._remember(function, function._clone(self._copy(function.python_function)))
 
     def _fixed(self, values):
@@ -171,24 +154,32 @@ class Copies:
                 break
         else:
             set.update(copy, [self._copy(part) for part in parts])
+        if hasattr(type(values), "default_factory"):
+            copy.default_factory = values.default_factory
         return self._with_attributes(values, copy)
 
     def _object(self, value):
+        for name, part in class_attributes(type(value)):
+            if reach(part)[1]:
+                raise ValueError(
+                    f"{name!r} of its class uses a layer or weight as a global, a closure or a class attribute; give "
+                    "it to the constructor and hold it as an attribute of the layer"
+                )
         if isinstance(value, (dict, tuple)):  # TensorFlow's proxies of them
             return self._remember(value, type(value)(self._copy(value.__wrapped__)))
         return self._with_attributes(value, self._remember(value, object.__new__(type(value))))
 
     def _with_attributes(self, value, copy):
         own_way = hasattr(type(value), "__setstate__")  # tf_keras has locks, which cannot be copied
-        state = value.__getstate__() if own_way else getattr(value, "__dict__", {})
-        state = {name: [] if name in _CALLS else self._copy(part) for name, part in state.items()}
+        state = value.__getstate__() if own_way else attributes(value)
+        state = {name: [] if name in CALLS else self._copy(part) for name, part in state.items()}
         if own_way:
             copy.__setstate__(state)
         elif state:
             vars(copy).update(state)
-        for name, part in _slots(value):
+        for name, part in slots(value):
             object.__setattr__(copy, name, self._copy(part))
-        if hasattr(copy, "stored_ids"):  # Keras 3 looks layers and weights up by their ids
+        if "stored_ids" in attributes(copy):  # Keras 3 looks layers and weights up by their ids
             copy.stored_ids = {name: {id(part) for part in store} for name, (_, store) in copy.config.items()}
         return copy
 
@@ -198,7 +189,8 @@ class Copies:
         (types.FunctionType, _function),
         (types.MethodType, _method),
         (functools.partial, _partial),
-        (_TF_FUNCTION, _tf_function),
+        (OPAQUE, _opaque),
+        (TF_FUNCTION, _tf_function),
         ((tuple, frozenset), _fixed),
         ((list, dict, set), _collection),
         (object, _object),
@@ -209,7 +201,7 @@ class Copies:
 def _without_objects(layer: KerasLayer) -> Iterator[None]:
     """Takes the Python objects out of a layer while its config is read: Keras cannot put all of them into a config."""
     layers = [layer, *sublayers(layer)] if op_name(layer) is None else []
-    taken = [(part, name, value) for part in layers for name, value in vars(part).items() if name.endswith(_OBJECTS)]
+    taken = [(part, name, value) for part in layers for name, value in vars(part).items() if name.endswith(OBJECTS)]
     try:
         for part, name, value in taken:
             if value is not None:
@@ -218,94 +210,3 @@ def _without_objects(layer: KerasLayer) -> Iterator[None]:
     finally:
         for part, name, value in taken:
             vars(part)[name] = value
-
-
-def _reach(value: Any) -> tuple[dict[int, Any], set[int]]:
-    """The objects that a value reaches, by id, and the ids of those among them that reach a layer or a weight."""
-    objects: dict[int, Any] = {}
-    readers: dict[int, list[int]] = {}
-    todo = [value]
-    while todo:
-        value = todo.pop()
-        if id(value) not in objects:
-            objects[id(value)] = value
-            for part in _parts(value):
-                if type(part) not in _PLAIN:
-                    readers.setdefault(id(part), []).append(id(value))
-                    todo.append(part)
-    states = [key for key, part in objects.items() if _is_state(part)]
-    reaching: set[int] = set()
-    while states:
-        key = states.pop()
-        if key not in reaching:
-            reaching.add(key)
-            states += readers.get(key, ())
-    return objects, reaching
-
-
-def _is_state(value: Any) -> bool:
-    """Whether a value is a layer or a weight, or keeps the books of those that belong to a layer."""
-    module = type(value).__module__
-    keeps_books = module.startswith(_CONTAINERS) or hasattr(value, "stored_ids")
-    return keeps_books or is_layer(value) or isinstance(value, tf.Variable)
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    """The objects that a value refers to, as far as layers and weights are reached through them."""
-    kind = type(value)
-    home = kind.__module__
-    if issubclass(kind, tf.Variable):
-        yield from (value.constraint, vars(value).get("_variable"))
-    elif issubclass(kind, _LEAVES) or is_symbolic(value):
-        return
-    elif issubclass(kind, types.FunctionType):
-        yield from (cell.cell_contents for cell in value.__closure__ or () if _contents(cell))
-        yield from (value.__defaults__, value.__kwdefaults__, vars(value), *_globals(value).values())
-    elif issubclass(kind, types.MethodType):
-        yield from (value.__func__, value.__self__)
-    elif issubclass(kind, functools.partial):
-        yield from (value.func, value.args, value.keywords)
-    elif issubclass(kind, _TF_FUNCTION):
-        yield value.python_function
-    elif is_layer(value) and is_graph(value):
-        yield from (node.layer for node in nodes(value))
-    elif home.startswith("tensorflow.") and not home.startswith(_CONTAINERS):
-        return
-    else:
-        if isinstance(value, dict):
-            yield from (*value, *value.values())
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            yield from value
-        yield from (part for name, part in getattr(value, "__dict__", {}).items() if name not in _CALLS)
-        yield from (part for _, part in _slots(value))
-
-
-def _contents(cell) -> bool:
-    """Whether a cell of a closure has a value."""
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
-
-
-def _globals(function) -> dict[str, Any]:
-    """The globals that a user's function reads, by name. Functions of libraries know no layers."""
-    namespace = function.__globals__
-    if namespace.get("__name__", "").partition(".")[0] in _LIBRARIES:
-        return {}
-    codes = [function.__code__]
-    for code in codes:
-        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return {name: namespace[name] for code in codes for name in code.co_names if name in namespace}
-
-
-def _slots(value: Any) -> list[tuple[str, Any]]:
-    kind: Any = type(value)
-    return [(name, getattr(value, name)) for name in _slot_names(kind) if hasattr(value, name)]
-
-
-@functools.cache
-def _slot_names(kind: Any) -> Any:
-    slots = [vars(base).get("__slots__", ()) for base in kind.__mro__]
-    names = [name for some in slots for name in ([some] if isinstance(some, str) else some)]
-    return [name for name in names if not name.startswith("__")]

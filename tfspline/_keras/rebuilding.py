@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import keras
 import tensorflow as tf
 from absl import logging
 
@@ -13,6 +14,7 @@ from tfspline._keras.copying import Copies
 from tfspline._keras.graph import is_graph, layer_paths, model_inputs, run, unwrapped
 from tfspline._keras.layers import first_argument, is_builtin, weights
 from tfspline._keras.modules import keras_of
+from tfspline._keras.references import is_weight
 from tfspline._keras.types import KerasLayer, KerasModel
 
 
@@ -30,7 +32,10 @@ def rebuild(
     Raises:
         ValueError: a layer cannot be copied.
     """
-    return _Rebuilding(model, changes or {}, replacements or {}).copy(model)
+    copy = _Rebuilding(model, changes or {}, replacements or {}).copy(model)
+    if not isinstance(model, keras.Model) and len(copy.losses) < len(model.losses):  # Keras 3 has no Model.add_loss
+        logging.warning("The copy of %r lacks the losses of add_loss: call add_loss on the copy as well.", model.name)
+    return copy
 
 
 def copy_of(layer: KerasLayer, changes_of: Callable[[KerasLayer], dict] = lambda layer: {}) -> Any:
@@ -70,6 +75,7 @@ class _Rebuilding:
         inputs = [_input(module, *pair) for pair in zip(model.inputs, called_with or model.inputs, strict=True)]
 
         def visit(node, args, kwargs):
+            args, kwargs = tf.nest.map_structure(lambda x: self._objects.of(x) if is_weight(x) else x, (args, kwargs))
             layers = self._copies_of(node.layer, args, kwargs) or [lambda *args, **kwargs: first_argument(args, kwargs)]
             return functools.reduce(lambda x, layer: layer(x), layers[1:], layers[0](*args, **kwargs))
 

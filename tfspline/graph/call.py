@@ -45,7 +45,6 @@ class Findings:
         self.allow_inexact = allow_inexact
         self.ids = ChannelIds()
         self.slices: dict[tuple[int, int], WeightSlice] = {}  # by the id of the weight, and axis
-        self.declared: set[tuple[str, int]] = set()  # layer and the id of a weight that its rule has declared
         self.producers: set[str] = set()  # layers with a weight that produces channels
         self.resizes: dict[tuple[str, str], list[Callable]] = {}  # by layer and config entry, for each call
         self.grids: list[np.ndarray] = []  # ids that a call has spread over several axes, of which one can be cut
@@ -253,7 +252,6 @@ class Call:
         if not -len(shape) <= axis < len(shape):
             self.refuse(f"must name an axis of {weight!r}, whose shape is {shape}. Received: axis {axis}")
         axis %= len(shape)
-        self._findings.declared.add((self._path, id(variable)))
         if ids is None:
             self._findings.producers.add(self._path)
         known = self._findings.slices.get((id(variable), axis))

@@ -55,7 +55,7 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False, input_sha
             protected.append(part.layer)
             walk.findings.ids.protect(part.units, "it is listed in `protect`")
     _protect_fixed(walk.findings, layers)
-    repeats = _protect_shared(walk.findings, layers)
+    repeats = _protect_shared(walk.findings, layers, walk.arguments)
     return walk.graph(shapes, signature(model), tuple(protected), repeats)
 
 
@@ -84,24 +84,30 @@ def _protect_fixed(findings, layers) -> None:
             findings.ids.protect(part.units, f"{part.layer!r} has to stay as it is: {reasons[part.layer]}")
 
 
-def _protect_shared(findings, layers) -> Repeats:
-    """Protects the units of weights that other layers use as well without saying how; returns `Graph.repeats`."""
-    users: dict[int, list[str]] = {}  # id of a tf.Variable -> the layers that reach it
+def _protect_shared(findings, layers, arguments) -> Repeats:
+    """Protects the units of layers whose weights others use as well; returns `Graph.repeats`.
+
+    A layer with fewer units is made anew, so that it could not share weights. `arguments` are weights that calls read
+    as arguments: (layer path, id of the tf.Variable).
+    """
+    users: dict[int, dict[str, None]] = {}  # id of a tf.Variable -> the layers that reach it
+    for path, variable in arguments:
+        users.setdefault(variable, {})[path] = None
     first: dict[int, tuple[str, int]] = {}  # id of a weight -> where it occurs first
     repeats = {}
     for path, layer in layers.items():
         if not _keras.is_model(layer):
             for variable in _keras.variables(layer):
-                users.setdefault(variable, []).append(path)
+                users.setdefault(variable, {})[path] = None
             for i, weight in enumerate(_keras.weights(layer)):
                 if first.setdefault(id(weight), (path, i)) != (path, i):
                     repeats[path, i] = first[id(weight)]
     for part in findings.slices.values():
-        weight = _keras.weights(layers[part.layer])[part.index]
-        for user in users[id(_keras.variable_of(weight))]:
-            if (user, id(weight)) not in findings.declared:
-                why = f"{user!r} ({type(layers[user]).__name__}) uses its weight {part.weight!r} in its own way"
-                findings.ids.protect(part.units, why)
+        weights = _keras.weights(layers[part.layer])
+        other = {user for weight in weights for user in users[id(_keras.variable_of(weight))]} - {part.layer}
+        for user in sorted(other):
+            why = f"{user!r} ({type(layers[user]).__name__}) uses weights of {part.layer!r}, too"
+            findings.ids.protect(part.units, why)
     return repeats
 
 
@@ -159,6 +165,7 @@ class _Walk:
         self._bent: list[np.ndarray] = []  # ids of what passes a call that is not positively homogeneous
         self._calls: collections.Counter = collections.Counter()
         self._input_shapes: list[tuple] = []
+        self.arguments: set[tuple[str, int]] = set()  # weights that calls read: (layer path, id of the tf.Variable)
 
     def run(self, model: Any, input_shapes: list[tuple]) -> list[Flow]:
         """Walks over the model; returns what flows into its outputs."""
@@ -177,7 +184,9 @@ class _Walk:
 
     def _visit(self, node, args, kwargs):
         self._calls[node.path] += 1
-        arguments = [flow for flow in tf.nest.flatten((args, kwargs)) if isinstance(flow, Flow)]
+        values = tf.nest.flatten((args, kwargs))
+        arguments = [flow for flow in values if isinstance(flow, Flow)]
+        self.arguments |= {(node.path, id(_keras.variable_of(value))) for value in values if _keras.is_weight(value)}
         work = CallWork(node, args, kwargs)
         call = Call(self.findings, node, args, kwargs, work.outputs)
         outputs = _apply_rule(spec_of(node.layer).rule, call)

@@ -1,0 +1,138 @@
+"""Weights that reach a layer or op on ways that Keras does not track: kept in copies, or refused by name."""
+
+import collections
+import types
+import weakref
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.zoo import difference, inputs_for, scramble
+
+import tfspline
+
+HOLDERS = {
+    "deque": lambda layer: collections.deque([layer]),
+    "mapping proxy": lambda layer: types.MappingProxyType({"layer": layer}),
+    "weak reference": lambda layer: weakref.ref(layer),
+}
+
+
+def transposed(keras, source):
+    return lambda x: tf.matmul(x, tf.convert_to_tensor(source().kernel), transpose_b=True)
+
+
+def check_independent(model, rng):
+    """Copies stay what they are when the original changes."""
+    plan, x = tfspline.plan(model, 0.5), inputs_for(model, rng)
+    slim, masked = plan.apply(model), plan.mask(model)
+    before = slim(x)
+    assert difference(masked(x), before) <= 1e-5
+    for weight in model.weights:
+        weight.assign(tf.zeros_like(tf.convert_to_tensor(weight)))
+    assert difference(slim(x), before) == 0
+    return plan
+
+
+def test_a_weight_as_an_argument_of_an_op(keras, rng):
+    x = keras.Input((6,))
+    first = keras.layers.Dense(16, "relu", bias_initializer="ones")
+    h = keras.layers.Dense(16, "relu")(first(keras.layers.Dense(8)(x)))
+    model = scramble(keras.Model(x, keras.layers.Dense(3)(keras.layers.Dense(8, "relu")(h + first.bias))), rng)
+    plan = check_independent(model, rng)
+    assert "uses weights of" in {row["layer"]: row["protected"] for row in plan.rows()}[first.name]
+
+
+def test_weights_tied_by_assignment_stay_tied(keras, rng):
+    x = keras.Input((6,))
+    a, b = keras.layers.Dense(16, "relu"), keras.layers.Dense(16, "relu")
+    h = a(x)
+    b.build((None, 6))
+    name = "_kernel" if hasattr(b, "_kernel") else "kernel"
+    object.__setattr__(b, name, getattr(a, name))
+    trained = "_trainable_variables" if hasattr(b, "_tracker") else "_trainable_weights"
+    getattr(b, trained)[0] = a.kernel
+    model = scramble(keras.Model(x, keras.layers.Dense(3)(keras.layers.Dense(8, "relu")(h + b(x)))), rng)
+    slim = tfspline.prune(model, 0.5)
+    assert len({id(weight) for weight in slim.weights}) == len({id(weight) for weight in model.weights}) == 7
+
+
+@pytest.mark.parametrize("way", ["closure", "class attribute"])
+def test_a_class_that_uses_a_layer_is_refused(keras, way):
+    source = keras.layers.Dense(16, "relu")
+
+    class Decoder(keras.layers.Layer):
+        held = source if way == "class attribute" else None
+
+        def call(self, x):
+            return transposed(keras, lambda: self.held or source)(x)
+
+        def compute_output_shape(self, shape):
+            return (shape[0], 6)
+
+    x = keras.Input((6,))
+    model = keras.Model(x, keras.layers.Dense(2)(Decoder()(keras.layers.Dense(16)(source(x)))))
+    with pytest.raises(ValueError, match="Decoder.*constructor"):
+        tfspline.plan(model, 0.5)
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_a_container_that_cannot_be_copied_is_refused(keras, holder):
+    class Holder(keras.layers.Layer):
+        def __init__(self, layer):
+            super().__init__()
+            self.held = [HOLDERS[holder](layer)]
+
+        def call(self, x):
+            return 2.0 * x
+
+    inner = keras.layers.Dense(8)
+    inner.build((None, 8))
+    x = keras.Input((6,))
+    model = keras.Model(x, keras.layers.Dense(2)(Holder(inner)(keras.layers.Dense(8)(keras.layers.Dense(8)(x)))))
+    with pytest.raises(ValueError, match="Holder.*list or dict"):
+        tfspline.plan(model, 0.5)
+
+
+def test_a_tf_module_is_copied(keras, rng):
+    module = tf.Module()
+    module.scale = tf.Variable(2.0)
+
+    class Scale(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+
+        def call(self, x):
+            return x * self.module.scale
+
+    x = keras.Input((6,))
+    model = keras.Model(x, keras.layers.Dense(2)(Scale()(keras.layers.Dense(8)(keras.layers.Dense(8)(x)))))
+    slim, x = tfspline.prune(model, 0.5), inputs_for(model, rng)
+    before = slim(x)
+    module.scale.assign(5.0)
+    assert difference(slim(x), before) == 0
+
+
+def test_objects_with_their_own_getattr_and_defaults(keras, rng):
+    class Settings:
+        def __init__(self):
+            self.values = {}
+
+        def __getattr__(self, name):
+            return self.values[name]
+
+    class Own(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.settings, self.inner = Settings(), keras.layers.Dense(8)
+            self.settings.known = collections.defaultdict(float, layer=self.inner)
+
+        def call(self, x):
+            known = self.settings.known
+            return known["layer"](x) + known["bias"]
+
+    x = keras.Input((6,))
+    model = keras.Model(x, keras.layers.Dense(2)(Own()(keras.layers.Dense(8)(keras.layers.Dense(8)(x)))))
+    plan, x = tfspline.plan(model, 0.5), np.ones((2, 6), "float32")
+    assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= 1e-5

@@ -1,0 +1,184 @@
+"""What an object refers to, as far as layers and weights are reached through it."""
+
+import dis
+import functools
+import gc
+import types
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspline._keras.graph import is_graph, nodes
+from tfspline._keras.layers import is_builtin, op_name, sublayers, weights
+from tfspline._keras.modules import keras_modules, of_class
+from tfspline._keras.types import KerasLayer, KerasVariable
+
+CALLS = ("_inbound_nodes", "_outbound_nodes", "_inbound_nodes_value", "_outbound_nodes_value")
+_LEAVES = (str, bytes, int, float, complex, type(None), type, types.ModuleType, np.ndarray, np.generic, tf.Tensor)
+_PLAIN = {str, bytes, int, float, bool, complex, type(None), type, np.ndarray}  # passed over early, since most are
+_LIBRARIES = ("keras", "tf_keras", "tensorflow", "numpy", "tensorflow_model_optimization")
+_CONTAINERS = ("tensorflow.python.trackable", "tensorflow.python.util.object_identity")
+OBJECTS = ("activation", "initializer", "regularizer", "constraint")  # entries of configs that hold Python objects
+_TRACKABLE: Any = tf.__internal__.tracking.AutoTrackable  # among others of tf.Module and what is in a SavedModel
+OPAQUE: Any = (deque, types.MappingProxyType, weakref.ref, type(functools.lru_cache(lambda: 0)))
+TF_FUNCTION: Any = type(tf.function(lambda: 0))
+
+
+def is_layer(value: Any) -> bool:
+    """Whether a value is a layer, or a bare op of Keras 3."""
+    kind: Any = type(value)
+    return _is_layer_class(kind)
+
+
+@functools.cache
+def _is_layer_class(kind: Any) -> Any:
+    return issubclass(kind, (keras.Operation, *(module.layers.Layer for module in keras_modules())))
+
+
+def variables(layer: KerasLayer) -> set[int]:
+    """The ids of the tf.Variables that a layer reaches, also through closures."""
+    if is_builtin(type(layer)) and not of_class(layer, "Lambda") and op_name(layer) is None:
+        held = [value for name, value in vars(layer).items() if name.endswith(OBJECTS) and value is not None]
+        if not sublayers(layer) and all(_of_library(value) for value in held):
+            return {id(variable_of(weight)) for weight in weights(layer)}
+    return {id(part) for part in reach(layer)[0].values() if isinstance(part, tf.Variable)}
+
+
+def _of_library(value):
+    return str(getattr(value, "__module__", "")).partition(".")[0] in _LIBRARIES
+
+
+def is_weight(value: Any) -> bool:
+    """Whether a value is a weight or another variable."""
+    return isinstance(value, (keras.Variable, tf.Variable))
+
+
+def variable_of(weight: KerasVariable) -> Any:
+    """The tf.Variable of a weight; under a strategy, that of all replicas."""
+    return weight._value if isinstance(weight, keras.Variable) else weight
+
+
+def reach(value: Any) -> tuple[dict[int, Any], set[int]]:
+    """The objects that a value reaches, by id, and the ids of those among them that reach a layer or a weight."""
+    objects: dict[int, Any] = {}
+    readers: dict[int, list[int]] = {}
+    todo = [value]
+    while todo:
+        value = todo.pop()
+        if id(value) not in objects:
+            objects[id(value)] = value
+            for part in _parts(value):
+                if type(part) not in _PLAIN:
+                    readers.setdefault(id(part), []).append(id(value))
+                    todo.append(part)
+    states = [key for key, part in objects.items() if _is_state(part)]
+    reaching: set[int] = set()
+    while states:
+        key = states.pop()
+        if key not in reaching:
+            reaching.add(key)
+            states += readers.get(key, ())
+    return objects, reaching
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a value is a layer or a weight, or keeps the books of those that belong to a layer."""
+    module = type(value).__module__
+    keeps_books = module.startswith(_CONTAINERS) or "stored_ids" in attributes(value)
+    if module.startswith("tensorflow.") and isinstance(value, _TRACKABLE):
+        return True
+    return keeps_books or is_layer(value) or isinstance(value, tf.Variable)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """The objects that a value refers to, as far as layers and weights are reached through them."""
+    kind = type(value)
+    home = kind.__module__
+    if issubclass(kind, tf.Variable):
+        yield from (value.constraint, vars(value).get("_variable"))
+    elif issubclass(kind, _LEAVES) or "_keras_history" in attributes(value):  # the latter are symbolic tensors
+        return
+    elif issubclass(kind, weakref.ref):
+        yield value()
+    elif issubclass(kind, OPAQUE):
+        yield from gc.get_referents(value)
+    elif issubclass(kind, types.FunctionType):
+        yield from (cell.cell_contents for cell in value.__closure__ or () if has_contents(cell))
+        yield from (value.__defaults__, value.__kwdefaults__, vars(value), *globals_of(value).values())
+    elif issubclass(kind, types.MethodType):
+        yield from (value.__func__, value.__self__)
+    elif issubclass(kind, functools.partial):
+        yield from (value.func, value.args, value.keywords)
+    elif issubclass(kind, TF_FUNCTION):
+        yield value.python_function
+    elif is_layer(value) and is_graph(value):
+        yield from (node.layer for node in nodes(value))
+    elif home.startswith("tensorflow.") and not home.startswith(_CONTAINERS) and not issubclass(kind, _TRACKABLE):
+        return
+    else:
+        if isinstance(value, dict):
+            yield from (*value, *value.values())
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            yield from value
+        yield from (part for name, part in attributes(value).items() if name not in CALLS)
+        yield from (part for _, part in slots(value))
+        yield from (part for _, part in class_attributes(kind))
+
+
+def has_contents(cell) -> bool:
+    """Whether a cell of a closure has a value."""
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def globals_of(function) -> dict[str, Any]:
+    """The globals that a user's function reads, by name. Functions of libraries know no layers."""
+    namespace = function.__globals__
+    if namespace.get("__name__", "").partition(".")[0] in _LIBRARIES:
+        return {}
+    codes = [function.__code__]
+    for code in codes:
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    read = {one.argval for code in codes for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL"}
+    return {name: namespace[name] for name in sorted(read & namespace.keys())}
+
+
+def class_attributes(kind: Any) -> list[tuple[str, Any]]:
+    """What the classes of a user's object hold and use after it is built: methods, and attributes of the class."""
+    if kind.__module__.partition(".")[0] in _LIBRARIES:
+        return []
+    classes = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in (*_LIBRARIES, "builtins")]
+    held = [(name, value) for base in classes for name, value in vars(base).items() if _is_used(name)]
+    unwrapped = [(name, getattr(value, "__func__", getattr(value, "fget", value))) for name, value in held]
+    return [(name, value) for name, value in unwrapped if not isinstance(value, _LEAVES)]
+
+
+def _is_used(name):
+    """Whether a layer that is built uses the attribute of its class."""
+    return name == "__call__" or not (name.startswith("__") or name == "build")
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    try:
+        return object.__getattribute__(value, "__dict__")  # a user's __getattr__ may raise anything
+    except AttributeError:
+        return {}
+
+
+def slots(value: Any) -> list[tuple[str, Any]]:
+    kind: Any = type(value)
+    return [(name, getattr(value, name)) for name in _slot_names(kind) if hasattr(value, name)]
+
+
+@functools.cache
+def _slot_names(kind: Any) -> Any:
+    slots = [vars(base).get("__slots__", ()) for base in kind.__mro__]
+    names = [name for some in slots for name in ([some] if isinstance(some, str) else some)]
+    return [name for name in names if not name.startswith("__")]
