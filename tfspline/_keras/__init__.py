@@ -32,7 +32,6 @@ from tfspline._keras.layers import (
     config_of,
     finalize,
     first_argument,
-    from_config,
     function_graph,
     function_name,
     innermost,

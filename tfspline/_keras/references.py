@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfspline._keras.graph import is_graph, nodes
 from tfspline._keras.layers import is_builtin, op_name, sublayers, weights
-from tfspline._keras.modules import keras_modules, of_class
+from tfspline._keras.modules import is_layer_class, of_class
 from tfspline._keras.types import KerasLayer, KerasVariable
 
 CALLS = ("_inbound_nodes", "_outbound_nodes", "_inbound_nodes_value", "_outbound_nodes_value")
@@ -35,9 +35,7 @@ def is_layer(value: Any) -> bool:
     return _is_layer_class(kind)
 
 
-@functools.cache
-def _is_layer_class(kind: Any) -> Any:
-    return issubclass(kind, (keras.Operation, *(module.layers.Layer for module in keras_modules())))
+_is_layer_class = functools.cache(is_layer_class)  # it is asked for every object that is reached
 
 
 def variables(layer: KerasLayer) -> set[int]:
@@ -50,6 +48,7 @@ def variables(layer: KerasLayer) -> set[int]:
 
 
 def _of_library(value):
+    """Whether a function, a class or an object's class is defined in a library that knows no layers of users."""
     return str(getattr(value, "__module__", "")).partition(".")[0] in _LIBRARIES
 
 
@@ -141,7 +140,7 @@ def has_contents(cell) -> bool:
 def globals_of(function) -> dict[str, Any]:
     """The globals that a user's function reads, by name. Functions of libraries know no layers."""
     namespace = function.__globals__
-    if namespace.get("__name__", "").partition(".")[0] in _LIBRARIES:
+    if namespace.get("__name__", "").partition(".")[0] in _LIBRARIES:  # not `__module__`, which functools.wraps copies
         return {}
     codes = [function.__code__]
     for code in codes:
@@ -152,9 +151,9 @@ def globals_of(function) -> dict[str, Any]:
 
 def class_attributes(kind: Any) -> list[tuple[str, Any]]:
     """What the classes of a user's object hold and use after it is built: methods, and attributes of the class."""
-    if kind.__module__.partition(".")[0] in _LIBRARIES:
+    if _of_library(kind):
         return []
-    classes = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in (*_LIBRARIES, "builtins")]
+    classes = [base for base in kind.__mro__ if not _of_library(base) and base.__module__ != "builtins"]
     held = [(name, value) for base in classes for name, value in vars(base).items() if _is_used(name)]
     unwrapped = [(name, getattr(value, "__func__", getattr(value, "fget", value))) for name, value in held]
     return [(name, value) for name, value in unwrapped if not isinstance(value, _LEAVES)]
@@ -166,6 +165,7 @@ def _is_used(name):
 
 
 def attributes(value: Any) -> dict[str, Any]:
+    """The attributes of an object itself, by name."""
     try:
         return object.__getattribute__(value, "__dict__")  # a user's __getattr__ may raise anything
     except AttributeError:
@@ -173,6 +173,7 @@ def attributes(value: Any) -> dict[str, Any]:
 
 
 def slots(value: Any) -> list[tuple[str, Any]]:
+    """The attributes of an object that are in slots."""
     kind: Any = type(value)
     return [(name, getattr(value, name)) for name in _slot_names(kind) if hasattr(value, name)]
 

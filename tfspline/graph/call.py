@@ -268,7 +268,7 @@ class Call:
         return ids
 
     def _may_lack(self, weight):
-        """Whether a layer without that weight is none of a custom class with a typing error in its rule."""
+        """Whether the layer may do without a weight. In the rule of a custom layer, its name is a typing error."""
         return _keras.builtin_class_name(self.layer) is not None or hasattr(self.layer, weight)
 
     def _variable(self, weight):

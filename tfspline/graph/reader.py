@@ -34,8 +34,8 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False, input_sha
     `input_shape` gives a value to sizes of the model's inputs that are not known; only MACs depend on them.
     """
     _keras.check_model(model)
-    layers = _keras.layer_paths(model)
-    _check_protect(protect, model)
+    layers, every_path = _keras.layer_paths(model), list(_keras.every_path(model))
+    _check_protect(protect, dict(every_path))
     shapes = _weight_shapes(layers)
 
     walk = _Walk(instance("allow_inexact", allow_inexact, bool))
@@ -43,7 +43,7 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False, input_sha
         walk.findings.ids.protect(flow.ids, "it feeds an output of the model", first=True)
     protected = []
     paths: dict[int, list[str]] = {}
-    for path, layer in _keras.every_path(model):
+    for path, layer in every_path:
         paths.setdefault(id(layer), []).append(path)
     for part in walk.findings.slices.values():
         layer = layers[part.layer]
@@ -111,8 +111,7 @@ def _protect_shared(findings, layers, arguments) -> Repeats:
     return repeats
 
 
-def _check_protect(protect, model):
-    layers = dict(_keras.every_path(model))
+def _check_protect(protect, layers):
     for name in protect:
         if not callable(name) or name in layers.values():
             known_layer("protect", name, layers)

@@ -79,8 +79,7 @@ class Graph:
     # (layer path, input number) -> the input's channel axis without the batch, and the units along it
     reads: dict[tuple[str, int], tuple[int, np.ndarray]]
     shared: frozenset[str]  # paths of the layers that are called more than once, or share a weight with another layer
-    # weights that an earlier layer has as well: (layer path, index in `layer.weights`) -> the first such place
-    repeats: Repeats
+    repeats: Repeats  # weights that an earlier layer has as well; the units of such layers are protected
     signature: Signature  # of the model
     protect: tuple[str, ...]  # paths of the layers whose units were to stay
     kept: dict[str, str]  # paths of layers with weights that are kept as they are -> why
@@ -106,15 +105,6 @@ class Graph:
                 producers.setdefault(layer, dataclasses.replace(part, layer=layer, index=index))
         return producers
 
-    def place(self, layer: str, index: int) -> tuple[str, int]:
-        """The first layer that has a weight of a layer, and the weight's index in it."""
-        return self.repeats.get((layer, index), (layer, index))
-
-    def owners(self, part: WeightSlice) -> list[str]:
-        """The paths of all layers that have the weight of a slice."""
-        first = part.layer, part.index
-        return [part.layer, *(layer for (layer, _), place in self.repeats.items() if place == first)]
-
     def channels(self, layer: str) -> np.ndarray:
         """The units that a layer produces, int64 [channels]; a ValueError that is a KeyError if it produces none."""
         producers = self.producers
@@ -125,8 +115,6 @@ class Graph:
         shapes = {layer: [list(shape) for shape in weights] for layer, weights in self.shapes.items()}
         for part in self.slices:
             shapes[part.layer][part.index][part.axis] = int(kept[part.units].sum())
-        for (layer, index), (first, first_index) in self.repeats.items():
-            shapes[layer][index] = shapes[first][first_index]
         return {layer: [tuple(shape) for shape in weights] for layer, weights in shapes.items()}
 
     def macs(self, kept: np.ndarray | None = None) -> dict[str, int]:

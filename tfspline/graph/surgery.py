@@ -19,8 +19,7 @@ def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str,
     changes = {path: dict(entries) for path, entries in (configs or {}).items()}
     for part in graph.slices:
         if not kept[part.units].all():
-            for path in graph.owners(part):
-                changes.setdefault(path, {})
+            changes.setdefault(part.layer, {})
     layers = _keras.layer_paths(model)
     whole = np.ones_like(kept)
     for resize in graph.resizes:
@@ -59,7 +58,7 @@ def _slice_weights(sources, copies, graph, kept, changes):
         pairs = zip(_keras.weights(sources[path]), _keras.weights(copies[path]), strict=False)
         for i, (source, copy) in enumerate(pairs):
             value = tf.convert_to_tensor(source)
-            for axis, positions in parts.get(graph.place(path, i), ()):
+            for axis, positions in parts.get((path, i), ()):
                 value = tf.gather(value, positions, axis=axis)
             if tuple(value.shape) != tuple(copy.shape):
                 raise ValueError(
