@@ -183,7 +183,7 @@ def _scaled_before_reading(graph, layers):
 def _nearest_kept(units, kept):
     """The removed units of a group that have a `CLOSE` kept unit, the nearest one of each, |w_k| / |w_k'|."""
     norm = np.maximum(np.linalg.norm(units.weight, axis=1), np.finfo(np.float32).tiny)
-    normal, offset = units.weight / norm[:, None], units.offset / norm
+    normal, offset = units.weight / norm[:, None], units.offset / norm.astype(np.float64)  # norm may be 1e-38
     cosine = tf.matmul(normal, normal, transpose_b=True).numpy()
     distance = np.where(kept, 2 * (1 - cosine) + np.square(offset[:, None] - offset), np.inf)
     removed = np.flatnonzero(~kept & (distance.min(axis=1) < CLOSE))

@@ -1,4 +1,4 @@
-"""Finds the numbers in a network that do not depend on its input, so that they can be folded into biases.
+"""Finds the numbers in a network that do not depend on its input, and folds them into biases.
 
 A unit whose kernel column or whose BatchNormalization gamma is zero is constant: it computes its bias or shift, through
 the activation. A walk over the graph finds for every number whether it depends on the input and, if not, its value.
@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
 from tfspline.graph.layer_specs.dependence import Signal, SignalCall
-from tfspline.graph.layer_specs.registry import spec_of
+from tfspline.graph.layer_specs.registry import kernel_of, spec_of
 from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import cut
 from tfspline.graph.weights import value_of
@@ -63,6 +63,55 @@ class _Walk:
         rows = channels.reshape(-1, channels.shape[-1])
         self.read.setdefault(path, []).append([rows.mean(axis=0), rows.min(axis=0), rows.max(axis=0)])
         return Signal(value, varies)
+
+
+def constant_shifts(model: KerasModel, graph: Graph, removed: np.ndarray) -> dict[str, np.ndarray]:
+    """`shifts`, for all constants in a model; the model is searched for them only if it may have any."""
+    layers = _keras.layer_paths(model)
+    scales = [part for part in graph.slices if part.role in ("produced", "per_channel")]
+    for part in scales:
+        is_offset = part.weight.endswith(("bias", "beta"))
+        if not is_offset and not rows(value_of(_keras.weights(layers[part.layer])[part.index]), part.axis).any(1).all():
+            return shifts(model, graph, removed, constants(model, graph, graph.free))
+    return {}
+
+
+def shifts(
+    model: KerasModel, graph: Graph, removed: np.ndarray, read_constants: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What the biases of layers must gain to make up for units `removed` (bool [units]) that are constant.
+
+    `read_constants` is what `constants` returns. Returns, by layer path, float64 [channels], 0 for removed channels.
+    """
+    layers, found = _keras.layer_paths(model), {}
+    for path, (mean, _, _) in read_constants.items():
+        folded = removed[graph.reads[path, 0][1]] & ~np.isnan(mean)
+        response = kernel_of(layers[path]).response(layers[path], np.asarray)
+        shift = np.where(removed[graph.channels(path)], 0, mean[folded] @ response[folded])
+        if shift.any():
+            found[path] = shift
+    return found
+
+
+def cut_and_shift(model: KerasModel, graph: Graph, removed: np.ndarray, shifts: dict[str, np.ndarray]) -> KerasModel:
+    """A copy of a model without the units `removed`, with `shifts` added to what layers compute before activations."""
+    layers, added, configs = _keras.layer_paths(model), [], {}
+    for path, shift in shifts.items():
+        (norm, *_) = graph.folded.get(path, (None,))
+        shift = shift[~removed[graph.channels(path)]]
+        if layers[path].bias is None and norm and not {path, norm} & graph.shared:
+            added.append((norm, "moving_mean", -shift))
+            continue
+        if layers[path].bias is None:
+            configs[path] = {"use_bias": True, "bias_initializer": "zeros"}
+        added.append((path, "bias", shift))
+    small = cut(model, graph, ~removed, configs)
+    layers = _keras.layer_paths(small)
+    for path, weight, shift in added:
+        variable = getattr(layers[path], weight)
+        value = variable.numpy()
+        variable.assign((value + shift).astype(value.dtype))
+    return small
 
 
 def random_inputs(

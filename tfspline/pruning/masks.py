@@ -15,8 +15,8 @@ from tfspline._utils.files import read_json, write_json
 from tfspline.graph import reader as graphs
 from tfspline.graph.signature import renamed, signature
 from tfspline.graph.structure import Graph
-from tfspline.graph.surgery import cut
 from tfspline.pruning import tfmot as wrappers
+from tfspline.pruning.constant_folding import constant_shifts, cut_and_shift
 from tfspline.pruning.placement import rows
 
 _FORMAT = "tfspline.masks.1"
@@ -24,8 +24,11 @@ _FORMAT = "tfspline.masks.1"
 
 def switch_off(model: KerasModel, graph: Graph, off: np.ndarray) -> KerasModel:
     """Returns a copy of a model in which all weights that produce, scale or read the units `off` (bool [graph.units])
-    are zero. Zeros in the producing weights alone are not enough: sigmoid, for instance, is not 0 at 0."""
-    masked = cut(model, graph, np.ones(graph.units, bool))
+    are zero, and the constants among these units are folded into the biases of their readers.
+
+    Zeros in the producing weights alone are not enough: sigmoid, for instance, is not 0 at 0.
+    """
+    masked = cut_and_shift(model, graph, np.zeros_like(off), constant_shifts(model, graph, off))
     layers = _keras.layer_paths(masked)
     for (path, index), on in entries(graph, off).items():
         weight = _keras.weights(layers[path])[index]
@@ -215,6 +218,8 @@ class Masks(Mapping):
 
         In a model that tfmot has wrapped, the wrappers get the masks as well (see `to_tfmot`), and tfmot does not
         choose masks until `release`. Weights that tfmot had masked before are trained again.
+
+        Constants that the units emit are not folded into biases, as `Plan.mask` does, since these are trained.
         """
         graph = graphs.matching(model, self.graph, "masks were")
         masks, installed = entries(graph, self.off), wrappers.freeze(model)

@@ -15,6 +15,7 @@ from tfspline.graph import reader as graphs
 from tfspline.graph.structure import Graph, unknown_lines
 from tfspline.graph.surgery import cut
 from tfspline.pruning import compensation, masks
+from tfspline.pruning.constant_folding import constant_shifts, cut_and_shift
 
 _FORMAT = "tfspline.plan.1"
 
@@ -149,6 +150,9 @@ class Plan:
     ) -> KerasModel:
         """Returns a smaller ordinary Keras model, uncompiled, without the removed units.
 
+        Unless the weights are fitted to `data`, the constants that removed units emit, for instance with a gamma of
+        0, are folded into the biases of their readers; one without a bias gets one.
+
         Args:
             model: the model that the plan was made for. It is not changed.
             data: inputs to compensate on, as for `tfspline.plan`. Labels are ignored.
@@ -156,8 +160,7 @@ class Plan:
                 squares (needs `data`). "merge" adds the outgoing weights of a removed unit to those of kept units: by
                 least squares on `data`, or without data to the unit with the nearest hyperplane if it is close
                 (cosine 3/4 or more for equal offsets) and the activation positively homogeneous, as ReLU is. "none"
-                leaves the weights as they are, so that the result is the same function as `mask`. "auto" is "refit"
-                with `data` and "none" without.
+                leaves the kept weights as they are. "auto" is "refit" with `data` and "none" without.
             recalibrate: whether to re-estimate the statistics of BatchNormalization on `data`; by default if given.
 
         Raises:
@@ -172,14 +175,15 @@ class Plan:
             check_finite(model)
         if inputs is None and compensate == "merge":
             model = compensation.merge_pairs(model, graph, kept)
+        if inputs is None or (compensate, recalibrate) == ("none", False):
+            return cut_and_shift(model, graph, ~kept, constant_shifts(model, graph, ~kept))
         small = cut(model, graph, kept)
-        if inputs is not None and (compensate, recalibrate) != ("none", False):
-            compensation.compensate(model, small, graph, kept, inputs, compensate, recalibrate is not False)
+        compensation.compensate(model, small, graph, kept, inputs, compensate, recalibrate is not False)
         return small
 
     def mask(self, model: KerasModel) -> KerasModel:
         """Returns a copy of `model` of the same shape with the removed units switched off: the same function as that
-        of `apply` without compensation."""
+        of `apply` without `data` and compensation."""
         return masks.switch_off(model, graphs.matching(model, self.graph), self.removed)
 
     def save(self, path: str | os.PathLike) -> None:

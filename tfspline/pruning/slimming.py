@@ -14,8 +14,8 @@ from tfspline._utils.checks import several, share
 from tfspline.graph import reader as graphs
 from tfspline.graph.layer_specs.registry import kernel_of
 from tfspline.graph.structure import Graph, Group
-from tfspline.graph.surgery import cut, difference
-from tfspline.pruning.constant_folding import constants, random_inputs, without_small_slopes
+from tfspline.graph.surgery import difference
+from tfspline.pruning.constant_folding import constants, cut_and_shift, random_inputs, shifts, without_small_slopes
 from tfspline.pruning.masks import Masks
 from tfspline.pruning.placement import rows
 
@@ -127,7 +127,7 @@ def _slim(model, tolerance, allow_inexact, protect) -> tuple[KerasModel, Masks]:
     selection.keep_one_per_group(graph.groups)
     removed = ~selection.kept
     _log(model, graph, removed, selection.constant_but_kept)
-    small = _cut_and_shift(model, graph, removed, _shifts(model, graph, removed, read_constants))
+    small = cut_and_shift(model, graph, removed, shifts(model, graph, removed, read_constants))
     return small, Masks(graph, removed)
 
 
@@ -210,38 +210,6 @@ def _log(model, graph, removed, constant_but_kept):
 def _by_group(graph, units):
     counts = {group.name: (units[group.units].sum(), len(group.units)) for group in graph.groups}
     return ", ".join(f"{name} ({n} of {size})" for name, (n, size) in counts.items() if n) or "none"
-
-
-def _shifts(model, graph, removed, read_constants):
-    """What each layer's bias must gain for the removed constants: layer path -> float64 [kept channels]."""
-    layers, shifts = _keras.layer_paths(model), {}
-    for path, (mean, _, _) in read_constants.items():
-        folded = removed[graph.reads[path, 0][1]] & ~np.isnan(mean)
-        response = kernel_of(layers[path]).response(layers[path], np.asarray)
-        shift = (mean[folded] @ response[folded])[~removed[graph.channels(path)]]
-        if shift.any():
-            shifts[path] = shift
-    return shifts
-
-
-def _cut_and_shift(model, graph, removed, shifts):
-    """Removes units and adds `shifts` to the outputs of layers, before their activations."""
-    layers, added, configs = _keras.layer_paths(model), [], {}
-    for path, shift in shifts.items():
-        (norm, *_) = graph.folded.get(path, (None,))
-        if layers[path].bias is None and norm and not {path, norm} & graph.shared:
-            added.append((norm, "moving_mean", -shift))
-            continue
-        if layers[path].bias is None:
-            configs[path] = {"use_bias": True, "bias_initializer": "zeros"}
-        added.append((path, "bias", shift))
-    small = cut(model, graph, ~removed, configs)
-    layers = _keras.layer_paths(small)
-    for path, weight, shift in added:
-        variable = getattr(layers[path], weight)
-        value = variable.numpy()
-        variable.assign((value + shift).astype(value.dtype))
-    return small
 
 
 def _folds_exactly(layer: KerasLayer, low: np.ndarray, high: np.ndarray) -> np.ndarray:
