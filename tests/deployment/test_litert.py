@@ -1,5 +1,6 @@
 """LiteRT files give the answers of the Keras model, and are written atomically."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -160,6 +161,24 @@ def test_low_precision_is_exported_as_a_float32_copy(keras, policy, tmp_path, rn
     assert model.layers[1].compute_dtype != "float32"
     for old, weight in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, tf.convert_to_tensor(weight).numpy())
+
+
+def test_layers_that_keras_cannot_serialize_are_exported_as_a_float32_copy(keras, tmp_path, rng):
+    layers, leaky = keras.layers, functools.partial(tf.nn.leaky_relu, alpha=0.3)
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        x = image = keras.Input((4,), name="image")
+        x = layers.Dense(4, leaky, kernel_regularizer=lambda w: 0.1 * tf.reduce_sum(w))(x)
+        x = layers.Reshape((2, 2))(layers.Lambda(lambda x: 2 * x)(x))
+        x = layers.TimeDistributed(layers.Dense(3, leaky))(x)
+        x = layers.RNN([layers.SimpleRNNCell(3, activation=leaky), layers.SimpleRNNCell(2)], unroll=True)(x)
+        model = keras.Model(image, x)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    scramble(model, rng)
+    x = rng.normal(size=(5, 4)).astype("float32")
+    (answer,) = answers(export_litert(model, tmp_path / "model.tflite"), model, x)
+    np.testing.assert_allclose(answer, model(x), atol=0.02 * np.abs(model(x)).max())
 
 
 def test_text_vectorization_is_refused_and_the_rest_can_be_exported(keras, tmp_path):

@@ -103,3 +103,102 @@ def test_layer_that_is_shared_differs_from_two_layers(keras):
         return keras.Model(inputs, (first if shared else second)(first(inputs)))
 
     assert words(build(True)) == words(build(True)) != words(build(False))
+
+
+CELL = """
+import functools
+import tensorflow as tf
+
+def relu(x):
+    def inner(x):
+        return inner(x[0]) if isinstance(x, list) else x
+    return tf.minimum(tf.nn.relu(inner(x)), 0.1)
+
+def scaled(factor):
+    return lambda x: factor * tf.nn.relu(x)
+
+class Capped:
+    def __init__(self, cap):
+        self.cap = cap
+
+    def __call__(self, x):
+        return tf.minimum(tf.nn.relu(x), self.cap)
+
+    def method(self, x):
+        return x + self.cap
+
+class Derived(Capped):
+    pass
+
+FUNCTIONS = {
+    "own relu": relu,
+    "relu": tf.nn.relu,
+    "lambda": lambda x: x + 2.0,
+    "other operation": lambda x: x * 2.0,
+    "other constant": lambda x: x + 3.0,
+    "other function": lambda x: tf.nn.elu(x) + 2.0,
+    "inside": lambda x: (lambda y: y + 2.0)(x),
+    "closure": scaled(1.0),
+    "other closure": scaled(2.0),
+    "default": lambda x, a=1.0: a * x,
+    "other default": lambda x, a=2.0: a * x,
+    "partial": functools.partial(tf.nn.leaky_relu, alpha=0.1),
+    "other partial": functools.partial(tf.nn.leaky_relu, alpha=0.2),
+    "object": Capped(1.0),
+    "other object": Capped(2.0),
+    "derived": Derived(1.0),
+    "other derived": Derived(2.0),
+    "method": Capped(1.0).method,
+    "tf.function": tf.function(lambda x: x + 4.0),
+    "other tf.function": tf.function(lambda x: x + 5.0),
+    "set": lambda x: x * 2.0 if x.dtype.name in {"float32", "float16", "half"} else x,
+}
+"""
+
+
+def functions_of(cell):
+    """The functions of a notebook cell that is run."""
+    names = {}
+    exec(cell, names)
+    return names["FUNCTIONS"]
+
+
+@pytest.mark.parametrize("kind", ["activation", "Activation", "Lambda"])
+def test_functions_are_told_apart_by_what_they_compute(keras, kind):
+    layers = keras.layers
+
+    def of(function):
+        x = inputs = keras.Input((4,))
+        if kind == "activation":
+            return words(keras.Model(inputs, layers.Dense(4, activation=function)(x)))
+        layer = layers.Activation(function) if kind == "Activation" else layers.Lambda(function, output_shape=(4,))
+        return words(keras.Model(inputs, layer(layers.Dense(4)(x))))
+
+    first, again = functions_of(CELL), functions_of("# a line more\n" + CELL)
+    found = {name: of(function) for name, function in first.items()}
+    assert found == {name: of(function) for name, function in again.items()}
+    assert len({*map(str, found.values())}) == len(found)
+
+
+def test_layers_as_activations_and_gates_are_told_apart(keras):
+    layers = keras.layers
+
+    def of(build):
+        inputs = keras.Input((5, 4))
+        return words(keras.Model(inputs, build()(inputs)))
+
+    class Dense(layers.Dense):
+        def call(self, x):
+            return 2.0 * super().call(x)
+
+    builds = [
+        lambda: layers.Dense(4, activation=layers.LeakyReLU(0.1)),
+        lambda: layers.Dense(4, activation=layers.LeakyReLU(0.2)),
+        lambda: layers.Dense(4, activation=layers.PReLU()),
+        lambda: layers.Dense(4),
+        lambda: Dense(4),
+        lambda: layers.GRU(4),
+        lambda: layers.GRU(4, recurrent_activation="hard_sigmoid"),
+    ]
+    assert [of(build) for build in builds] == [of(build) for build in builds]
+    assert len({str(of(build)) for build in builds}) == len(builds)

@@ -29,7 +29,6 @@ from tfspline._keras.layers import (
     attention_weight,
     builtin_class_name,
     clear_losses,
-    config_of,
     finalize,
     first_argument,
     function_graph,
@@ -56,4 +55,4 @@ from tfspline._keras.modules import (
     tfmot,
 )
 from tfspline._keras.rebuilding import copy_of, object_config, rebuild, why_fixed
-from tfspline._keras.references import is_weight, variable_of, variables
+from tfspline._keras.references import has_contents, is_layer, is_weight, variable_of, variables

@@ -58,7 +58,9 @@ class Copies:
         `changes_of(layer)` are the config entries to change, for the layer and for each layer in its config.
         """
         config = self.config(layer, changes_of) | changes_of(layer)
-        nested = any(is_layer(value) for value in config.values())
+        nested = any(
+            is_layer(part) for value in config.values() for part in (value if type(value) is list else [value])
+        )
         copy = type(layer)(**config) if nested else from_config(type(layer), config)
         if copy.name != layer.name:  # the config of a custom layer may lack its name
             setattr(copy, "name" if isinstance(copy, keras.Operation) else "_name", layer.name)
@@ -73,6 +75,8 @@ class Copies:
             held = next((part for part in (getattr(layer, name, None) for name in names) if part is not None), None)
             if is_layer(held) and isinstance(value, dict):
                 config[key] = self._of_layer(held) or self.changed(held, changes_of)
+            elif isinstance(held, (list, tuple)) and held and all(map(is_layer, held)):
+                config[key] = [self._of_layer(part) or self.changed(part, changes_of) for part in held]
             elif key.endswith(OBJECTS) or isinstance(value, dict) and not isinstance(held, (str, dict, list, tuple)):
                 config[key] = self.of(held)
         if "dtype" in config:

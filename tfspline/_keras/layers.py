@@ -187,6 +187,6 @@ def from_config(layer_class: Any, config: dict) -> KerasLayer:
     for value in inner.values():
         value.pop("build_config", None)
     config = config | inner
-    if issubclass(layer_class, keras.layers.Lambda):  # by default Keras 3 rejects lambdas, but this one is in memory
-        return layer_class.from_config(config, safe_mode=False)
+    if issubclass(layer_class, keras.layers.Lambda):  # from_config of Keras 3 takes no functions
+        return layer_class(**config)
     return layer_class.from_config(config)

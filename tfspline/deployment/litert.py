@@ -11,7 +11,7 @@ from absl import logging
 from tfspline import _keras
 from tfspline._keras import check_model
 from tfspline._keras.inputs import probe
-from tfspline._keras.types import Data, KerasModel
+from tfspline._keras.types import Data, KerasLayer, KerasModel
 from tfspline._utils.checks import among, count
 from tfspline._utils.files import replacing
 from tfspline.deployment import signatures
@@ -129,11 +129,8 @@ def _has_low_precision(model):
 
 
 def _float32_copy(model: KerasModel) -> KerasModel:
-    changes = {}
-    for path, layer in _keras.layer_paths(model).items():
-        if not _keras.is_model(layer):
-            config = _keras.config_of(layer)
-            changes[path] = {key: new for key, value in config.items() if (new := _in_float32(value, key)) != value}
+    layers = {path: layer for path, layer in _keras.layer_paths(model).items() if not _keras.is_model(layer)}
+    changes = {path: _changes_to_float32(layer) for path, layer in layers.items()}
     copy = _keras.rebuild(model, {path: change for path, change in changes.items() if change})
     layers = _keras.layer_paths(copy)
     for path, layer in _keras.layer_paths(model).items():
@@ -143,13 +140,22 @@ def _float32_copy(model: KerasModel) -> KerasModel:
     return copy
 
 
+def _changes_to_float32(layer: KerasLayer) -> dict[str, Any]:
+    """The config entries of a layer that name mixed or low precision, or hold layers that do, in float32."""
+    if _keras.op_name(layer) is not None:
+        return {}
+    config = _keras.object_config(layer).items()
+    return {key: new for key, value in config if (new := _in_float32(value, key)) is not value and new != value}
+
+
 def _in_float32(value: Any, key: Any = None) -> Any:
-    """A config entry of a layer, with float32 in place of mixed or low precision in it and in the layers inside."""
     if key == "dtype" and "float16" in str(value):
         return "float32"
     if isinstance(value, list):
         return [_in_float32(part) for part in value]
-    return {name: _in_float32(part, name) for name, part in value.items()} if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {name: _in_float32(part, name) for name, part in value.items()}
+    return _keras.copy_of(value, _changes_to_float32) if _keras.is_layer(value) else value
 
 
 def interpreter(content: bytes) -> Any:

@@ -4,7 +4,10 @@ Automatic names such as "dense_3" count for nothing, since they differ each time
 """
 
 import dataclasses
+import functools
+import hashlib
 import re
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +47,7 @@ def signature(model: KerasModel) -> Signature:
 
     def visit(node, args, kwargs):
         number = len(steps)
-        words = [type(_keras.innermost(node.layer)).__name__, *_settings(node), *_arguments(node, args, kwargs)]
+        words = [_class(_keras.innermost(node.layer)), *_settings(node), *_arguments(node, args, kwargs)]
         if first.setdefault(id(node.layer), number) != number:
             words.append(f"as call {first[id(node.layer)]}")
         if chosen := _chosen_name(node.path, layers):
@@ -56,12 +59,25 @@ def signature(model: KerasModel) -> Signature:
     return *steps, ("", f"outputs {' '.join(map(str, outputs))}")
 
 
+def _class(layer):
+    """The class of a layer, which may be a user's of the same name as Keras' own."""
+    return f"{'' if _keras.is_builtin(type(layer)) else 'own '}{type(layer).__name__}"
+
+
 def _settings(node):
-    layer, rank = _keras.innermost(node.layer), len(node.output_shapes[0])
+    layer = _keras.innermost(node.layer)
     shapes = _keras.weight_shapes(node.layer)
     words = [f"weights={shapes}"] if shapes else []
     if _keras.op_name(layer) is not None:
         return [_keras.op_name(layer)]
+    words += _numbers(layer, len(node.output_shapes[0]))
+    functions = {name: getattr(layer, name, None) for name in ("function", "recurrent_activation")}  # of a Lambda
+    functions["activation"] = _keras.own_activation(layer)
+    return [*words, *(f"{name}={_function(value)}" for name, value in functions.items() if callable(value))]
+
+
+def _numbers(layer, rank):
+    words = []
     for name in _SETTINGS:
         value = getattr(layer, name, None)
         if name == "axis" and value is not None:  # tf_keras counts it from the start, in a list
@@ -70,9 +86,56 @@ def _settings(node):
             words.append(f"{name}={value}")
         elif isinstance(value, float | np.ndarray | np.number):  # tf_keras keeps max_value as an array
             words.append(f"{name}={np.asarray(value, float).tolist()}")
-    activation = _keras.own_activation(layer)
-    name = _keras.function_name(activation) or getattr(activation, "__name__", type(activation).__name__)
-    return words if activation is None else [*words, f"activation={name}"]
+    return words
+
+
+def _function(function) -> str:
+    """A function, callable object or layer in words. The name alone tells only those of Keras and TensorFlow apart."""
+    name = getattr(function, "__name__", type(function).__name__)
+    if known := _keras.function_name(function):
+        return known
+    if _keras.is_layer(function) and _keras.builtin_class_name(function):
+        return " ".join([name, *_numbers(function, 1)])
+    return f"own {name} {hashlib.sha256(repr(_content(function)).encode()).hexdigest()[:8]}"
+
+
+def _content(value, around=()):
+    """What a function computes: bytecode and constants. The same in each process, without ids and line numbers."""
+    if id(value) in around:  # a function that calls itself
+        return "itself"
+    around = (*around, id(value))
+    if known := _keras.function_name(value):
+        return known
+    if isinstance(value, types.CodeType):
+        parts = [value.co_code, value.co_names, value.co_consts]
+    elif isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _keras.has_contents(cell)]
+        parts = [value.__code__, value.__defaults__, value.__kwdefaults__, cells]
+    elif isinstance(value, types.MethodType):
+        parts = [value.__func__, value.__self__]
+    elif isinstance(value, functools.partial):
+        parts = [value.func, value.args, value.keywords]
+    elif isinstance(value, dict):
+        parts = [[name, value[name]] for name in sorted(value, key=repr)]
+    elif isinstance(value, set | frozenset):
+        return sorted(repr(_content(part, around)) for part in value)
+    elif isinstance(value, list | tuple):
+        parts = [*value]
+    elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return repr(value)
+    else:
+        return _of_object(value, around)
+    return [_content(part, around) for part in parts]
+
+
+def _of_object(value, around):
+    """The content of an object of any other kind: that of its call if it is a user's, and its numbers."""
+    python = getattr(value, "python_function", None)  # of a tf.function
+    calls = [vars(base)["__call__"] for base in type(value).__mro__ if "__call__" in vars(base)]
+    call = calls[0] if calls and not _keras.is_layer(value) and not _keras.is_builtin(type(value)) else None
+    attributes = getattr(value, "__dict__", {}).items() if call else ()
+    numbers = {name: part for name, part in attributes if isinstance(part, bool | int | float)}
+    return [type(value).__name__, getattr(value, "__name__", ""), *_content([python, call, numbers], around)]
 
 
 def _arguments(node, args, kwargs):
