@@ -1,6 +1,5 @@
 """Layer by layer: which units can be pruned through it, that masked equals slimmed, and its MACs."""
 
-import inspect
 import types
 
 import numpy as np
@@ -9,7 +8,6 @@ import tensorflow as tf
 from helpers.zoo import difference, inputs_for, scramble
 
 import tfspline
-from tfspline.graph import reader as graph
 
 SHAPES = {1: (8,), 2: (6, 8), 3: (4, 4, 8), 4: (4, 4, 4, 8)}  # input shape of the tested layer, by rank
 
@@ -132,10 +130,6 @@ PROTECTED = {
     "GroupNormalization": (2, lambda k: k.GroupNormalization(groups=4, name="culprit")),
     "UnitNormalization": (2, lambda k: k.UnitNormalization(name="culprit")),
     "EinsumDense": (2, lambda k: k.EinsumDense("abc,cd->abd", (6, 5), name="culprit")),
-    "attention that makes two axes": (
-        2,
-        lambda k: lambda x: k.MultiHeadAttention(2, 3, output_shape=(2, 4), name="culprit")(x, x),
-    ),
     "TimeDistributed": (2, lambda k: k.TimeDistributed(k.Dense(5), name="culprit")),
     "Bidirectional of an unknown layer": (2, lambda k: k.Bidirectional(k.RNN(k.LSTMCell(5)), name="culprit")),
     "ConvLSTM2D": (4, lambda k: k.ConvLSTM2D(5, 2, name="culprit")),
@@ -189,62 +183,6 @@ def test_allow_inexact_prunes_normalized_channels(keras, rng, what):
     assert units(plan)["before"] == (width, width // 2) and slim.get_layer("before").units == 4
     assert slim.count_params() == plan.cost()["params"][1]
     assert np.isfinite(slim(inputs_for(model, rng))).all()
-
-
-def attention(keras, name="attention", **call):
-    """Cross-attention with a residual add: queries of 8 channels, values of 6, keys of 4."""
-    layers = keras.layers
-    inputs = keras.Input((5, 3))
-    query, value, key = (layers.Dense(n, name=f"dense{n}")(inputs) for n in (8, 6, 4))
-    x = layers.MultiHeadAttention(2, 3, value_dim=5, name=name)(query=query, value=value, key=key, **call)
-    x = layers.Add()([query, x])
-    return keras.Model(inputs, layers.Dense(2, name="head")(layers.Dense(5, "tanh", name="after")(x)))
-
-
-def test_cross_attention(keras, rng):
-    plan, slim = check(attention(keras, use_causal_mask=True), rng)
-    groups = {group.name: group for group in plan.graph.groups}
-    assert groups["dense8"].layers == ("dense8", "attention")  # tied by the residual add
-    assert {name: after for name, (_, after) in units(plan).items()} == {
-        "dense8": 4, "dense6": 3, "dense4": 2, "after": 3, "head": 2, "attention": 0,
-    }  # fmt: skip
-    shapes = [tuple(weight.shape) for weight in slim.get_layer("attention").weights]
-    assert shapes == [(4, 2, 3), (2, 3), (2, 2, 3), (2, 3), (3, 2, 5), (2, 5), (2, 5, 4), (4,)]
-
-
-def test_gated_attention(keras, rng):
-    layers = keras.layers
-    if "use_gate" not in inspect.signature(layers.MultiHeadAttention).parameters:
-        pytest.skip("this Keras has no gates")
-    layer = layers.MultiHeadAttention(2, 3, use_gate=True, name="attention")
-    _, slim = check(after_dense(keras, SHAPES[2], lambda x: layer(x, x)), rng)
-    assert slim.get_layer("attention").weights[4].shape == (4, 2, 3)
-
-
-def test_slim_attention_can_be_saved_and_loaded(keras, rng, tmp_path):
-    model, slim = attention(keras), check(attention(keras), rng)[1]
-    slim.save(tmp_path / "slim.keras")
-    x = inputs_for(model, rng)
-    assert difference(slim(x), keras.models.load_model(tmp_path / "slim.keras")(x)) <= 1e-6
-
-
-def test_attention_protects_its_mask_with_a_reason(keras, rng):
-    layers = keras.layers
-    inputs = keras.Input((5, 5))
-    mask = layers.Dense(5, "sigmoid", name="mask")(inputs)
-    x = layers.MultiHeadAttention(2, 3, name="attention")(inputs, inputs, attention_mask=mask)
-    groups = {group.name: group for group in graph.read(keras.Model(inputs, layers.Dense(2)(x))).groups}
-    assert groups["mask"].protected == "'attention' (MultiHeadAttention) uses it as a mask"
-
-
-def test_attention_that_returns_scores_is_not_pruned(keras, rng):
-    layers = keras.layers
-    x = inputs = keras.Input((5, 3))
-    x = layers.Dense(8, name="before")(x)
-    x, scores = layers.MultiHeadAttention(2, 3, name="attention")(x, x, return_attention_scores=True)
-    x = layers.Dense(6, "tanh", name="after")(x)
-    plan, _ = check(keras.Model(inputs, [layers.Dense(2)(x), scores]), rng)
-    assert units(plan)["before"] == (8, 8) and units(plan)["after"] == (6, 3)
 
 
 def test_recurrent_layers_with_states(keras, rng):

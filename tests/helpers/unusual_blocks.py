@@ -31,9 +31,17 @@ def masked(g, x):
 
 @block("sequence")
 def attended(g, x):
-    """Attention, perhaps with a constant query, which needs a fixed batch size."""
+    """Attention of any kind, perhaps with a constant query, which needs a fixed batch size."""
     if g.batch is None:
-        return g.layers.Add()([x, g.layers.MultiHeadAttention(2, 3)(x, x)])
+        options = {"value_dim": g.pick(None, 2), "use_bias": g.flag(), "attention_axes": g.pick(None, 1)}
+        attend = g.layers.MultiHeadAttention(g.pick(1, 3, 4), 3, **options)
+        if g.is_keras3 and g.flag(0.3):
+            attend = g.layers.GroupQueryAttention(2, 4, g.pick(1, 2, 4), use_bias=g.flag())
+        memory = g.layers.Dense(x.shape[-1], "relu")(x) if g.flag() else x
+        y = attend(x, memory, use_causal_mask=g.flag(0.3))
+        if g.flag(0.3):
+            y = attend(y, memory)
+        return g.layers.Add()([x, y]) if g.flag() else y
     query = tf.constant(np.linspace(-1, 1, g.batch * 2 * x.shape[-1], dtype="float32").reshape(g.batch, 2, -1))
     pooled = g.layers.GlobalAveragePooling1D(keepdims=True)(g.layers.MultiHeadAttention(2, 3)(query, x))
     return x + g.layers.Dense(x.shape[-1])(pooled)

@@ -11,7 +11,7 @@ def scramble(model, rng):
         name = getattr(weight, "path", weight.name)
         if "variance" in name or "gamma" in name:
             value = rng.uniform(0.5, 1.5, value.shape)
-        elif value.ndim == 1:
+        elif value.ndim == 1 or "bias" in name:
             value = rng.normal(0, 0.3, value.shape)
         weight.assign(value.astype(weight.numpy().dtype))
     return model

@@ -34,6 +34,7 @@ from tfspline._keras.layers import (
     function_graph,
     function_name,
     innermost,
+    inputs_of,
     is_builtin,
     is_lookup,
     op_name,

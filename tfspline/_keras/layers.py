@@ -1,7 +1,9 @@
 """Layers and bare ops: their class, arguments, weights and config."""
 
+import contextlib
 import functools
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -79,7 +81,9 @@ def builtin_class_name(layer: KerasLayer | type) -> str | None:
         return None
     for base in layer_class.__mro__:
         if is_builtin(base):
-            changed = any(getattr(layer_class, name, None) is not getattr(base, name, None) for name in _COMPUTING)
+            parts = [name for name in vars(base) if name.startswith("_") and not name.startswith("__")]
+            names = (*_COMPUTING, *parts)  # a built-in class may compute in several methods, such as _compute_attention
+            changed = any(getattr(layer_class, name, None) is not getattr(base, name, None) for name in names)
             return None if changed else base.__name__
     return None
 
@@ -143,6 +147,22 @@ def output_shape(layer: KerasLayer, shapes: Any) -> tuple | None:
 def function_graph(op: tf.Operation, name: str) -> tf.Graph:
     """The graph of a function that an operation of a TensorFlow graph calls."""
     return op.graph._get_function(name).graph  # TensorFlow has no public way to it
+
+
+@contextlib.contextmanager
+def inputs_of(layer: KerasLayer) -> Iterator[list]:
+    """Collects what a layer is called on: its first arguments, call by call."""
+    inputs, call = [], layer.call
+
+    def recording(x, *args, **kwargs):
+        inputs.append(x)
+        return call(x, *args, **kwargs)
+
+    layer.call = recording
+    try:
+        yield inputs
+    finally:
+        del layer.call
 
 
 def clear_losses(layer: KerasLayer) -> None:

@@ -12,6 +12,7 @@ from tfspline._keras.types import KerasModel
 from tfspline._utils.workers import from_chief
 from tfspline.callbacks.state import Saved, group_of, nested
 from tfspline.graph import reader
+from tfspline.graph.signature import by_new_name
 from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import check_cut
 from tfspline.pruning.allocation import Budget
@@ -121,7 +122,7 @@ class UnitSwitch:
             self.dense.assign(model)
 
     def _adopt(self, paths):
-        self.masks = Masks.of_layers(self._graph, {paths[layer]: on for layer, on in self._restored.items()})
+        self.masks = Masks.of_layers(self._graph, by_new_name(self._restored, paths))
         self._restored = None
         self.dense.rename(paths)
 

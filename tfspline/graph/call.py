@@ -25,7 +25,7 @@ class Flow:
     ids: np.ndarray
     shape: tuple  # the tensor's static shape without its batch dimension
     spec: tf.TensorSpec  # its shape in a prediction of one input, batch included, where the graph may lack sizes
-    linear: str | None = None  # path of the layer that produced the channels, if nothing, no activation, came after it
+    linear: str | None = None  # name of its units if nothing, no activation, came after the weight that produced them
     readers: int = 0  # how many calls and model outputs read the edge
 
 
@@ -45,7 +45,7 @@ class Findings:
         self.allow_inexact = allow_inexact
         self.ids = ChannelIds()
         self.slices: dict[tuple[int, int], WeightSlice] = {}  # by the id of the weight, and axis
-        self.producers: set[str] = set()  # layers with a weight that produces channels
+        self.producers: dict[str, dict[tuple, np.ndarray]] = {}  # by layer and weight axis, the ids that these produce
         self.resizes: dict[tuple[str, str], list[Callable]] = {}  # by layer and config entry, for each call
         self.grids: list[np.ndarray] = []  # ids that a call has spread over several axes, of which one can be cut
         self.work: list[Work] = []
@@ -226,10 +226,11 @@ class Call:
         """Declares that `ids` are laid out as a grid. Cuts must leave a grid: along one axis, chosen by later calls."""
         self._findings.grids.append(ids)
 
-    def macs(self, weight: str | None, *times: int | None) -> None:
+    def macs(self, weight: str | None, *times: int | None, ids: np.ndarray | None = None) -> None:
         """Declares that a weight is applied so many times, a product, to one model input, as a rule `positions()`.
 
-        Without a weight (None), this is the number of MACs. A factor of None says that a size is not known.
+        Without a weight (None), this is the number of MACs; with `ids`, int [n], that for each of these channels. A
+        factor of None says that a size is not known.
         """
         self.declares_macs = True
         if not times or any(not isinstance(n, numbers.Integral | None) for n in times):
@@ -240,7 +241,7 @@ class Call:
                 "the sizes that it is called with are not known; give `input_shape` if the model's input has them"
             )
         else:
-            self._findings.work.append(Work(self._path, index, math.prod(n or 0 for n in times)))
+            self._findings.work.append(Work(self._path, index, math.prod(n or 0 for n in times), ids))
 
     def unknown(self, why: str) -> None:
         """Declares that work of the layer is not counted, for the reason `why`."""
@@ -252,19 +253,20 @@ class Call:
         if not -len(shape) <= axis < len(shape):
             self.refuse(f"must name an axis of {weight!r}, whose shape is {shape}. Received: axis {axis}")
         axis %= len(shape)
-        if ids is None:
-            self._findings.producers.add(self._path)
-        known = self._findings.slices.get((id(variable), axis))
-        if known is not None:  # the layer is called again, or another one has the same weight
-            if ids is not None:
-                self.tie(known.units, ids)
+        place = id(variable), axis
+        known = self._findings.slices.get(place)
+        if known is not None and ids is not None:  # the layer is called again, or another one has the same weight
+            self.tie(known.units, ids)
             return known.units
-        index = self._index(weight)
         if ids is None:
-            ids = self._findings.ids.fresh(shape[axis])
+            ids = self._findings.ids.fresh(shape[axis]) if known is None else known.units
+            self._findings.producers.setdefault(self._path, {})[place] = ids
+        if known is not None:
+            return ids
+        index = self._index(weight)
         if ids.shape != (shape[axis],):
             self.refuse(f"must give {shape[axis]} channel ids for axis {axis} of {weight!r}. Received: {ids.shape}")
-        self._findings.slices[id(variable), axis] = WeightSlice(self._path, weight, index, axis, ids, role)
+        self._findings.slices[place] = WeightSlice(self._path, weight, index, axis, ids, role)
         return ids
 
     def _may_lack(self, weight):

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tfspline.graph.structure import Group, WeightSlice
+from tfspline.graph.structure import Group, WeightSlice, producer_name
 
 
 class ChannelIds:
@@ -76,7 +76,7 @@ def group_units(slices: list[WeightSlice], reasons: np.ndarray) -> list[Group]:
         for signature in dict.fromkeys(signatures[units].tolist()):
             members = units[signatures[units] == signature]
             number = groups_of_layer[part.layer] = groups_of_layer.get(part.layer, 0) + 1
-            name = part.layer if number == 1 else f"{part.layer}#{number}"
+            name = producer_name(part.layer, number)
             groups.append(Group(name, tuple(layers_of[signature]), members, reasons[members[0]]))
     return groups
 

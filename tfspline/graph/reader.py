@@ -22,7 +22,7 @@ from tfspline.graph.channel_ids import group_units
 from tfspline.graph.fixed_arrays import holder, regularizes
 from tfspline.graph.layer_specs.registry import is_homogeneous, spec_of
 from tfspline.graph.signature import Signature, renamed, signature
-from tfspline.graph.structure import Graph, Repeats, Resize, Shapes
+from tfspline.graph.structure import Graph, Repeats, Resize, Shapes, producer_name
 from tfspline.graph.work import CallWork
 
 
@@ -191,18 +191,16 @@ class _Walk:
         outputs = _apply_rule(spec_of(node.layer).rule, call)
         work.count(call)
         if not is_homogeneous(node, call.constants):
-            self._bent += outputs if node.path in self.findings.producers else call.inputs
+            self._bent += self.findings.producers.get(node.path, {}).values() or call.inputs
         for flow in arguments:
             flow.readers += 1
         mean = id(getattr(node.layer, "moving_mean", None)), 0  # not over rows, nor over two axes
         is_norm = _keras.of_class(node.layer, "BatchNormalization") and mean in self.findings.slices
         if is_norm and arguments[0].linear:
             self._followers.append((arguments[0], node.path))
-        linear = node.path in self.findings.producers and _keras.own_activation(node.layer) is None
-        flows = [
-            Flow(ids, shape[1:], spec, node.path if linear else None)
-            for ids, shape, spec in zip(outputs, node.output_shapes, work.outputs, strict=True)
-        ]
+        linear = self._linear_producer(node, outputs[0])
+        shapes = zip(outputs, node.output_shapes, work.outputs, strict=True)
+        flows = [Flow(ids, shape[1:], spec, linear) for ids, shape, spec in shapes]
         self._linear += flows[:1] if linear else []
         for axis in np.flatnonzero(np.array(flows[0].ids.shape) > 1):
             grown = [(size or 2) + (i == axis) for i, size in enumerate(flows[0].shape)]
@@ -210,6 +208,14 @@ class _Walk:
                 why = f"the 'activity_regularizer' of {node.path!r} works only for the present shape of its output"
                 self.findings.ids.protect(flows[0].ids, why)
         return flows
+
+    def _linear_producer(self, node, ids):
+        """The name of the units in the output of a call if nothing comes after the weight that produces them."""
+        if _keras.own_activation(node.layer) is None:
+            for number, produced in enumerate(self.findings.producers.get(node.path, {}).values(), start=1):
+                if np.array_equal(np.unique(produced), np.unique(ids)):
+                    return producer_name(node.path, number)
+        return None
 
     def _folded(self):
         """`Graph.folded`."""
@@ -246,6 +252,8 @@ class _Walk:
         slices = list(found.slices.values())
         for part in slices:
             part.units = unit_of[part.units]
+        for work in found.work:
+            work.units = None if work.units is None else unit_of[work.units]
         bent = np.zeros(len(reasons), bool)
         for ids in self._bent:
             bent[unit_of[ids]] = True

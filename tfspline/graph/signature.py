@@ -8,7 +8,7 @@ import functools
 import hashlib
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,6 +163,12 @@ def _is_automatic(name: str, layer: KerasLayer) -> bool:
     if _keras.is_model(layer):
         classes |= {"model", "functional"}
     return stem in classes or (_keras.op_name(layer) is not None and name.startswith("tf."))
+
+
+def by_new_name(values: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
+    """Values by producer (`Graph.producers`), with its name in another model; `paths` as `renamed` returns them."""
+    parts = {name: (name, "", "") if name in paths else name.rpartition("#") for name in values}
+    return {paths[path] + mark + number: values[name] for name, (path, mark, number) in parts.items()}
 
 
 def renamed(saved: Signature, found: Signature, expected: str) -> dict[str, str]:

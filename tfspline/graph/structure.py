@@ -32,11 +32,12 @@ class WeightSlice:
 
 @dataclasses.dataclass
 class Work:
-    """Multiply-accumulates of a layer for one model input: `positions` times the size of a weight."""
+    """Multiply-accumulates of a layer for one model input: `positions` times the size of a weight, for each unit."""
 
     layer: str  # its path
     index: int | None  # of the weight in `_keras.weights(layer)`; None for work without a weight: its size counts as 1
     positions: int
+    units: np.ndarray | None = None  # int64 [n], the units among which the work is shared; None if it is for all
 
 
 @dataclasses.dataclass
@@ -74,7 +75,7 @@ class Graph:
     unknown: dict[str, str]  # path of a layer with work that is not in `work` -> why
     input_shapes: list[tuple]  # of the model's inputs without the batch: `work` is that for inputs of these shapes
     resizes: list[Resize]
-    # path of a layer -> for each of its calls, the path of the BatchNormalization that directly follows it, or None
+    # producer -> for each call of its layer, the path of the BatchNormalization that directly follows it, or None
     folded: dict[str, tuple[str | None, ...]]
     # (layer path, input number) -> the input's channel axis without the batch, and the units along it
     reads: dict[tuple[str, int], tuple[int, np.ndarray]]
@@ -97,16 +98,31 @@ class Graph:
 
     @property
     def producers(self) -> dict[str, WeightSlice]:
-        """Layer path -> the slice that produces the layer's units."""
-        producers = {part.layer: part for part in self.slices if part.role == "produced"}
+        """The slices that produce units, by `producer_name`."""
+        producers: dict[str, list[WeightSlice]] = {}
+        for part in self.slices:
+            if part.role == "produced":
+                producers.setdefault(part.layer, []).append(part)
         for (layer, index), (first, first_index) in self.repeats.items():
-            part = producers.get(first)
-            if part is not None and part.index == first_index:
-                producers.setdefault(layer, dataclasses.replace(part, layer=layer, index=index))
-        return producers
+            for part in producers.get(first, ()):
+                if part.index == first_index and layer != first:
+                    producers.setdefault(layer, []).append(dataclasses.replace(part, layer=layer, index=index))
+        return {
+            producer_name(layer, i): part for layer, parts in producers.items() for i, part in enumerate(parts, start=1)
+        }
+
+    def bias_of(self, part: WeightSlice) -> WeightSlice | None:
+        """The slice of the bias that is added to what a weight produces; None without one."""
+        name = ".".join([*part.weight.split(".")[:-1], "bias"])
+        biases = (other for other in self.slices if (other.layer, other.weight) == (part.layer, name))
+        return next((bias for bias in biases if np.array_equal(bias.units, part.units)), None)
 
     def channels(self, layer: str) -> np.ndarray:
-        """The units that a layer produces, int64 [channels]; a ValueError that is a KeyError if it produces none."""
+        """The units that a layer produces, int64 [channels]; a ValueError that is a KeyError if it produces none.
+
+        Of a layer that produces several kinds of units, such as heads and channels, these are the first ("attention");
+        "attention#2" are the second.
+        """
         producers = self.producers
         return producers[known_layer("layer", layer, producers)].units
 
@@ -123,6 +139,8 @@ class Graph:
         macs = dict.fromkeys((work.layer for work in self.work), 0)
         for work in self.work:
             size = 1 if work.index is None else int(np.prod(shapes[work.layer][work.index], dtype=np.int64))
+            if work.units is not None:
+                size *= len(work.units) if kept is None else int(kept[work.units].sum())
             macs[work.layer] += work.positions * size
         return macs
 
@@ -134,6 +152,11 @@ class Graph:
             for layer, weights in shapes.items()
         }
         return {layer: sum(int(np.prod(shape, dtype=np.int64)) for shape in of) for layer, of in own.items()}
+
+
+def producer_name(layer: str, number: int) -> str:
+    """The name of the units of the `number`-th weight, from 1, by which a layer produces units: "conv", "conv#2" ..."""
+    return layer if number == 1 else f"{layer}#{number}"
 
 
 def unknown_lines(unknown: dict[str, str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +14,7 @@ from tfspline._keras.types import Data, KerasLayer, KerasModel, KerasVariable
 from tfspline.graph.cost import check_static
 from tfspline.graph.piecewise import ArgmaxChoice, Smooth
 from tfspline.graph.structure import Graph, WeightSlice
+from tfspline.pruning.placement import rows
 from tfspline.spline.calls import CallActivation, calls_with_activations
 from tfspline.spline.float64 import flat, without_activation
 
@@ -21,9 +24,9 @@ _OFFSETS = ("bias", "beta", "moving_mean", "mean")  # weights that are added, no
 
 @dataclasses.dataclass
 class LossGradients:
-    """The derivatives of a model's loss, for each layer that produces channels, by its path.
+    """The derivatives of a model's loss, for each producer of units (`Graph.producers`).
 
-    `kernels`: those of the mean loss by the weight that produces the channels, float32 of its shape. `gates`: those of
+    `kernels`: those of the mean loss by the weight that produces the units, float32 of its shape. `gates`: those of
     each batch's mean loss by a factor on each channel, after the bias or the BatchNormalization that directly follows,
     float32 [batches, channels].
     """
@@ -70,12 +73,14 @@ class _LossTape:
     def __init__(self, model: KerasModel, graph: Graph, training: bool):
         layers = _keras.layer_paths(model)
         self._model, self._producers, self._training = model, graph.producers, training
-        self.kernels = {name: _keras.weights(layers[name])[part.index] for name, part in self._producers.items()}
+        self.kernels = {name: _keras.weights(layers[part.layer])[part.index] for name, part in self._producers.items()}
         self.norms = [layer for layer in layers.values() if _keras.of_class(layer, "BatchNormalization")]
-        biases = {name: bias_of(layers[name], part) for name, part in self._producers.items()}
+        biases = {name: bias_of(graph, layers, part) for name, part in self._producers.items()}
         self._norms = {name: [*filter(None, norms)] for name, norms in graph.folded.items() if all(norms)}
-        self._biases = {name: bias for name, bias in biases.items() if bias is not None and name not in self._norms}
-        # A factor on the output of each of these BatchNormalizations counts for the first layer that it follows.
+        biases = {name: bias for name, bias in biases.items() if bias is not None and name not in self._norms}
+        self._biases = {name: bias for name, (bias, _) in biases.items()}
+        self._bias_axes = {name: axis for name, (_, axis) in biases.items()}
+        # A factor on the output of each of these BatchNormalizations counts for the first producer that it follows.
         self._gates: dict[str, str] = {}
         for name, norms in self._norms.items():
             self._gates = dict.fromkeys(norms, name) | self._gates
@@ -111,10 +116,10 @@ class _LossTape:
         if name in self._norms:
             gates = [of_factors[norm] for norm, first in self._gates.items() if first == name]
             return np.sum(gates, axis=0) if gates else np.zeros(len(self._producers[name].units), np.float32)
-        kernel = of_kernels[name]
-        others = tuple(axis for axis in range(kernel.ndim) if axis != self._producers[name].axis)
-        gate = (_float32(self.kernels[name]) * kernel).sum(axis=others)
-        return gate + (_float32(self._biases[name]) * of_biases[name] if name in self._biases else 0)
+        gate = rows(_float32(self.kernels[name]) * of_kernels[name], self._producers[name].axis).sum(axis=1)
+        if name in self._biases:
+            gate = gate + rows(_float32(self._biases[name]) * of_biases[name], self._bias_axes[name]).sum(axis=1)
+        return gate
 
 
 def _loss(model, labels, outputs):
@@ -139,8 +144,8 @@ def _float32(value):
 def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
     """Differentiates the synaptic flow R of a network, as the criterion `synflow` defines it, in float64.
 
-    Returns, for each layer that produces channels, by its path, the derivative of log R with respect to |w|, w the
-    weight that produces them, float32 of its shape.
+    Returns, for each producer of units (`Graph.producers`), the derivative of log R with respect to |w|, w the weight
+    that produces them, float32 of its shape.
     """
     check_static(model, graph.input_shapes)
     copies: dict[int, KerasLayer] = {}
@@ -152,7 +157,7 @@ def of_flow(model: KerasModel, graph: Graph) -> dict[str, np.ndarray]:
             weight.assign(tf.zeros_like(weight) if name in _OFFSETS else tf.abs(tf.convert_to_tensor(weight)))
     layers = _keras.layer_paths(model)
     kernels = {
-        name: _keras.tf_variable(_keras.weights(copies[id(layers[name])])[part.index])
+        name: _keras.tf_variable(_keras.weights(copies[id(layers[part.layer])])[part.index])
         for name, part in graph.producers.items()
     }
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -191,6 +196,7 @@ def _chosen(choice, z):
     return choice.apply(z, choice.code(z))
 
 
-def bias_of(layer: KerasLayer, part: WeightSlice) -> KerasVariable | None:
-    """The bias that belongs to a layer's weight; None without one."""
-    return _keras.weight(layer, ".".join([*part.weight.split(".")[:-1], "bias"]))
+def bias_of(graph: Graph, layers: Mapping[str, Any], part: WeightSlice) -> tuple[KerasVariable, int] | None:
+    """The bias that is added to what a weight produces, and its axis of units; None without one."""
+    bias = graph.bias_of(part)
+    return None if bias is None else (_keras.weights(layers[bias.layer])[bias.index], bias.axis)

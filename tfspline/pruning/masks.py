@@ -13,7 +13,7 @@ from tfspline._keras.types import KerasModel
 from tfspline._utils.checks import instance
 from tfspline._utils.files import read_json, write_json
 from tfspline.graph import reader as graphs
-from tfspline.graph.signature import renamed, signature
+from tfspline.graph.signature import by_new_name, renamed, signature
 from tfspline.graph.structure import Graph
 from tfspline.pruning import tfmot as wrappers
 from tfspline.pruning.constant_folding import constant_shifts, cut_and_shift
@@ -279,12 +279,12 @@ def listed(model: KerasModel, found: dict, entry: str, protect: list, allow_inex
     sizes = found.get("options", {}).get("input_shape")  # masks have none
     graph = graphs.read(model, tuple(paths[path] for path in protect), allow_inexact, sizes)
     expected = as_lists(graph, np.zeros(graph.units, bool), entry)["channels"]
-    if {paths[layer]: number for layer, number in found["channels"].items()} != expected:
+    if by_new_name(found["channels"], paths) != expected:
         raise ValueError(
             f"Expected layers with the channels {found['channels']}. Received: {expected}; register the channel rules "
             f"that were in use when the {made} made."
         )
-    off = {paths[layer]: places for layer, places in found[entry].items()}
+    off = by_new_name(found[entry], paths)
     on = {layer: np.ones(number, bool) for layer, number in expected.items()}
     if off.keys() != on.keys():
         raise ValueError(f"Expected channels of the layers {sorted(on)}. Received: {sorted(off)}")

@@ -9,19 +9,21 @@ from tfspline.graph.structure import Group, WeightSlice
 
 
 class Placement:
-    """Where the weights that produce a group's units hold each of them; `producers` as in `Graph.producers`."""
+    """Where the weights that produce a group's units hold each of them, by producer (`Graph.producers`)."""
 
     def __init__(self, producers: Mapping[str, WeightSlice], group: Group):
-        self.slices = {layer: producers[layer] for layer in group.layers}
-        self.places = {layer: places_of(part.units, group.units) for layer, part in self.slices.items()}
+        parts = {name: part for name, part in producers.items() if part.layer in group.layers}
+        places = {name: places_of(part.units, group.units) for name, part in parts.items()}
+        self.places = {name: at for name, at in places.items() if at.size}
+        self.slices = {name: parts[name] for name in self.places}
 
     def parts(self, weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """For each producing layer a matrix [n, positions a unit x fan_in] of its weight in `weights` (by layer path),
-        or of an array of the same shape."""
-        return [take(rows(weights[layer], self.slices[layer].axis), at) for layer, at in self.places.items()]
+        """For each producer a matrix [n, positions a unit x fan_in] of its weight in `weights`, or of an array of the
+        same shape."""
+        return [take(rows(weights[name], self.slices[name].axis), at) for name, at in self.places.items()]
 
     def matrix(self, weights: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The `parts` of all producing layers side by side, [n, fan_in]."""
+        """The `parts` of all producers side by side, [n, fan_in]."""
         return side_by_side(self.parts(weights))
 
 

@@ -107,10 +107,11 @@ class Plan:
                 "follows": follows,
             }
 
-        none = np.zeros(0, int)
+        none, named = np.zeros(0, int), {group.name for group in self.graph.groups}
         group_of = {unit: group.name for group in self.graph.groups for unit in group.units}
         for group in self.graph.groups:
-            yield row(group.name, group.layers, group.units, group.protected, group.layers[1:])
+            layers = [layer for layer in group.layers if layer == group.name or layer not in named]
+            yield row(group.name, layers, group.units, group.protected, group.layers[1:])
         for path, why in self.graph.kept.items():
             yield row(path, [path], none, why)
         for path, shapes in self.graph.shapes.items():

@@ -10,10 +10,13 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline._keras.inputs import Probe
 from tfspline._keras.types import KerasModel
+from tfspline.graph.layer_specs.registry import spec_of
 from tfspline.graph.structure import Graph, Group
 from tfspline.graph.weights import folded, value_of
 from tfspline.pruning import gradients
 from tfspline.pruning.placement import Placement, channels_last, places_of, rows, side_by_side, take
+
+_MOST = 2**25  # the most numbers in memory at a time when units are compared by their shares in an output
 
 
 @dataclasses.dataclass
@@ -30,6 +33,16 @@ class Reader:
     covariance: np.ndarray
     coactivity: np.ndarray
     outgoing: np.ndarray
+
+    @classmethod
+    def of_own(cls, values: tf.Tensor, kernel: np.ndarray) -> "Reader":
+        """A `Reader` for units with several numbers each, which one layer makes and reads, such as heads.
+
+        The value of a unit is its share in the output, `values` [samples, n, d] times `kernel` [n, d, outputs].
+        """
+        step = -(-len(values) * len(kernel) * kernel.shape[-1] // _MOST)  # a sample of them is enough
+        shares = tf.einsum("snd,ndo->sno", values[::step], kernel)
+        return cls.of(shares - tf.reduce_mean(shares, axis=0), np.ones((kernel.shape[0], 1), np.float32))
 
     @classmethod
     def of(cls, values: tf.Tensor, outgoing: np.ndarray) -> "Reader":
@@ -104,7 +117,7 @@ class Units:
         loss = self.measured.loss_gradients(training)
         if loss is None:
             return None
-        gates = [loss.gates[layer][:, at].sum(axis=2) for layer, at in self.placement.places.items()]
+        gates = [loss.gates[name][:, at].sum(axis=2) for name, at in self.placement.places.items()]
         return Gradients(self.placement.matrix(loss.kernels), np.sum(gates, axis=0))
 
     def flow(self) -> np.ndarray:
@@ -135,7 +148,7 @@ class Measurements:
 
     @functools.cached_property
     def flow(self) -> dict[str, np.ndarray]:
-        """The gradients of the synaptic flow, by layer."""
+        """The gradients of the synaptic flow, by producer."""
         return gradients.of_flow(self._model, self._graph)
 
 
@@ -149,7 +162,7 @@ def units_of(
     for group in groups:
         placement = Placement(producers, group)
         kernels = {
-            layer: value_of(_keras.weights(layers[layer])[part.index]) for layer, part in placement.slices.items()
+            name: value_of(_keras.weights(layers[part.layer])[part.index]) for name, part in placement.slices.items()
         }
         parts = placement.parts(kernels)
         slope, offset = _folded_norm(graph, layers, placement, parts)
@@ -158,13 +171,13 @@ def units_of(
 
 
 def _folded_norm(graph, layers, placement, parts):
-    """The `slope` and `offset` of `Units`; `parts` are the kernels of the producing layers."""
+    """The `slope` and `offset` of `Units`; `parts` are the kernels of the producers."""
     followers = {name: [*dict.fromkeys(graph.folded.get(name, (None,)))] for name in placement.slices}
     most = max(map(len, followers.values()))
     slopes, offsets = [], []
     for (name, part), kernel in zip(placement.slices.items(), parts, strict=True):
-        bias = gradients.bias_of(layers[name], part)
-        bias = np.zeros(len(part.units), np.float32) if bias is None else value_of(bias)
+        bias = gradients.bias_of(graph, layers, part)
+        bias = np.zeros(len(part.units), np.float32) if bias is None else rows(value_of(bias[0]), bias[1]).mean(axis=1)
         places = placement.places[name]
         slope = np.zeros((len(places), most, places.shape[1]), np.float32)  # zero where others have more followers
         for i, norm in enumerate(followers[name]):
@@ -218,7 +231,23 @@ class _Recorder:
         kernels = [(p, _kernel_with_norm(node.layer, norm, p, producer)) for p in self._reading.get(node.path, ())]
         for i, x in enumerate(tensors if kernels else ()):
             self._record(kernels, x, *self._graph.reads.get((node.path, i), (0, np.array([], int))))
-        return node.layer(*args, **kwargs)
+        own = spec_of(node.layer).reads_own
+        if own is None or not kernels:
+            return node.layer(*args, **kwargs)
+        with _keras.inputs_of(_keras.weight(node.layer, own.rpartition(".")[0])) as inputs:
+            outputs = node.layer(*args, **kwargs)
+        self._record_own(next(part for part, _ in kernels if part.weight == own), *inputs)
+        return outputs
+
+    def _record_own(self, part, x):
+        """Records how a layer reads units of its own, `x` [..., units, d], by its weight [units, d, ...]."""
+        kernel = value_of(_keras.weights(self._layers[part.layer])[part.index])
+        x = tf.cast(tf.reshape(x, [-1, *kernel.shape[:2]]), tf.float32)
+        for group in (self._groups[i] for i in np.unique(self._group_at[part.units]) if i >= 0):
+            places = places_of(part.units, group.units)
+            if places.size:
+                values = tf.reshape(tf.gather(x, places, axis=1), [len(x), len(places), -1])
+                self.readers[group.name].append(Reader.of_own(values, kernel[places].reshape(*values.shape[1:], -1)))
 
     def _record(self, kernels, x, axis, units):
         """Records what a layer reads through one of its inputs `x`, whose `axis` (batch not counted) holds `units`."""

@@ -9,6 +9,7 @@ from tfspline import _keras
 from tfspline._keras.types import KerasLayer
 from tfspline.graph.layer_specs import (
     activations,
+    attention,
     convolutions,
     elementwise,
     functions,
@@ -20,7 +21,7 @@ from tfspline.graph.layer_specs import (
 from tfspline.graph.layer_specs.spec import Kernel, LayerSpec
 from tfspline.graph.piecewise import Activation, ArgmaxChoice, PiecewiseAffine, Smooth
 
-_MODULES = (activations, convolutions, elementwise, normalization, pooling, sequences, shapes)
+_MODULES = (activations, attention, convolutions, elementwise, normalization, pooling, sequences, shapes)
 LAYERS = {name: spec for module in _MODULES for name, spec in module.LAYERS.items()}  # by class name
 OPS = {name: spec for module in _MODULES for name, spec in getattr(module, "OPS", {}).items()}  # without underscores
 UNKNOWN = LayerSpec()

@@ -1,6 +1,4 @@
-"""Layers for sequences: attention, recurrent layers and embeddings."""
-
-import math
+"""Layers for sequences: recurrent layers and embeddings."""
 
 import numpy as np
 
@@ -15,53 +13,6 @@ def _embedding(call: Call) -> np.ndarray:
     outputs = call.produce("embeddings", 1)
     call.resize("output_dim", lambda kept: int(kept[outputs].sum()))
     return call.place(outputs)
-
-
-def _attention(call: Call) -> np.ndarray | list[np.ndarray]:
-    """MultiHeadAttention: its projections read channels and produce new ones; the heads in between are not pruned."""
-    config = call.layer.get_config()
-    inputs = {"query": "query", "gate": "query", "value": "value"}
-    inputs["key"] = "value" if call.argument("key") is None else "key"
-    if len(call.output_shapes) > 1 or len(call.output_shapes[0]) != len(call.shape_of("query")):
-        return unknown(call, "also returns its scores, or returns another rank")
-    for mask in (call.input(f"{name}_mask") for name in ("attention", *inputs)):
-        if mask is not None:
-            call.protect(call.inputs[mask], f"{call.described()} uses it as a mask")
-    for name, argument in inputs.items():
-        weight, i = _keras.attention_weight(name, "kernel"), call.input(argument)
-        if _keras.weight(call.layer, weight) is not None:
-            call.macs(weight, _positions(call, argument))
-            if i is not None:  # not a constant
-                ids = call.channels(i)
-                call.consume(weight, 0, ids)
-                if f"{name}_shape" in config:
-                    call.resize(f"{name}_shape", _with_last_axis(config[f"{name}_shape"], ids))
-    call.keep(f"{call.described()} keeps its heads")
-    key = call.input(inputs["key"])
-    sizes = np.shape(call.argument(inputs["key"])) if key is None else call.sizes(key)
-    attended = [sizes[axis] for axis in config["attention_axes"]]
-    width = config["num_heads"] * (config["key_dim"] + config["value_dim"])
-    call.macs(None, _positions(call, "query"), *attended, width)
-    return _attention_outputs(call)
-
-
-def _positions(call, argument):
-    """At how many positions an argument, an input or a constant, has channels."""
-    i = call.input(argument)
-    return math.prod(call.shape_of(argument)[:-1]) if i is None else call.positions(i)
-
-
-def _attention_outputs(call):
-    kernel = _keras.attention_weight("output", "kernel")
-    outputs = call.produce(kernel, -1)
-    call.per_channel(_keras.attention_weight("output", "bias"), -1, outputs)
-    call.resize("output_shape", _with_last_axis((None,), outputs))
-    call.macs(kernel, _positions(call, "query"))
-    return call.place(outputs)
-
-
-def _with_last_axis(shape, ids):
-    return lambda kept: (*shape[:-1], int(kept[ids].sum()))
 
 
 def _recurrent(call: Call, cell: str = "cell") -> list[np.ndarray]:
@@ -89,7 +40,6 @@ _RECURRENT = ("LSTM", "GRU", "SimpleRNN")
 
 LAYERS: dict[str, LayerSpec] = {
     "Embedding": LayerSpec(_embedding, dependence=table_rows),
-    "MultiHeadAttention": LayerSpec(_attention),
     **dict.fromkeys(_RECURRENT, LayerSpec(_recurrent)),
     "Bidirectional": LayerSpec(_bidirectional),
 }

@@ -60,6 +60,7 @@ class LayerSpec:
         kernel: how the kernel combines channels; None for layers without one.
         dependence: how the output depends on the model's input if some numbers that the layer reads do not
             (`dependence.py`).
+        reads_own: the weight by which the layer reads units of its own, such as heads, before its output; None without.
         float64: (layer, input) -> output in float64, if the layer itself does not run or is not needed in float64.
     """
 
@@ -70,6 +71,7 @@ class LayerSpec:
     adds: bool = False
     kernel: Kernel | None = None
     dependence: Callable = everywhere
+    reads_own: str | None = None
     float64: Callable | None = None
 
 

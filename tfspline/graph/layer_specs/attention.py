@@ -1,0 +1,119 @@
+"""Attention layers. Each of their heads is a unit."""
+
+import math
+
+import numpy as np
+
+from tfspline import _keras
+from tfspline.graph.call import Call
+from tfspline.graph.layer_specs.spec import LayerSpec
+
+
+def _kernel(projection: str) -> str:
+    return _keras.attention_weight(projection, "kernel")
+
+
+def _bias(projection: str) -> str:
+    return _keras.attention_weight(projection, "bias")
+
+
+def _multi_head(call: Call) -> list[np.ndarray]:
+    """MultiHeadAttention: a head is a column of the query, key and value kernels and a row of the output kernel."""
+    config = call.layer.get_config()
+    heads = call.produce(_kernel("value"), 1)
+    call.resize("num_heads", lambda kept: int(kept[heads].sum()))
+    outputs = _attention(call, heads, heads, config["attention_axes"], config["key_dim"] + config["value_dim"])
+    sizes = _keras.weight(call.layer, _kernel("output")).shape[2:-1]
+    call.resize("output_shape", _with_last_axis(sizes, outputs))
+    for name in ("query", "key", "value"):
+        i = call.input(_argument(call, name))
+        if f"{name}_shape" in config and i is not None:  # tf_keras
+            call.resize(f"{name}_shape", _with_last_axis(config[f"{name}_shape"][:-1], call.channels(i)))
+    return _results(call, outputs)
+
+
+def _grouped_query(call: Call) -> list[np.ndarray]:
+    """GroupQueryAttention: a head of keys and values is a unit, with the heads of queries that share it."""
+    layer, groups = call.layer, call.produce(_kernel("value"), 1)
+    heads = np.repeat(groups, layer.num_query_heads // layer.num_key_value_heads)
+    call.resize("num_key_value_heads", lambda kept: int(kept[groups].sum()))
+    call.resize("num_query_heads", lambda kept: int(kept[heads].sum()))
+    outputs = _attention(call, heads, groups, (1,), 2 * layer.head_dim)
+    for name in ("query", "value"):  # Keras wants as many output channels as both have
+        i = call.input(name)
+        if i is None:
+            call.protect(outputs, f"{call.described()} has as many channels as its {name}, a constant")
+        else:
+            call.tie(outputs, call.channels(i))
+    return _results(call, outputs)
+
+
+def _attention(call: Call, heads: np.ndarray, shared: np.ndarray, axes: tuple, width: int) -> np.ndarray:
+    """Declares all projections; returns the channels of the output.
+
+    `heads` are the heads of the queries, `shared` those of keys and values; `axes` are those that are attended to, and
+    `width` is the number of MACs of a head for each query and key.
+    """
+    for name in ("query", "gate", "key", "value"):
+        if _keras.weight(call.layer, _kernel(name)) is not None:
+            argument, ids = _argument(call, name), shared if name in ("key", "value") else heads
+            call.macs(_kernel(name), _positions(call, argument))
+            call.per_channel(_kernel(name), 1, ids)
+            call.per_channel(_bias(name), 0, ids)
+            i = call.input(argument)
+            if i is not None:  # not a constant
+                call.consume(_kernel(name), 0, call.channels(i))
+    _masks(call, heads, len(axes))
+    key = call.input(_argument(call, "key"))
+    sizes = np.shape(call.argument(_argument(call, "key"))) if key is None else call.sizes(key)
+    call.macs(None, _positions(call, "query"), *(sizes[axis] for axis in axes), width, ids=heads)
+    call.consume(_kernel("output"), 0, heads)
+    call.macs(_kernel("output"), _positions(call, "query"))
+    outputs = call.produce(_kernel("output"), -1)
+    call.per_channel(_bias("output"), -1, outputs)
+    return outputs
+
+
+def _masks(call, heads, attended):
+    """Protects what is used as a mask, and the heads if each has its own."""
+    for name in ("attention", "query", "key", "value"):
+        mask = call.input(f"{name}_mask")
+        if mask is not None:
+            call.protect(call.inputs[mask], f"{call.described()} uses it as a mask")
+    mask = call.argument("attention_mask")
+    if mask is not None:
+        # Scores have the axes [batch ..., head, queries ..., keys ...]; a mask with fewer axes lacks that of the heads.
+        shape, rank = (None, *call.shape_of("attention_mask")), len(call.shape_of("query")) + 1 + attended
+        if len(shape) == rank and shape[-2 * attended - 1] != 1:
+            call.protect(heads, f"{call.described()} has a mask for each head")
+
+
+def _results(call, outputs):
+    results = [call.place(outputs, -1)]
+    if len(call.output_shapes) > 1:
+        call.protect(call.produce(_kernel("value"), 1), f"{call.described()} also returns the scores of each head")
+        results += call.opaque()[1:]
+    return results
+
+
+def _argument(call, name):
+    """The argument of the call that a projection reads."""
+    if name == "key" and call.argument("key") is None:
+        return "value"
+    return "query" if name == "gate" else name
+
+
+def _positions(call, argument):
+    """At how many positions an argument, an input or a constant, has channels."""
+    i = call.input(argument)
+    return math.prod(call.shape_of(argument)[:-1]) if i is None else call.positions(i)
+
+
+def _with_last_axis(shape, ids):
+    return lambda kept: (*shape, int(kept[ids].sum()))
+
+
+LAYERS: dict[str, LayerSpec] = {
+    "MultiHeadAttention": LayerSpec(_multi_head, reads_own=_kernel("output")),
+    "GroupedQueryAttention": LayerSpec(_grouped_query, reads_own=_kernel("output")),
+}
