@@ -136,3 +136,21 @@ def test_objects_with_their_own_getattr_and_defaults(keras, rng):
     model = keras.Model(x, keras.layers.Dense(2)(Own()(keras.layers.Dense(8)(keras.layers.Dense(8)(x)))))
     plan, x = tfspline.plan(model, 0.5), np.ones((2, 6), "float32")
     assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["TimeDistributed", "of a user"])
+def test_a_rule_is_no_way_out_for_a_layer_that_shares_weights(keras, kind):
+    class Applied(keras.layers.Wrapper):
+        def call(self, x):
+            return self.layer(x)
+
+    x = inputs = keras.Input((5, 4))
+    shared, wrapper = keras.layers.Dense(8, name="shared"), keras.layers.TimeDistributed
+    first = keras.layers.Dense(8, "relu", name="first")(x)
+    x = (Applied if kind == "of a user" else wrapper)(shared, name="wrapped")(first)
+    x = keras.layers.Dense(6, "relu", name="free")(keras.layers.Concatenate()([shared(first), x]))
+    x = keras.layers.Dense(2)(x)
+    kept = {row["layer"]: row["protected"] for row in tfspline.plan(keras.Model(inputs, x), {"free": 0.5}).rows()}
+    for layer in ("first", "wrapped"):
+        assert "register_channel_rule" not in str(kept.get(layer)), layer
+    assert "'shared' uses its weights, too" in kept["first"] or "uses weights of" in kept["first"]

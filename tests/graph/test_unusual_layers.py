@@ -145,7 +145,7 @@ def test_input_of_one_number(keras, rng, form):
     check_cut(scramble(model, rng), tfspline.plan(model, 0.5), rng)
 
 
-def test_lora_is_refused_and_quantized_units_stay(rng):
+def test_lora_is_refused_and_quantized_units_stay_with_advice_that_works(rng, tmp_path):
     layers = keras3.layers
 
     def made():
@@ -154,12 +154,21 @@ def test_lora_is_refused_and_quantized_units_stay(rng):
 
     model = made()
     model.get_layer("a").enable_lora(2)
-    with pytest.raises(ValueError, match=r"'a' \(Dense\).* LoRA"):
+    scramble(model, rng)
+    with pytest.raises(ValueError, match=r"'a' \(Dense\).* LoRA.* Prune before they are added, or merge them: save_w"):
         tfspline.plan(model, 0.5)
+    tfspline.prune(made(), 0.5).get_layer("a").enable_lora(2)
+    merged, x = made(), rng.normal(size=(16, 4)).astype("float32")
+    model.save_weights(tmp_path / "model.weights.h5")
+    merged.load_weights(tmp_path / "model.weights.h5")
+    assert difference(merged(x), model(x)) <= EXACT
+    assert tfspline.prune(merged, 0.5).get_layer("a").units == 4
     model = made()
     model.get_layer("a").quantize("int8")
     plan = tfspline.plan(model, 0.5)
-    assert "'a' (Dense) is quantized" in str(plan)
-    x = rng.normal(size=(16, 4)).astype("float32")
+    assert "'a' (Dense) is quantized with a scale for each channel; prune before quantizing" in str(plan)
+    small = tfspline.prune(made(), 0.5)
+    small.get_layer("a").quantize("int8")
+    assert np.isfinite(small(x)).all()
     assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= EXACT
     assert (plan.apply(model).get_layer("a").units, plan.apply(model).get_layer("b").units) == (8, 4)

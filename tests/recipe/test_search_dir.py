@@ -104,7 +104,7 @@ def test_search_is_loaded_by_a_process_that_has_wrapped_nothing(tmp_path):
     ],
 )
 def test_search_with_other_fields_is_refused(source, tmp_path, fields, message):
-    with pytest.raises(ValueError, match=f"search_dir=.*: {message}$"):
+    with pytest.raises(ValueError, match=f"search_dir=.*: {message}. Use the same flags"):
         run(Recipe(**SEARCH | fields), tmp_path / "run", verbose=0, search_dir=source)
     assert not (tmp_path / "run").exists()
 

@@ -21,7 +21,10 @@ def add_penalty(layer: KerasLayer, path: str, penalty: Callable) -> None:
 def iterations(model: KerasModel) -> int:
     """The number of steps that a model's optimizer has made, which is part of the optimizer's checkpoints."""
     if model.optimizer is None:
-        raise ValueError(f"Expected a model compiled with an optimizer. Received: {model.name!r}, which has none")
+        raise ValueError(
+            f"Expected a model compiled with an optimizer. Received: {model.name!r}, which has none; call "
+            "model.compile(optimizer=...)."
+        )
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if isinstance(optimizer, keras.optimizers.Optimizer):
         # The public `iterations` of Keras 3 does not count steps that only accumulate gradients.

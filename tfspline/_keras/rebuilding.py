@@ -159,9 +159,9 @@ def _of_same_class(model, base, **graph):
             pass
         logging.log_first_n(
             logging.WARNING,
-            "The copy of %r is an ordinary %s and not a %s, whose constructor does not take (inputs, outputs): methods "
-            "of that class, such as train_step, are lost.",
+            "The copy of %r is an ordinary %s and not a %s: methods of that class, such as train_step, are lost. "
+            "Let its constructor take %s and name, and pass them to super().__init__, to keep the class.",
             1,
-            *(model.name, base.__name__, own.__name__),
+            *(model.name, base.__name__, own.__name__, ", ".join(graph)),
         )
     return base(name=model.name, **graph)

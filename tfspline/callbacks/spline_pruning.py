@@ -143,7 +143,10 @@ class SplinePruning(SavedCallback):
         if self._backup:
             self._backup.clear()
         if self._progress.begin is None:
-            logging.warning("SplinePruning: the early bird was not found, so nothing was pruned.")
+            logging.warning(
+                "SplinePruning: the early bird was not found, so nothing was pruned. Train longer, or raise "
+                "its threshold."
+            )
 
     def _found(self, epoch):
         self.start.on_epoch_begin(epoch)  # it may come later in the list, with a state to restore

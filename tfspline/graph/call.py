@@ -52,6 +52,7 @@ class Findings:
         self.batch = 1  # of the model's inputs; the work of that many is counted together
         self.unknown: dict[str, str] = {}  # path of a layer with work that is not counted -> why
         self.reads: dict[tuple[str, int], tuple[int, np.ndarray]] = {}  # by layer and input number
+        self.shared: dict[str, str] = {}  # path of a layer -> another layer with weights of it
         self.kept: dict[str, str] = {}  # layers with weights -> why some of them are kept as they are
 
 
@@ -158,6 +159,10 @@ class Call:
     def constants(self) -> list[Any]:
         """The arguments that are not inputs: numbers, arrays, lists of numbers and so on."""
         return list(_constants(_keras.arguments(self.layer, *self._arguments)))
+
+    def shares_with(self) -> str | None:
+        """The path of another layer that has weights of this one, with which no rule can cut them."""
+        return self._findings.shared.get(self._path)
 
     def keep(self, why: str) -> None:
         """Says why weights of the layer are kept as they are, for the plan."""
@@ -289,5 +294,5 @@ class Call:
                 return i
         raise ValueError(
             f"The {weight!r} of {self.described()} is not a weight but computed from several, as with LoRA. "
-            "Prune before they are added, or merge them."
+            "Prune before they are added, or merge them: save_weights, then load_weights of a model without them."
         )

@@ -7,6 +7,7 @@ counting all use that list.
 """
 
 import collections
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,9 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False, input_sha
     _check_protect(protect, dict(every_path))
     shapes = _weight_shapes(layers)
 
+    users = _users(layers)
     walk = _Walk(instance("allow_inexact", allow_inexact, bool))
+    walk.findings.shared = {path: other for group in users.values() for path, other in itertools.permutations(group, 2)}
     for flow in walk.run(model, shapes_of_inputs(model, input_shape)):
         walk.findings.ids.protect(flow.ids, "it feeds an output of the model", first=True)
     protected = []
@@ -55,7 +58,7 @@ def read(model: Any, protect: tuple = (), allow_inexact: bool = False, input_sha
             protected.append(part.layer)
             walk.findings.ids.protect(part.units, "it is listed in `protect`")
     _protect_fixed(walk.findings, layers)
-    repeats = _protect_shared(walk.findings, layers, walk.arguments)
+    repeats = _protect_shared(walk.findings, layers, users, walk.arguments)
     return walk.graph(shapes, signature(model), tuple(protected), repeats)
 
 
@@ -84,21 +87,28 @@ def _protect_fixed(findings, layers) -> None:
             findings.ids.protect(part.units, f"{part.layer!r} has to stay as it is: {reasons[part.layer]}")
 
 
-def _protect_shared(findings, layers, arguments) -> Repeats:
+def _users(layers) -> dict[int, dict[str, None]]:
+    """The id of each tf.Variable -> the paths of the layers that reach it."""
+    users: dict[int, dict[str, None]] = {}
+    for path, layer in layers.items():
+        if not _keras.is_model(layer):
+            for variable in _keras.variables(layer):
+                users.setdefault(variable, {})[path] = None
+    return users
+
+
+def _protect_shared(findings, layers, users, arguments) -> Repeats:
     """Protects the units of layers whose weights others use as well; returns `Graph.repeats`.
 
     A layer with fewer units is made anew, so that it could not share weights. `arguments` are weights that calls read
     as arguments: (layer path, id of the tf.Variable).
     """
-    users: dict[int, dict[str, None]] = {}  # id of a tf.Variable -> the layers that reach it
     for path, variable in arguments:
         users.setdefault(variable, {})[path] = None
     first: dict[int, tuple[str, int]] = {}  # id of a weight -> where it occurs first
     repeats = {}
     for path, layer in layers.items():
         if not _keras.is_model(layer):
-            for variable in _keras.variables(layer):
-                users.setdefault(variable, {})[path] = None
             for i, weight in enumerate(_keras.weights(layer)):
                 if first.setdefault(id(weight), (path, i)) != (path, i):
                     repeats[path, i] = first[id(weight)]

@@ -8,7 +8,13 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
 from tfspline.graph import fixed_arrays
+from tfspline.graph.layer_specs.registry import is_custom
 from tfspline.graph.structure import Graph
+
+_DECLARE = (
+    "must declare all weights that have channels (call.produce, consume, per_channel) and all sizes in the config "
+    "(call.resize)"
+)
 
 
 def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str, dict] | None = None) -> KerasModel:
@@ -45,7 +51,12 @@ def check_cut(model: KerasModel, graph: Graph) -> None:
     try:
         cut(model, graph, kept)
     except Exception as error:  # from any custom layer
-        raise ValueError(f"{model.name!r} cannot be copied with fewer units: {error}") from error
+        users = {
+            type(layer) for layer in layers if is_custom(layer) and not type(layer).__module__.startswith("tfspline")
+        }
+        rules = " and ".join(sorted(kind.__name__ for kind in users))
+        advice = f"; the channel rule of {rules} {_DECLARE}" if rules and _DECLARE not in str(error) else ""
+        raise ValueError(f"{model.name!r} cannot be copied with fewer units{advice}: {error}") from error
 
 
 def _slice_weights(sources, copies, graph, kept, changes):
@@ -63,8 +74,7 @@ def _slice_weights(sources, copies, graph, kept, changes):
             if tuple(value.shape) != tuple(copy.shape):
                 raise ValueError(
                     f"Layer {path!r} ({type(sources[path]).__name__}) needs a weight of shape {tuple(copy.shape)}, but "
-                    f"that in the model becomes {tuple(value.shape)}. Its channel rule must declare all weights that "
-                    "have channels (call.produce, consume, per_channel) and all sizes in its config (call.resize)."
+                    f"that in the model becomes {tuple(value.shape)}. Its channel rule {_DECLARE}."
                 )
             copy.assign(value)
         _keras.finalize(copies[path])

@@ -67,7 +67,9 @@ class SplineUnitBase:
         """
         pieces = activation_of(self)
         if not isinstance(pieces, PiecewiseAffine):
-            raise ValueError(f"SplineUnit {self.name!r} has no region code because it has no `activation`")
+            raise ValueError(
+                f"SplineUnit {self.name!r} has no region code because it has no `activation`. Give it one."
+            )
         return pack_bits(code_bits(pieces.bits_of_output(self(x, training=False))))
 
     @property
@@ -95,7 +97,7 @@ class SplineUnitBase:
 
     def _scales(self):
         if not self.built or self.gamma is None:
-            reason = "it was made with scale=False" if self.built else "it is not built"
+            reason = "it was made with scale=False" if self.built else "it is not built; call the layer once"
             raise ValueError(f"SplineUnit {self.name!r} has no gamma, which `channel_mask` needs: {reason}")
         return [self.gamma] if self.beta is None else [self.gamma, self.beta]
 

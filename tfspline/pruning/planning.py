@@ -120,7 +120,8 @@ def _removed(model, graph, budget, criterion, seed, seen, stopwatch):
     removed = choose(model, graph, budget, criterion, np.random.default_rng(seed), seen, stopwatch=stopwatch)
     if not removed.any():
         logging.warning(
-            "No unit of %r is removed: with this budget, min_units and round_to, all groups of units keep their widths",
+            "No unit of %r is removed: with this budget, min_units and round_to, all groups of units keep their "
+            "widths. Remove a larger share, or lower min_units or round_to.",
             model.name,
         )
     return removed

@@ -198,7 +198,11 @@ def _log(model, graph, removed, constant_but_kept):
             *(model.name, zero.sum(), _by_group(graph, zero)),
         )
     elif not (removed | constant_but_kept).any():
-        logging.warning("Slimming %s removes nothing: no unit that may be removed is switched off.", model.name)
+        logging.warning(
+            "Slimming %s removes nothing: no unit that may be removed is switched off. SplinePruning and Masks.apply "
+            "switch units off; prune chooses and removes them at once.",
+            model.name,
+        )
     logging.info("Slimming %s removes %d unit(s): %s", model.name, removed.sum(), _by_group(graph, removed))
     if constant_but_kept.any():
         logging.info(

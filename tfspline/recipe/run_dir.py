@@ -56,7 +56,9 @@ class RunDir:
         try:
             self._lock.acquire()
         except filelock.Timeout:
-            raise BlockingIOError(errno.EAGAIN, "Another process is using this run_dir", self.path) from None
+            raise BlockingIOError(
+                errno.EAGAIN, "Another process is using this run_dir. Wait for it, or choose another run_dir", self.path
+            ) from None
         self._reread()
         for folder in filter(os.path.isdir, (self.path, self.file("checkpoints"))):
             for name in filter(files.is_leftover, os.listdir(folder)):
@@ -186,7 +188,7 @@ class RunDir:
         if others:
             raise FileExistsError(
                 f"Expected run_dir to be a new folder or that of an earlier run. Received: {self.path!r}, which "
-                "contains other files and no flags.cfg"
+                "contains other files and no flags.cfg. Choose another run_dir."
             )
 
     def _check_flags(self):

@@ -92,11 +92,20 @@ def _search_source(path, recipe):
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
     if names:
         expected, received = (", ".join(f"{name}={of.get(name)!r}" for name in names) for of in (theirs, ours))
-        raise ValueError(f"Expected a recipe with the search of search_dir={path!r}: {expected}. Received: {received}")
+        raise ValueError(
+            f"Expected a recipe with the search of search_dir={path!r}: {expected}. Received: {received}. "
+            "Use the same flags as that run, or leave out search_dir."
+        )
     epochs, phases = source.last_epoch("search"), [row["phase"] for row in source.history]
     if not epochs or phases[-1] == "search":
         state = f"only {epochs} epochs of it" if epochs else "no epoch of it"
-        raise ValueError(f"Expected search_dir={path!r} to contain a finished search. It contains {state}.")
+        raise ValueError(
+            f"Expected search_dir={path!r} to contain a finished search. It contains {state}. Finish "
+            "that run first: start it again with its flags."
+        )
     if not source.is_whole("search"):
-        raise ValueError(f"The checkpoint of the search in search_dir={path!r} is missing or damaged.")
+        raise ValueError(
+            f"The checkpoint of the search in search_dir={path!r} is missing or damaged. Leave out "
+            "search_dir to search again."
+        )
     return source

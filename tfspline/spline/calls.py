@@ -110,8 +110,8 @@ def _bits(call: CallActivation, approximate: bool, max_pooling: bool) -> Bits | 
         return None
     if not approximate:
         call.refuse(
-            "approximate=True takes the sign of the pre-activation where it can be observed, and "
-            "EarlyBird(metric='mask') needs no codes"
+            "approximate=True takes the sign of the pre-activation where it can be observed (partition_report also "
+            "needs maps=0), and EarlyBird(metric='mask') needs no codes"
         )
     sign = activation.sign if isinstance(activation, Smooth) else None
     if sign is None:
