@@ -142,11 +142,18 @@ def globals_of(function) -> dict[str, Any]:
     namespace = function.__globals__
     if namespace.get("__name__", "").partition(".")[0] in _LIBRARIES:  # not `__module__`, which functools.wraps copies
         return {}
-    codes = [function.__code__]
+    return {name: namespace[name] for name in _names_read(function.__code__) if name in namespace}
+
+
+@functools.lru_cache(
+    maxsize=4096
+)  # disassembling took a third of a cut: the same few functions are met again and again
+def _names_read(code: types.CodeType) -> list[str]:
+    """The names of the globals that code reads, also in the functions that it defines."""
+    codes = [code]
     for code in codes:
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    read = {one.argval for code in codes for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL"}
-    return {name: namespace[name] for name in sorted(read & namespace.keys())}
+    return sorted({one.argval for code in codes for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL"})
 
 
 def class_attributes(kind: Any) -> list[tuple[str, Any]]:
