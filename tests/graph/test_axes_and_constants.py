@@ -88,12 +88,35 @@ def test_constants(keras, rng, form):
         pytest.skip("Keras 3 refuses a list")
     ops = keras.ops if keras.__name__ == "keras" else tf
     for apply in (lambda x, c: ops.multiply(c, x), lambda x, c: x * c, lambda x, c: x + c, ops.maximum):
-        for shape, goes_through in [((8,), False), ((1, 8), False), ((6, 8), False), ((6, 1), True), ((1, 1, 1), True)]:
+        for shape in [(8,), (1, 8), (6, 8), (6, 1), (1, 1, 1)]:
             constant = FORMS[form](np.linspace(0.5, 1.5, int(np.prod(shape)), dtype="float32").reshape(shape))
             model = between(keras, (6, 8), lambda x, f=apply, c=constant: f(x, c))
             why = {group.name: group.protected for group in read(model).groups}["before"]
-            assert why is None if goes_through else "reads a constant with a number for each" in why
-    cut_and_trained(between(keras, (6, 8), lambda x: x * FORMS[form](np.ones((6, 1), "float32"))), rng)
+            is_fixed = form == "variable" and shape[-1] == 8
+            assert "reads a variable with a number for each" in why if is_fixed else why is None
+    row = 1 if form == "variable" else 8
+    value = np.linspace(0.5, 1.5, 6 * row, dtype="float32").reshape(6, row)
+    plan, _ = cut_and_trained(between(keras, (6, 8), lambda x: x * FORMS[form](value) + FORMS[form](value[:1])), rng)
+    assert group_of(plan, "before") == (8, 4, None)
+
+
+def test_constants_of_channels_that_are_spread_over_several_axes(keras, rng):
+    values = np.random.default_rng(2).normal(size=(3, 4, 4, 8)).astype("float32")
+    for make in (
+        lambda k, x: k.Conv2D(5, 1)(x * values[0] + tf.constant(values[1, :1])),
+        lambda k, x: k.Conv2D(5, 1)(k.Permute((3, 1, 2))(x * values[0, 0] - values[0, :, :1])),
+    ):
+        plan, _ = cut_and_trained(from_seed(keras, (4, 4, 8), make), rng)
+        assert group_of(plan, "seed")[2] is None
+
+
+def test_constants_of_a_nested_model_that_is_called_twice(keras, rng):
+    layers, inputs, inner = keras.layers, keras.Input((6, 3)), keras.Input((6, 8))
+    scale = keras.Model(inner, inner * np.linspace(0.5, 1.5, 8, dtype="float32"), name="scale")
+    a, b = (layers.Dense(8, "relu", name=name)(inputs) for name in "ab")
+    x = layers.Concatenate()([layers.Dense(4, "tanh")(scale(a)), layers.Dense(4, "tanh")(scale(b))])
+    _, slim = cut_and_trained(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))), rng)
+    assert slim.get_layer("a").units == slim.get_layer("b").units == 4
 
 
 NORMS = {
@@ -184,15 +207,14 @@ def test_constants_beside_units(keras, rng, what):
 
 
 @pytest.mark.parametrize("how", ["rows", "columns", "sum"])
-def test_constants_of_the_width_of_units_protect(keras, rng, how):
+def test_constants_of_the_width_of_units_are_cut(keras, rng, how):
     middle = {
         "rows": lambda x: concatenated(keras, [constant(3, 1, 8), x], 1),
         "columns": lambda x: keras.layers.Concatenate(axis=-2)([x, constant(3, 2, 8)]),
         "sum": lambda x: keras.layers.Add()([x, constant(3, 6, 8)]),
     }[how]
     plan, _ = cut_and_trained(with_constant(keras, middle), rng)
-    before, after, why = group_of(plan, "before")
-    assert before == after == 8 and "constant" in why
+    assert group_of(plan, "before") == (8, 4, None)
 
 
 def from_seed(keras, shape, middle):

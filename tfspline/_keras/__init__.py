@@ -40,10 +40,12 @@ from tfspline._keras.layers import (
     op_name,
     output_shape,
     own_activation,
+    place_of,
     sublayers,
     weight,
     weight_shapes,
     weights,
+    with_arguments,
 )
 from tfspline._keras.modules import (
     is_layer_class,

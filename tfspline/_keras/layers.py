@@ -100,11 +100,41 @@ def attention_weight(projection: str, name: str) -> str:
 
 def arguments(layer: KerasLayer, args: tuple, kwargs: dict) -> dict[str, Any]:
     """The arguments of a call of a layer or bare op, by name."""
-    if op_name(layer) is None:
-        return inspect.signature(layer.call).bind(*args, **kwargs).arguments
-    if isinstance(layer, keras.Operation):  # Keras 3 keeps arguments that are not tensors in the op
-        return _constants(layer) | inspect.signature(layer.call).bind(*args, **kwargs).arguments
-    return inspect.signature(layer.function).bind(*args, **kwargs).arguments
+    given = _bound(layer, args, kwargs).arguments
+    has_config = isinstance(layer, keras.Operation) and op_name(layer) is not None
+    return _constants(layer) | given if has_config else given  # Keras 3 keeps arguments that are not tensors in the op
+
+
+def place_of(layer: KerasLayer, name: str) -> str | tuple:
+    """The place at which a layer or bare op keeps an argument: its config ("axis"), or its calls (("axis",))."""
+    if op_name(layer) is None or (isinstance(layer, keras.Operation) and name in _constants(layer)):
+        return name
+    return (name,)
+
+
+def with_arguments(layer: KerasLayer, args: tuple, kwargs: dict, values: dict[tuple, Any]) -> tuple[tuple, dict]:
+    """The arguments of a call of a layer or bare op with other values at some places.
+
+    A place is the name of an argument, and further keys if it is in a list, tuple or dict: ("values", 1).
+    """
+    bound = _bound(layer, args, kwargs)
+    for (name, *keys), value in values.items():
+        bound.arguments[name] = _with(bound.arguments.get(name), keys, value)
+    return bound.args, bound.kwargs
+
+
+def _bound(layer, args, kwargs):
+    is_tf_op = op_name(layer) is not None and not isinstance(layer, keras.Operation)
+    return inspect.signature(layer.function if is_tf_op else layer.call).bind(*args, **kwargs)
+
+
+def _with(values, keys, value):
+    if not keys:
+        return value
+    first, *others = keys
+    parts = dict(values) if isinstance(values, dict) else list(values)
+    parts[first] = _with(parts[first], others, value)
+    return tuple(parts) if isinstance(values, tuple) else parts
 
 
 def _constants(op: KerasLayer) -> dict[str, Any]:

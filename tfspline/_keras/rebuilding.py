@@ -12,14 +12,17 @@ from absl import logging
 
 from tfspline._keras.copying import Copies
 from tfspline._keras.graph import is_graph, layer_paths, model_inputs, run, unwrapped
-from tfspline._keras.layers import first_argument, is_builtin, weights
+from tfspline._keras.layers import first_argument, is_builtin, weights, with_arguments
 from tfspline._keras.modules import keras_of
 from tfspline._keras.references import is_weight
 from tfspline._keras.types import KerasLayer, KerasModel
 
 
 def rebuild(
-    model: KerasModel, changes: Mapping[str, dict] | None = None, replacements: Mapping[str, list] | None = None
+    model: KerasModel,
+    changes: Mapping[str, dict] | None = None,
+    replacements: Mapping[str, list] | None = None,
+    arguments: Mapping[str, dict] | None = None,
 ) -> Any:
     """Builds an uncompiled copy of a Sequential or functional model, in which each layer is copied once.
 
@@ -28,11 +31,12 @@ def rebuild(
             its weights have initial values. All others are copied with their weights and all that they hold.
         replacements: the new layers that replace a layer, by its path, to be called one after the other; without any,
             the first input of the layer is passed on.
+        arguments: the arguments to change in the calls of a layer or bare op, by its path; see `with_arguments`.
 
     Raises:
         ValueError: a layer cannot be copied.
     """
-    copy = _Rebuilding(model, changes or {}, replacements or {}).copy(model)
+    copy = _Rebuilding(model, changes or {}, replacements or {}, arguments or {}).copy(model)
     if not isinstance(model, keras.Model) and len(copy.losses) < len(model.losses):  # Keras 3 has no Model.add_loss
         logging.warning("The copy of %r lacks the losses of add_loss: call add_loss on the copy as well.", model.name)
     return copy
@@ -61,9 +65,9 @@ def object_config(layer: KerasLayer) -> dict[str, Any]:
 class _Rebuilding:
     """The copies of the layers of one model."""
 
-    def __init__(self, model, changes, replacements):
+    def __init__(self, model, changes, replacements, arguments):
         self._paths = {id(layer): path for path, layer in layer_paths(model).items()}
-        self._changes, self._replacements = changes, replacements
+        self._changes, self._replacements, self._arguments = changes, replacements, arguments
         self._copies: dict[int, list] = {}  # by the id of the original
         self._open: set[int] = set()  # ids of layers and models that are being copied
         self._objects = Copies(self._copy_inside)
@@ -76,6 +80,8 @@ class _Rebuilding:
 
         def visit(node, args, kwargs):
             args, kwargs = tf.nest.map_structure(lambda x: self._objects.of(x) if is_weight(x) else x, (args, kwargs))
+            if self._paths[id(node.layer)] in self._arguments:
+                args, kwargs = with_arguments(node.layer, args, kwargs, self._arguments[self._paths[id(node.layer)]])
             layers = self._copies_of(node.layer, args, kwargs) or [lambda *args, **kwargs: first_argument(args, kwargs)]
             return functools.reduce(lambda x, layer: layer(x), layers[1:], layers[0](*args, **kwargs))
 

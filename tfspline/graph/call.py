@@ -29,13 +29,28 @@ class Flow:
     readers: int = 0  # how many calls and model outputs read the edge
 
 
-def _constants(value):
+def _constants(value, place=()):
     if any(isinstance(part, Flow) for part in tf.nest.flatten(value)):
-        parts = value.values() if isinstance(value, Mapping) else [] if isinstance(value, Flow) else value
-        for part in parts:
-            yield from _constants(part)
+        parts = value.items() if isinstance(value, Mapping) else [] if isinstance(value, Flow) else enumerate(value)
+        for key, part in parts:
+            yield from _constants(part, (*place, key))
     else:
-        yield value
+        yield place, value
+
+
+def kept_along(kept: np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
+    """The positions along each axis of an array of ids that a cut leaves; `kept` is as in `Call.resize`."""
+    return [np.unique(places) for places in np.nonzero(kept[ids])]
+
+
+def _taken(value, positions: Mapping[int, np.ndarray]):
+    """The numbers at some positions along some axes of a constant, in the form of the constant."""
+    array = np.asarray(value)
+    for axis, where in positions.items():
+        array = array.take(where, axis)
+    if isinstance(value, list | tuple):
+        return type(value)(array.tolist())
+    return tf.convert_to_tensor(array) if tf.is_tensor(value) else array
 
 
 class Findings:
@@ -46,7 +61,8 @@ class Findings:
         self.ids = ChannelIds()
         self.slices: dict[tuple[int, int], WeightSlice] = {}  # by the id of the weight, and axis
         self.producers: dict[str, dict[tuple, np.ndarray]] = {}  # by layer and weight axis, the ids that these produce
-        self.resizes: dict[tuple[str, str], list[Callable]] = {}  # by layer and config entry, for each call
+        self.resizes: dict[tuple[str, str | tuple], list[Callable]] = {}  # by layer and `Resize.key`, for each call
+        self.parts: list[np.ndarray] = []  # ids of a part of a tensor, of which some must be kept
         self.grids: list[np.ndarray] = []  # ids that a call has spread over several axes, of which one can be cut
         self.work: list[Work] = []
         self.batch = 1  # of the model's inputs; the work of that many is counted together
@@ -130,9 +146,13 @@ class Call:
 
     def fixed(self, shape: tuple, why: str) -> np.ndarray:
         """Fresh ids of a shape, protected for the reason `why`."""
-        ids = self._findings.ids.fresh(int(np.prod(shape))).reshape(shape)
+        ids = self.fresh(shape)
         self.protect(ids, why)
         return ids
+
+    def fresh(self, shape: tuple) -> np.ndarray:
+        """Fresh ids of a shape, of units that no weight produces."""
+        return self._findings.ids.fresh(math.prod(shape)).reshape(shape)
 
     def opaque(self) -> list[np.ndarray]:
         """Fresh protected ids for outputs about which nothing is known."""
@@ -156,9 +176,25 @@ class Call:
         value = self.argument(name)
         return value.shape if isinstance(value, Flow) else np.shape(value)[1:]
 
-    def constants(self) -> list[Any]:
-        """The arguments that are not inputs: numbers, arrays, lists of numbers and so on."""
-        return list(_constants(_keras.arguments(self.layer, *self._arguments)))
+    def constants(self) -> dict[tuple, Any]:
+        """The arguments that are not inputs, numbers, arrays, lists of numbers and so on, by their place.
+
+        A place is the name of an argument, and further keys if it is in a list, tuple or dict: ("values", 1).
+        """
+        return dict(_constants(dict(_keras.arguments(self.layer, *self._arguments))))
+
+    def cut_constant(self, place: tuple, ids: np.ndarray, axes: Mapping[int, int]) -> None:
+        """Declares that a constant is cut along some of its axes as `ids` are: {axis of the constant: axis of ids}."""
+        value = self.constants()[place]
+        if _keras.is_weight(value):
+            self.protect(ids, f"{self.described()} reads a variable with a number for each of them")
+            return
+        self.resize(place, lambda kept: _taken(value, {a: kept_along(kept, ids)[axis] for a, axis in axes.items()}))
+
+    def run(self, values: list) -> list:
+        """The outputs of the layer or op, called with `values` in place of the inputs."""
+        given = iter(values)
+        return _keras.call(self.layer, *self._arguments, Flow, lambda _: next(given))
 
     def shares_with(self) -> str | None:
         """The path of another layer that has weights of this one, with which no rule can cut them."""
@@ -223,9 +259,18 @@ class Call:
             ids = self.checked(ids, repr(weight))
             self._slice(weight, axis, ids, "statistic" if statistic else "per_channel")
 
-    def resize(self, key: str, value_of: Callable[[np.ndarray], Any]) -> None:
-        """Declares that the config entry `key` becomes `value_of(kept)`, with `kept` a bool array indexed by id."""
+    def resize(self, key: str | tuple, value_of: Callable[[np.ndarray], Any]) -> None:
+        """Declares that the config entry `key` becomes `value_of(kept)`, with `kept` a bool array indexed by id.
+
+        For a bare op, `key` is the name of an argument; a tuple is the place of an argument, see `constants`.
+        """
+        if isinstance(key, str) or (len(key) == 1 and _keras.op_name(self.layer) is not None):
+            key = _keras.place_of(self.layer, key if isinstance(key, str) else key[0])
         self._findings.resizes.setdefault((self._path, key), []).append(value_of)
+
+    def part(self, ids: np.ndarray) -> None:
+        """Declares that an output holds some of the ids of an input; at least one of their units is always kept."""
+        self._findings.parts.append(np.ravel(ids))
 
     def spread(self, ids: np.ndarray) -> None:
         """Declares that `ids` are laid out as a grid. Cuts must leave a grid: along one axis, chosen by later calls."""

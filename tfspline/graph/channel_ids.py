@@ -55,13 +55,14 @@ class ChannelIds:
         return unit_of, reasons
 
 
-def group_units(slices: list[WeightSlice], reasons: np.ndarray) -> list[Group]:
+def group_units(slices: list[WeightSlice], reasons: np.ndarray, parts: list[np.ndarray]) -> list[Group]:
     """Groups the units that the same layers produce, protected and unprotected ones apart.
 
-    `reasons`, object [units], says why each unit is protected, or None.
+    `reasons`, object [units], says why each unit is protected, or None. Each array of `parts` holds the units of a
+    tensor that was cut off from another one. They are grouped apart from the others, so that some of them stay.
     """
     producers = [part for part in slices if part.role == "produced"]
-    signatures = _signatures(producers, reasons)
+    signatures = _signatures(producers, reasons, parts)
     layers_of: dict[int, dict[str, None]] = {}
     for part in producers:
         for signature in np.unique(signatures[part.units]):
@@ -81,16 +82,16 @@ def group_units(slices: list[WeightSlice], reasons: np.ndarray) -> list[Group]:
     return groups
 
 
-def _signatures(producers, reasons):
+def _signatures(producers, reasons, parts):
     """A number for each unit, uint64 [units], that is equal for units of the same group.
 
-    It is the sum of a random number for each position at which a slice produces the unit, and one more if the unit is
-    protected. Different sums collide with a probability of about 2**-62.
+    It is the sum of a random number for each position at which a slice produces the unit, one for each part in which it
+    is, and one more if the unit is protected. Different sums collide with a probability of about 2**-62.
     """
-    random = np.random.default_rng(0).integers(1, 2**62, len(producers) + 1, dtype=np.uint64)
+    random = np.random.default_rng(0).integers(1, 2**62, len(producers) + len(parts) + 1, dtype=np.uint64)
     signatures = (reasons != None).astype(np.uint64) * random[-1]  # noqa: E711 (elementwise)
-    for part, number in zip(producers, random, strict=False):
-        np.add.at(signatures, part.units, number)
+    for units, number in zip([*(part.units for part in producers), *map(np.unique, parts)], random, strict=False):
+        np.add.at(signatures, units, number)
     return signatures
 
 

@@ -200,7 +200,7 @@ class _Walk:
         call = Call(self.findings, node, args, kwargs, work.outputs)
         outputs = _apply_rule(spec_of(node.layer).rule, call)
         work.count(call)
-        if not is_homogeneous(node, call.constants):
+        if not is_homogeneous(node, lambda: list(call.constants().values())):
             self._bent += self.findings.producers.get(node.path, {}).values() or call.inputs
         for flow in arguments:
             flow.readers += 1
@@ -243,7 +243,7 @@ class _Walk:
                 continue
             reads = [_ids_read(value_of, ids.count) for value_of in values]
             unit_of, reasons = ids.units()
-            units, every_call = [np.sort(unit_of[read]) for read in reads], len(reads) >= self._calls[path]
+            units, every_call = [unit_of[read] for read in reads], len(reads) >= self._calls[path]
             if every_call and all(np.array_equal(units[0], others) for others in units):
                 continue
             if every_call and len({read.size for read in reads}) == 1 and not reasons[np.concatenate(units)].any():
@@ -270,11 +270,14 @@ class _Walk:
         return Graph(
             shapes=shapes,
             slices=slices,
-            groups=group_units(slices, reasons),
+            groups=group_units(slices, reasons, [unit_of[ids] for ids in found.parts]),
             work=found.work,
             unknown=found.unknown,
             input_shapes=self._input_shapes,
-            resizes=[Resize(path, key, value_of, unit_of) for (path, key), (value_of, *_) in found.resizes.items()],
+            resizes=[
+                Resize(path, key, value_of, unit_of, unit_of[_ids_read(value_of, found.ids.count)])
+                for (path, key), (value_of, *_) in found.resizes.items()
+            ],
             folded=self._folded(),
             reads={read: (axis, unit_of[ids]) for read, (axis, ids) in found.reads.items()},
             shared=frozenset(path for path, calls in self._calls.items() if calls > 1)

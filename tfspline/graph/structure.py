@@ -42,12 +42,13 @@ class Work:
 
 @dataclasses.dataclass
 class Resize:
-    """A config entry of a layer that depends on the number of kept units."""
+    """A config entry of a layer, or an argument of its calls, that depends on which units are kept."""
 
     layer: str  # its path
-    key: str  # such as "filters"
+    key: str | tuple  # a config entry such as "filters", or the place of an argument as in `_keras.with_arguments`
     value_of: Callable[[np.ndarray], Any]  # kept, bool [channel ids] -> the new value
     unit_of: np.ndarray  # int64 [channel ids], the unit of each channel id
+    units: np.ndarray  # int64, the units that `value_of` looks at
 
     def value(self, kept: np.ndarray) -> Any:
         """The value of the entry if only the units `kept`, bool [units], remain."""
@@ -140,7 +141,7 @@ class Graph:
         for work in self.work:
             size = 1 if work.index is None else int(np.prod(shapes[work.layer][work.index], dtype=np.int64))
             if work.units is not None:
-                size *= len(work.units) if kept is None else int(kept[work.units].sum())
+                size *= work.units.size if kept is None else int(kept[work.units].sum())
             macs[work.layer] += work.positions * size
         return macs
 

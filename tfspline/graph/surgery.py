@@ -1,6 +1,7 @@
 """Removes units from a model: rebuilds its layers narrower and slices their weights."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -27,14 +28,15 @@ def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str,
         if not kept[part.units].all():
             changes.setdefault(part.layer, {})
     layers = _keras.layer_paths(model)
-    whole = np.ones_like(kept)
+    arguments: dict[str, dict[tuple, Any]] = {}
     for resize in graph.resizes:
-        if resize.layer in changes or resize.value(kept) != resize.value(whole):
-            changes.setdefault(resize.layer, {})[resize.key] = resize.value(kept)
+        if not kept[resize.units].all():
+            where = arguments if isinstance(resize.key, tuple) else changes
+            where.setdefault(resize.layer, {})[resize.key] = resize.value(kept)
     shapes = graph.cut_shapes(kept)
     for path, entries in changes.items():
         entries |= dict.fromkeys(fixed_arrays.initializers(layers[path], shapes.get(path, [])), "zeros")
-    small = _keras.rebuild(model, changes)
+    small = _keras.rebuild(model, changes, arguments=arguments)
     _slice_weights(layers, _keras.layer_paths(small), graph, kept, changes)
     return small
 

@@ -11,6 +11,7 @@ from tfspline.graph.call import Call
 from tfspline.graph.layer_specs import functions
 from tfspline.graph.layer_specs.dependence import any_input, same_position
 from tfspline.graph.layer_specs.elementwise import merge, pass_through
+from tfspline.graph.layer_specs.movement import glu
 from tfspline.graph.layer_specs.spec import LayerSpec
 from tfspline.graph.piecewise import Activation, PiecewiseAffine, Smooth
 
@@ -136,5 +137,5 @@ OPS: dict[str, LayerSpec] = {
     **dict.fromkeys([*functions.PIECEWISE, *functions.SMOOTH], _op_spec(_op_pieces)),
     **dict.fromkeys(functions.SINGULAR, LayerSpec(_singular, dependence=any_input)),
     **dict.fromkeys(functions.MIXING, LayerSpec(_softmax, activation=_op_pieces)),
-    "glu": LayerSpec(activation=_op_pieces),
+    "glu": LayerSpec(glu, activation=_op_pieces),
 }

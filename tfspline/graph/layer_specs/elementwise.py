@@ -34,13 +34,22 @@ def layer_scale(call: Call) -> np.ndarray:
 def merge(call: Call) -> np.ndarray | list[np.ndarray]:
     """Add, Multiply, Maximum ...: channels that meet at a position are one unit; axes of length 1 are broadcast.
 
-    Also the rule of bare ops that act on each number alone. Constants cannot be cut: they must be alike for all units.
+    Also the rule of bare ops that act on each number alone. Constants are cut with the units along their axes.
     """
-    for shape in map(np.shape, call.constants()):
-        for ids in call.inputs:
-            sizes = zip(shape[::-1], (*ids.shape[::-1], 1), strict=False)
-            if len(shape) > ids.ndim + 1 or any(size > 1 < varying for size, varying in sizes):
-                call.protect(ids, f"{call.described()} reads a constant with a number for each of them")
+    ids = _met(call)
+    if isinstance(ids, np.ndarray):
+        for place, value in call.constants().items():
+            shape = np.shape(value)
+            if len(shape) > ids.ndim + 1:
+                call.protect(ids, f"{call.described()} reads a constant that adds axes")
+            axes = [axis for axis in range(-min(len(shape), ids.ndim), 0) if shape[axis] > 1 < ids.shape[axis]]
+            if axes:
+                call.cut_constant(place, ids, {axis: axis for axis in axes})
+    return ids
+
+
+def _met(call: Call) -> np.ndarray | list[np.ndarray]:
+    """The ids of the inputs, those that meet at a position tied."""
     if len(call.inputs) == 1:
         return call.inputs[0]
     if len({ids.ndim for ids in call.inputs}) > 1:
@@ -134,5 +143,6 @@ OPS: dict[str, LayerSpec] = {
     **dict.fromkeys(["divide", "truedivide", "truediv", "realdiv"], _QUOTIENT),
     "maximum": _MAXIMUM,
     "minimum": _MINIMUM,
-    **dict.fromkeys(["addn", "neg"], LayerSpec(affine=True)),
+    "addn": _SUM,
+    "neg": _AFFINE_MERGE,
 }

@@ -13,6 +13,7 @@ from tfspline.graph.layer_specs import (
     convolutions,
     elementwise,
     functions,
+    movement,
     normalization,
     pooling,
     sequences,
@@ -21,7 +22,7 @@ from tfspline.graph.layer_specs import (
 from tfspline.graph.layer_specs.spec import Kernel, LayerSpec
 from tfspline.graph.piecewise import Activation, ArgmaxChoice, PiecewiseAffine, Smooth
 
-_MODULES = (activations, attention, convolutions, elementwise, normalization, pooling, sequences, shapes)
+_MODULES = (activations, attention, convolutions, elementwise, movement, normalization, pooling, sequences, shapes)
 LAYERS = {name: spec for module in _MODULES for name, spec in module.LAYERS.items()}  # by class name
 OPS = {name: spec for module in _MODULES for name, spec in getattr(module, "OPS", {}).items()}  # without underscores
 UNKNOWN = LayerSpec()

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 
-from tfspline.graph.call import Call, Flow
+from tfspline.graph.call import Call, Flow, kept_along
 from tfspline.graph.layer_specs.dependence import moved
 from tfspline.graph.layer_specs.elementwise import merge
+from tfspline.graph.layer_specs.movement import compressed, is_fixed
 from tfspline.graph.layer_specs.spec import LayerSpec, unknown
 
 
@@ -19,48 +20,65 @@ def _flatten(call: Call) -> np.ndarray | list[np.ndarray]:
     return np.moveaxis(np.atleast_1d(ids), call.channel_axis(), -1).reshape(-1)
 
 
-def _reshape(call: Call, key: str = "target_shape", batch: tuple = ()) -> np.ndarray | list[np.ndarray]:
+def _reshape(call: Call, key: str = "target_shape") -> np.ndarray | list[np.ndarray]:
     """Moves ids as it moves numbers. If this spreads channels over several axes, one of them is cut as a whole.
 
-    `key` is the config entry that holds the shape, which starts with `batch`.
+    `key` is the config entry or argument that holds the shape.
     """
-    ids, shape = call.full(), call.output_shapes[0]
-    if ids is None or None in shape or ids.size != math.prod(shape):
-        return unknown(call, "reshapes an input of unknown size")
-    ids = ids.reshape(shape)
-    varying = [axis for axis in range(ids.ndim) if (ids != ids.take([0], axis=axis)).any()]
-    ids = ids[tuple(slice(None if axis in varying else 1) for axis in range(ids.ndim))]
+    shape = call.output_shapes[0]
+    ids = _reshaped(call.inputs[0], call.shape(), shape)
+    if ids is None:
+        return unknown(call, "reshapes an input of unknown size, or joins channels with the batch")
+    varying = [axis for axis, n in enumerate(ids.shape) if n > 1]
+    given = list(shape if key == "target_shape" else call.argument(key))
+    first = len(given) - len(shape)  # that of an op starts with the batch
+    places = {
+        first + axis: axis for axis in varying if isinstance(given[first + axis], Flow) or given[first + axis] != -1
+    }
 
-    def target_shape(kept):
-        sizes = [len(places) for places in map(np.unique, np.nonzero(kept[ids]))]
-        return *batch, *(sizes[axis] if axis in varying else size for axis, size in enumerate(shape))
+    def new_shape(kept):
+        sizes = kept_along(kept, ids)
+        return tuple(len(sizes[places[i]]) if i in places else size for i, size in enumerate(given))
 
-    call.resize(key, target_shape)
+    if places and is_fixed(given):
+        call.resize(key, new_shape)
+    for i, axis in () if is_fixed(given) else places.items():
+        call.resize((key, i), lambda kept, axis=axis: len(kept_along(kept, ids)[axis]))
     if len(varying) > 1:
         call.spread(ids)
     return ids
 
 
-def _reshape_op(call: Call) -> np.ndarray | list[np.ndarray]:
-    """The bare op of Keras 3. TensorFlow's takes its shape as an argument of the call, which cannot be changed."""
-    shape = call.argument("newshape")
-    if shape is None or shape[0] != -1:
-        return unknown(call, "has a fixed shape as argument")
-    return _reshape(call, "newshape", (-1,))
+def _reshaped(ids: np.ndarray, old: tuple, new: tuple) -> np.ndarray | None:
+    """Ids of a tensor [batch, *old] as they are in [batch, *new]; None if that is not known.
 
-
-def _transpose(call: Call) -> np.ndarray | list[np.ndarray]:
-    """The bare op, which can move the batch as well."""
-    order = call.argument("axes") or call.argument("perm")
-    if order is None or order[0] != 0:
-        return unknown(call, "moves the batch")
-    return np.transpose(call.inputs[0], [call.axis(axis) for axis in order[1:]])
+    Counted from the end, groups of axes become others of the same size. What is left, the batch included, must not have
+    channels along it.
+    """
+    i, j, whole = len(old), len(new), list(ids.shape)
+    sizes: list[int] = []
+    while i and j:
+        a, b = i - 1, j - 1
+        while None not in (*old[a:i], *new[b:j]) and math.prod(old[a:i]) != math.prod(new[b:j]):
+            shorter_old = math.prod(old[a:i]) < math.prod(new[b:j])
+            a, b = a - shorter_old, b - (not shorter_old)
+            if min(a, b) < 0:
+                break
+        if min(a, b) < 0 or None in (*old[a:i], *new[b:j]):
+            break
+        varies = max(ids.shape[a:i]) > 1
+        whole[a:i] = old[a:i] if varies else ids.shape[a:i]
+        sizes = [*(new[b:j] if varies else [1] * (j - b)), *sizes]
+        i, j = a, b
+    if max(ids.shape[:i], default=1) > 1:
+        return None
+    return compressed(np.broadcast_to(ids, whole).reshape([1] * j + sizes))
 
 
 def _concatenate(call: Call) -> np.ndarray | list[np.ndarray]:
     """Puts ids side by side, and protected ones in place of constants.
 
-    Along an axis on which the ids do not vary, those at the same position are tied.
+    Along an axis on which the ids do not vary, those at the same position are tied, and constants are cut with them.
     """
     values = next(filter(None, map(call.argument, ("inputs", "xs", "values"))))
     axis = getattr(call.layer, "axis", call.argument("axis")) % (len(call.shape()) + 1)
@@ -71,19 +89,30 @@ def _concatenate(call: Call) -> np.ndarray | list[np.ndarray]:
     sizes = [value.shape[axis] if isinstance(value, Flow) else np.shape(value)[1:][axis] for value in values]
     joined = any(ids.shape[axis] > 1 for ids in call.inputs) or all(size == 1 for size in sizes)
     rest = np.broadcast_shapes(*(np.delete(ids.shape, axis) for ids in call.inputs))
+    if not joined:
+        return _along_positions(call, axis, rest)
     why = f"{call.described()} joins them with a constant"
     parts = [
         np.broadcast_to(
             call.fixed((*rest[:axis], 1, *rest[axis:]), why) if ids is None else ids,
-            (*rest[:axis], size if joined else 1, *rest[axis:]),
+            (*rest[:axis], size, *rest[axis:]),
         )
         for ids, size in zip(inputs, sizes, strict=True)
     ]
-    if joined:
-        return np.concatenate(parts, axis=axis)
-    for other in parts[1:]:
-        call.tie(parts[0], other)
-    return parts[0]
+    return np.concatenate(parts, axis=axis)
+
+
+def _along_positions(call: Call, axis: int, rest: tuple) -> np.ndarray:
+    """The ids of tensors that are joined along an axis without channels, those at the same position tied."""
+    first, *others = (np.broadcast_to(ids, (*rest[:axis], 1, *rest[axis:])) for ids in call.inputs)
+    for other in others:
+        call.tie(first, other)
+    for place in call.constants():
+        if len(place) > 1:  # not the axis
+            axes = {i + 1: i for i, n in enumerate(first.shape) if n > 1}
+            if axes:
+                call.cut_constant(place, first, axes)
+    return first
 
 
 def _moves(rule) -> LayerSpec:
@@ -98,15 +127,7 @@ LAYERS: dict[str, LayerSpec] = {
     "Concatenate": _moves(_concatenate),
 }
 
-# The channels of these ops cannot be followed, but they are affine.
-_AFFINE_OPS = [
-    *("permutedims", "stack", "squeeze", "expanddims", "pad", "tile", "getitem", "repeat", "flip", "broadcastto"),
-    *("moveaxis", "swapaxes"),
-]
-
 OPS: dict[str, LayerSpec] = {
     **dict.fromkeys(["concatenate", "concat"], _moves(_concatenate)),
-    "reshape": _moves(_reshape_op),
-    "transpose": _moves(_transpose),
-    **dict.fromkeys(_AFFINE_OPS, LayerSpec(affine=True)),
+    "reshape": _moves(lambda call: _reshape(call, "newshape" if call.argument("newshape") is not None else "shape")),
 }
