@@ -57,7 +57,7 @@ OPS = {
     "getitem of a token": (ROWS, *same(lambda o, x: x[:, 0]), 4),
     "getitem, new axis": (ROWS, *same(lambda o, x: x[:, None, ..., None][..., 0]), 4),
     "getitem of one channel": (MAP, *same(lambda o, x: x[..., 3:4] * x), None),
-    "getitem of a channel": (MAP, *same(lambda o, x: x[..., 3][..., None] + x), 8),
+    "getitem of a channel": (MAP, *same(lambda o, x: x[..., 3][..., None] + x), None),
     "split": (MAP, lambda o, x: o.split(x, 2, -1)[1], lambda o, x: tf.split(x, 2, axis=-1)[1], None),
     "split at": (MAP, lambda o, x: o.split(x, [3], -1)[1], lambda o, x: tf.split(x, [3, 5], -1)[1], None),
     "split of rows": (ROWS, lambda o, x: o.split(x, 2, 1)[1], lambda o, x: tf.split(x, 2, 1)[1], 4),

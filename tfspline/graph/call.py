@@ -63,6 +63,7 @@ class Findings:
         self.producers: dict[str, dict[tuple, np.ndarray]] = {}  # by layer and weight axis, the ids that these produce
         self.resizes: dict[tuple[str, str | tuple], list[Callable]] = {}  # by layer and `Resize.key`, for each call
         self.parts: list[np.ndarray] = []  # ids of a part of a tensor, of which some must be kept
+        self.sizes: dict[int, np.ndarray] = {}  # by the id of an output that holds sizes, the ids of the tensor
         self.grids: list[np.ndarray] = []  # ids that a call has spread over several axes, of which one can be cut
         self.work: list[Work] = []
         self.batch = 1  # of the model's inputs; the work of that many is counted together
@@ -190,6 +191,22 @@ class Call:
             self.protect(ids, f"{self.described()} reads a variable with a number for each of them")
             return
         self.resize(place, lambda kept: _taken(value, {a: kept_along(kept, ids)[axis] for a, axis in axes.items()}))
+
+    def sizes_as_numbers(self) -> np.ndarray:
+        """The ids of an output that holds the sizes of the first input; `read_sizes` says which of them are read."""
+        ids = self.fixed((), f"{self.described()} holds sizes")
+        self._findings.sizes[int(ids)] = self.inputs[0]
+        return ids
+
+    def read_sizes(self, key: Any = slice(None)) -> None:
+        """Protects channels along axes of which sizes are read as numbers: those of `shape[key]`."""
+        for ids in self.inputs:
+            source = self._findings.sizes.get(int(ids)) if not ids.ndim else None
+            if source is not None:
+                part = slice(key["start"], key["stop"], key["step"]) if isinstance(key, dict) else key
+                read = np.ravel(np.arange(source.ndim + 1)[part])
+                if any(axis and source.shape[axis - 1] > 1 for axis in read):
+                    self.protect(source, f"{self.described()} reads their number")
 
     def run(self, values: list) -> list:
         """The outputs of the layer or op, called with `values` in place of the inputs."""

@@ -199,6 +199,8 @@ class _Walk:
         work = CallWork(node, args, kwargs)
         call = Call(self.findings, node, args, kwargs, work.outputs)
         outputs = _apply_rule(spec_of(node.layer).rule, call)
+        if _keras.op_name(node.layer) != "getitem":
+            call.read_sizes()
         work.count(call)
         if not is_homogeneous(node, lambda: list(call.constants().values())):
             self._bent += self.findings.producers.get(node.path, {}).values() or call.inputs

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline.graph.call import Call
 from tfspline.graph.layer_specs.dependence import any_input, product, same_position
-from tfspline.graph.layer_specs.functions import NUMERIC
+from tfspline.graph.layer_specs.functions import NOT_FINITE, NUMERIC
 from tfspline.graph.layer_specs.spec import LayerSpec, each_dimension, unknown
 from tfspline.graph.piecewise import ArgmaxChoice
 
@@ -72,6 +72,20 @@ def divide(call: Call) -> np.ndarray | list[np.ndarray]:
     if len(call.inputs) == 1 and numerators != (None, None):
         return merge(call)
     return unknown(call, "divides by units, and a removed one would be zero")
+
+
+def power(call: Call) -> np.ndarray | list[np.ndarray]:
+    """A power of units with a constant exponent of at least 1, which has a finite slope at 0, or of a constant."""
+    exponent = call.argument("x2" if call.argument("x2") is not None else "y")
+    if (
+        call.input("x2") is None
+        and call.input("y") is None
+        and np.min(np.asarray(exponent)) < 1
+        or len(call.inputs) > 1
+    ):
+        for ids in call.inputs:
+            call.protect(ids, f"{call.described()} {NOT_FINITE}")
+    return merge(call)
 
 
 def dropout(call: Call) -> np.ndarray:
@@ -143,6 +157,7 @@ OPS: dict[str, LayerSpec] = {
     **dict.fromkeys(["divide", "truedivide", "truediv", "realdiv"], _QUOTIENT),
     "maximum": _MAXIMUM,
     "minimum": _MINIMUM,
+    **dict.fromkeys(["power", "pow"], LayerSpec(power, elementwise=True, dependence=any_input)),
     "addn": _SUM,
     "neg": _AFFINE_MERGE,
 }

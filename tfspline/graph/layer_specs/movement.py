@@ -96,6 +96,9 @@ def _getitem(call: Call) -> list[np.ndarray]:
     """`x[key]`: slices of channels are computed anew; a single channel stays."""
     name = _name(call, "key", "slice_spec")
     given = call.argument(name)
+    if not call.inputs[0].ndim and len(call.inputs) == 1:  # of the sizes of a tensor
+        call.read_sizes(given)
+        return call.opaque()
     key = list(given) if isinstance(given, tuple | list) else [given]
     if not is_fixed(given) or any(np.ndim(part) for part in key if not isinstance(part, dict)):
         return unknown(call, "takes positions that are computed, or listed in an array")
@@ -127,19 +130,13 @@ def _sliced(call: Call, axis: int, part: Any) -> Callable[[np.ndarray], Any]:
     chosen = range(*whole.indices(size))
     forwards, step = (chosen, chosen.step) if chosen.step > 0 else (chosen[::-1], -chosen.step)
     rows = np.moveaxis(ids, axis, 0)
-    for start in (
-        forwards if step > 1 else ()
-    ):  # a window of channels, of which the step skips all but one, goes as a whole
+    for start in forwards if step > 1 else ():  # the numbers that a step skips go with the one before them
         window = rows[start : start + step] if chosen.step > 0 else rows[max(start - step + 1, 0) : start + 1]
         call.tie(np.broadcast_to(window[:1], window.shape), window)
 
     def new(kept):
-        places = kept_along(kept, ids)[axis]
-        count = int(np.isin(places, forwards).sum())
-        first = int((places < forwards[0]).sum())
-        if chosen.step < 0:
-            first = int((places <= forwards[0]).sum()) - 1
-        last = first + (count - 1) * step
+        places = np.flatnonzero(np.isin(kept_along(kept, ids)[axis], forwards))
+        first, last = int(places[0]), int(places[-1])
         bounds = (first, last + 1, step) if chosen.step > 0 else (last, first - 1 if first else None, -step)
         return dict(zip(("start", "stop", "step"), bounds, strict=True)) if isinstance(part, dict) else slice(*bounds)
 
@@ -329,6 +326,11 @@ def glu(call: Call) -> np.ndarray:
     return first
 
 
+def _shape(call: Call) -> np.ndarray:
+    """The sizes of a tensor, which must not be those of channels if they are read as numbers."""
+    return call.sizes_as_numbers()
+
+
 def _moves(rule: Callable) -> LayerSpec:
     return LayerSpec(rule, affine=True, dependence=moved)
 
@@ -338,8 +340,11 @@ _PLAIN = [
     *("matrixtranspose", "spacetodepth"),
 ]
 
+LAYERS: dict[str, LayerSpec] = {}
+
 OPS: dict[str, LayerSpec] = {
     **dict.fromkeys(_PLAIN, _moves(move)),
+    "shape": LayerSpec(_shape),
     "getitem": _moves(_getitem),
     "split": _moves(_split),
     "arraysplit": _moves(_array_split),

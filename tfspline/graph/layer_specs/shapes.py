@@ -30,7 +30,10 @@ def _reshape(call: Call, key: str = "target_shape") -> np.ndarray | list[np.ndar
     if ids is None:
         return unknown(call, "reshapes an input of unknown size, or joins channels with the batch")
     varying = [axis for axis, n in enumerate(ids.shape) if n > 1]
-    given = list(shape if key == "target_shape" else call.argument(key))
+    given = shape if key == "target_shape" else call.argument(key)
+    if isinstance(given, Flow):
+        return unknown(call, "has a shape that is computed")
+    given = list(given)
     first = len(given) - len(shape)  # that of an op starts with the batch
     places = {
         first + axis: axis for axis in varying if isinstance(given[first + axis], Flow) or given[first + axis] != -1
