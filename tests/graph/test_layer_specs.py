@@ -221,10 +221,7 @@ def test_channel_shuffle_by_ops(keras, rng):
     plan, _ = check(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(y))), rng)
     assert units(plan)["conv"] == (4, 2) and units(plan)["shuffled"] == (4, 2)
     grouped = next(row for row in plan.rows() if row["layer"] == "grouped")
-    if keras.__name__ == "keras":
-        assert (grouped["units_before"], grouped["units_after"]) == (2, 1)  # tied across two groups twice
-    else:  # the shape of TensorFlow's reshape cannot be changed
-        assert "reshape" in grouped["protected"]
+    assert (grouped["units_before"], grouped["units_after"]) == (2, 1)  # tied across two groups twice
 
 
 def test_macs_by_hand(keras):

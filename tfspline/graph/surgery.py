@@ -28,7 +28,7 @@ def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str,
         if not kept[part.units].all():
             changes.setdefault(part.layer, {})
     layers = _keras.layer_paths(model)
-    arguments: dict[str, dict[tuple, Any]] = {}
+    arguments: dict[str, dict[Any, Any]] = {}
     for resize in graph.resizes:
         if not kept[resize.units].all():
             where = arguments if isinstance(resize.key, tuple) else changes

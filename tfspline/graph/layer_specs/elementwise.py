@@ -76,13 +76,8 @@ def divide(call: Call) -> np.ndarray | list[np.ndarray]:
 
 def power(call: Call) -> np.ndarray | list[np.ndarray]:
     """A power of units with a constant exponent of at least 1, which has a finite slope at 0, or of a constant."""
-    exponent = call.argument("x2" if call.argument("x2") is not None else "y")
-    if (
-        call.input("x2") is None
-        and call.input("y") is None
-        and np.min(np.asarray(exponent)) < 1
-        or len(call.inputs) > 1
-    ):
+    name = "x2" if call.argument("x2") is not None else "y"  # in Keras 3, in TensorFlow
+    if len(call.inputs) > 1 or (call.input(name) is None and np.min(np.asarray(call.argument(name))) < 1):
         for ids in call.inputs:
             call.protect(ids, f"{call.described()} {NOT_FINITE}")
     return merge(call)

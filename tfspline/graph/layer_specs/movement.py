@@ -58,14 +58,14 @@ def is_fixed(value: Any) -> bool:
     return not any(isinstance(part, Flow) for part in tf.nest.flatten(value))
 
 
-def axis_of(call: Call, default: int | None = None) -> int | None:
+def axis_of(call: Call, default: int | None = None) -> Any:
     """The argument `axis` as an axis of the ids, with the batch at -1; None if there is none."""
     axis = call.argument("axis")
     axis = default if axis is None else axis
     return None if axis is None else int(np.ravel(axis)[0]) % (len(call.shape()) + 1) - 1
 
 
-def _varying(call: Call, axis: int | None) -> bool:
+def _varying(call: Call, axis: Any) -> bool:
     return axis is not None and axis >= 0 and call.inputs[0].shape[axis] > 1
 
 

@@ -1,5 +1,6 @@
 """Layers and bare ops that only move numbers: reshape, transpose, concatenate."""
 
+import functools
 import math
 
 import numpy as np
@@ -45,8 +46,8 @@ def _reshape(call: Call, key: str = "target_shape") -> np.ndarray | list[np.ndar
 
     if places and is_fixed(given):
         call.resize(key, new_shape)
-    for i, axis in () if is_fixed(given) else places.items():
-        call.resize((key, i), lambda kept, axis=axis: len(kept_along(kept, ids)[axis]))
+    for i in () if is_fixed(given) else places:
+        call.resize((key, i), functools.partial(lambda i, kept: new_shape(kept)[i], i))
     if len(varying) > 1:
         call.spread(ids)
     return ids
