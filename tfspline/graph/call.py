@@ -1,6 +1,5 @@
 """The call of a layer as its channel rule sees it."""
 
-import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -11,46 +10,8 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline.graph.channel_ids import ChannelIds
+from tfspline.graph.flow import Flow, constants, kept_along, taken
 from tfspline.graph.structure import WeightSlice, Work
-
-
-@dataclasses.dataclass(eq=False)
-class Flow:
-    """What flows along an edge of the graph.
-
-    `ids` holds the channel ids, an int array of the tensor's rank without its batch dimension. An axis of length 1
-    stands for the same ids at all its positions.
-    """
-
-    ids: np.ndarray
-    shape: tuple  # the tensor's static shape without its batch dimension
-    spec: tf.TensorSpec  # its shape in a prediction of one input, batch included, where the graph may lack sizes
-    linear: str | None = None  # name of its units if nothing, no activation, came after the weight that produced them
-    readers: int = 0  # how many calls and model outputs read the edge
-
-
-def _constants(value, place=()):
-    if any(isinstance(part, Flow) for part in tf.nest.flatten(value)):
-        parts = value.items() if isinstance(value, Mapping) else [] if isinstance(value, Flow) else enumerate(value)
-        for key, part in parts:
-            yield from _constants(part, (*place, key))
-    else:
-        yield place, value
-
-
-def kept_along(kept: np.ndarray, ids: np.ndarray) -> list[np.ndarray]:
-    """The positions along each axis of an array of ids that a cut leaves; `kept` is as in `Call.resize`."""
-    return [np.unique(places) for places in np.nonzero(kept[ids])]
-
-
-def _taken(value, positions: Mapping[int, np.ndarray]):
-    """The numbers at some positions along some axes of a constant, in the form of the constant."""
-    array = np.asarray(value)
-    for axis, where in positions.items():
-        array = array.take(where, axis)
-    if isinstance(value, list | tuple):
-        return type(value)(array.tolist())
-    return tf.convert_to_tensor(array) if tf.is_tensor(value) else array
 
 
 class Findings:
@@ -170,7 +131,15 @@ class Call:
     def input(self, name: str) -> int | None:
         """The number of the input that was given as the argument `name`; None if there is none."""
         value = self.argument(name)
-        return self._flows.index(value) if isinstance(value, Flow) else None
+        return self.number_of(value) if isinstance(value, Flow) else None
+
+    def number_of(self, flow: Flow) -> int:
+        """The number of an input."""
+        return self._flows.index(flow)
+
+    def is_zero_when_off(self, i: int) -> bool:
+        """Whether input `i` is known to be zero if all its units are switched off."""
+        return not np.any(self._flows[i].off())
 
     def shape_of(self, name: str) -> tuple:
         """The static shape of the argument `name`, an input or a constant, without the batch dimension."""
@@ -182,7 +151,7 @@ class Call:
 
         A place is the name of an argument, and further keys if it is in a list, tuple or dict: ("values", 1).
         """
-        return dict(_constants(dict(_keras.arguments(self.layer, *self._arguments))))
+        return dict(constants(dict(_keras.arguments(self.layer, *self._arguments))))
 
     def cut_constant(self, place: tuple, ids: np.ndarray, axes: Mapping[int, int]) -> None:
         """Declares that a constant is cut along some of its axes as `ids` are: {axis of the constant: axis of ids}."""
@@ -190,7 +159,7 @@ class Call:
         if _keras.is_weight(value):
             self.protect(ids, f"{self.described()} reads a variable with a number for each of them")
             return
-        self.resize(place, lambda kept: _taken(value, {a: kept_along(kept, ids)[axis] for a, axis in axes.items()}))
+        self.resize(place, lambda kept: taken(value, {a: kept_along(kept, ids)[axis] for a, axis in axes.items()}))
 
     def sizes_as_numbers(self) -> np.ndarray:
         """The ids of an output that holds the sizes of the first input; `read_sizes` says which of them are read."""

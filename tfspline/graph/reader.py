@@ -7,6 +7,7 @@ counting all use that list.
 """
 
 import collections
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ from tfspline.graph.fixed_arrays import holder, regularizes
 from tfspline.graph.layer_specs.registry import is_homogeneous, spec_of
 from tfspline.graph.signature import Signature, renamed, signature
 from tfspline.graph.structure import Graph, Repeats, Resize, Shapes, producer_name
+from tfspline.graph.switched_off import off_values
 from tfspline.graph.work import CallWork
 
 
@@ -211,8 +213,11 @@ class _Walk:
         if is_norm and arguments[0].linear:
             self._followers.append((arguments[0], node.path))
         linear = self._linear_producer(node, outputs[0])
-        shapes = zip(outputs, node.output_shapes, work.outputs, strict=True)
-        flows = [Flow(ids, shape[1:], spec, linear) for ids, shape, spec in shapes]
+        off = functools.cache(functools.partial(off_values, node, args, kwargs, node.path in self.findings.producers))
+        flows = [
+            Flow(ids, shape[1:], spec, linear, functools.partial(lambda i, off: off()[i], i, off))
+            for i, (ids, shape, spec) in enumerate(zip(outputs, node.output_shapes, work.outputs, strict=True))
+        ]
         self._linear += flows[:1] if linear else []
         for axis in np.flatnonzero(np.array(flows[0].ids.shape) > 1):
             grown = [(size or 2) + (i == axis) for i, size in enumerate(flows[0].shape)]

@@ -62,7 +62,7 @@ class CallWork:
     def count(self, call: Call) -> None:
         """Counts the work of a call whose channel rule, which has run, has declared none."""
         layer = self._node.layer
-        opaque = self._spec is UNKNOWN or (call.is_opaque and _keras.op_name(layer) is None)
+        opaque = self._spec is UNKNOWN or (call.is_opaque and not (_keras.op_name(layer) and self._spec.affine is True))
         if call.declares_macs or not (opaque or is_custom(layer)):
             return
         macs, why = self._trace.macs, self._trace.unknown

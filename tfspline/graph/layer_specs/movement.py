@@ -65,149 +65,26 @@ def axis_of(call: Call, default: int | None = None) -> Any:
     return None if axis is None else int(np.ravel(axis)[0]) % (len(call.shape()) + 1) - 1
 
 
-def _varying(call: Call, axis: Any) -> bool:
+def varying(call: Call, axis: Any) -> bool:
+    """Whether there are different channels along an axis of the first input."""
     return axis is not None and axis >= 0 and call.inputs[0].shape[axis] > 1
 
 
-def _name(call: Call, *names: str) -> str:
+def name_of(call: Call, *names: str) -> str:
     """The name that the op has for one of its arguments."""
     return next(name for name in names if call.argument(name) is not None)
 
 
-def _like(value: Any, example: Any) -> Any:
+def like(value: Any, example: Any) -> Any:
     """An array of integers in the form of an argument."""
     if tf.is_tensor(example):
         return tf.convert_to_tensor(value, example.dtype)
     return np.asarray(value, example.dtype) if hasattr(example, "dtype") else type(example)(np.asarray(value).tolist())
 
 
-def _subkeys(call: Call, key: Any) -> dict[int, int]:
-    """Which entry of the key of `x[key]` belongs to which axis of the ids, with the batch at -1."""
-    entries = [i for i, part in enumerate(key) if part is not None]
-    rank = len(call.shape()) + 1
-    gap = next((i for i in entries if key[i] is Ellipsis), None)
-    before = entries if gap is None else [i for i in entries if i < gap]
-    after = [] if gap is None else [i for i in entries if i > gap]
-    axes = {axis - 1: i for axis, i in enumerate(before)}
-    return axes | {rank - len(after) + n - 1: i for n, i in enumerate(after)}
-
-
-def _getitem(call: Call) -> list[np.ndarray]:
-    """`x[key]`: slices of channels are computed anew; a single channel stays."""
-    name = _name(call, "key", "slice_spec")
-    given = call.argument(name)
-    if not call.inputs[0].ndim and len(call.inputs) == 1:  # of the sizes of a tensor
-        call.read_sizes(given)
-        return call.opaque()
-    key = list(given) if isinstance(given, tuple | list) else [given]
-    if not is_fixed(given) or any(np.ndim(part) for part in key if not isinstance(part, dict)):
-        return unknown(call, "takes positions that are computed, or listed in an array")
-    changed = {}
-    for axis, i in _subkeys(call, key).items():
-        if _varying(call, axis):
-            changed[i] = _sliced(call, axis, key[i])
-
-    outputs = move(call)
-    if changed and not call.is_opaque:
-
-        def new_key(kept):
-            new = [changed[i](kept) if i in changed else part for i, part in enumerate(key)]
-            return type(given)(new) if isinstance(given, tuple | list) else new[0]
-
-        call.resize(name, new_key)
-        call.part(outputs[0])
-    return outputs
-
-
-def _sliced(call: Call, axis: int, part: Any) -> Callable[[np.ndarray], Any]:
-    """How an index or slice of an axis along which channels are changes with the kept channels."""
-    ids, size = call.inputs[0], call.inputs[0].shape[axis]
-    if not isinstance(part, slice | dict):
-        index = int(part) % size
-        call.protect(ids.take(index, axis), f"{call.described()} takes it alone")
-        return lambda kept: int((kept_along(kept, ids)[axis] < index).sum())
-    whole = slice(part["start"], part["stop"], part["step"]) if isinstance(part, dict) else part
-    chosen = range(*whole.indices(size))
-    forwards, step = (chosen, chosen.step) if chosen.step > 0 else (chosen[::-1], -chosen.step)
-    rows = np.moveaxis(ids, axis, 0)
-    for start in forwards if step > 1 else ():  # the numbers that a step skips go with the one before them
-        window = rows[start : start + step] if chosen.step > 0 else rows[max(start - step + 1, 0) : start + 1]
-        call.tie(np.broadcast_to(window[:1], window.shape), window)
-
-    def new(kept):
-        places = np.flatnonzero(np.isin(kept_along(kept, ids)[axis], forwards))
-        first, last = int(places[0]), int(places[-1])
-        bounds = (first, last + 1, step) if chosen.step > 0 else (last, first - 1 if first else None, -step)
-        return dict(zip(("start", "stop", "step"), bounds, strict=True)) if isinstance(part, dict) else slice(*bounds)
-
-    return new
-
-
-def _split(call: Call) -> list[np.ndarray]:
-    """Parts along an axis; if channels are along it, the sizes of the parts change."""
-    name, axis = _name(call, "indices_or_sections", "num_or_size_splits"), axis_of(call, 0)
-    outputs = move(call)
-    if call.is_opaque or not _varying(call, axis) or len(outputs) == 1:
-        return outputs
-    whole = [
-        np.broadcast_to(ids, call.output_shapes[i]) if None not in call.output_shapes[i] else ids
-        for i, ids in enumerate(outputs)
-    ]
-    for ids in outputs:
-        call.part(ids)
-
-    def sizes(kept):
-        return [len(kept_along(kept, ids)[axis]) for ids in whole]
-
-    if name == "num_or_size_splits":
-        call.resize(name, sizes)
-    else:
-        call.resize(name, lambda kept: np.cumsum(sizes(kept))[:-1].tolist())
-    return outputs
-
-
-def _array_split(call: Call) -> list[np.ndarray]:
-    """Parts that differ by at most one channel: those at the same place of all parts go together."""
-    axis, outputs = axis_of(call, 0), move(call)
-    if not call.is_opaque and _varying(call, axis):
-        first = np.moveaxis(outputs[0], axis, 0)
-        for other in (np.moveaxis(ids, axis, 0) for ids in outputs[1:]):
-            call.tie(first[: len(other)], other)
-    return outputs
-
-
-def _unstack(call: Call) -> list[np.ndarray]:
-    axis = axis_of(call, 0)
-    if _varying(call, axis):
-        call.protect(call.inputs[0], f"{call.described()} takes them apart")
-    return move(call)
-
-
-def _take(call: Call) -> list[np.ndarray]:
-    """take and gather with indices that are known."""
-    ids, axis, indices = call.inputs[0], axis_of(call), call.argument("indices")
-    if not is_fixed(indices) or axis is None or axis < 0 or len(call.inputs) > 1:
-        return unknown(call, "takes numbers of the batch, or at positions that are computed")
-    outputs = move(call)
-    if call.is_opaque or not _varying(call, axis):
-        return outputs
-    places = np.asarray(indices) % ids.shape[axis]
-    if places.ndim != 1:
-        call.protect(ids, f"{call.described()} takes them one by one")
-        return outputs
-
-    def chosen(kept):
-        left = kept_along(kept, ids)[axis]
-        return _like(np.searchsorted(left, places[np.isin(places, left)]), indices)
-
-    call.resize("indices", chosen)
-    call.part(outputs[0])
-    return outputs
-
-
 def _stack(call: Call) -> list[np.ndarray]:
     """Puts tensors side by side along a new axis. Numbers at the same position of all of them go together."""
-    values = call.argument(_name(call, "x", "values"))
+    values = call.argument(name_of(call, "x", "values"))
     inputs = [value for value in values if isinstance(value, Flow)]
     if len(inputs) < len(values):
         return unknown(call, "joins them with a constant")
@@ -218,9 +95,6 @@ def _stack(call: Call) -> list[np.ndarray]:
     rows = np.moveaxis(outputs[0], axis, 0)
     call.tie_groups(rows, len(rows))
     return [outputs[0].take([0], axis)]
-
-
-# ---- sizes
 
 
 def _squeeze(call: Call) -> list[np.ndarray]:
@@ -235,7 +109,7 @@ def _squeeze(call: Call) -> list[np.ndarray]:
 
 def _pad(call: Call) -> np.ndarray | list[np.ndarray]:
     """Channels that padding adds are new ones, and go with those that they are added to."""
-    name, ids = _name(call, "pad_width", "paddings"), call.inputs[0]
+    name, ids = name_of(call, "pad_width", "paddings"), call.inputs[0]
     given = call.argument(name)
     if not is_fixed(given):
         return unknown(call, "pads by a width that is computed")
@@ -268,12 +142,12 @@ def _roll(call: Call) -> list[np.ndarray]:
         return outputs
     shift, axis = call.argument("shift"), call.argument("axis")
     axes = [int(a) % (ids.ndim + 1) - 1 for a in np.ravel(axis)]
-    if any(_varying(call, a) for a in axes):
+    if any(varying(call, a) for a in axes):
 
         def new(kept):
             shifts = np.broadcast_to(np.array(shift), len(axes)).tolist()
             for i, a in enumerate(axes):
-                if _varying(call, a):
+                if varying(call, a):
                     size = ids.shape[a]
                     shifts[i] = int((kept_along(kept, ids)[a] >= size - shifts[i] % size).sum())
             return shifts if np.ndim(shift) else shifts[0]
@@ -286,7 +160,7 @@ def _repeat(call: Call) -> list[np.ndarray]:
     """Each channel as often as it is repeated."""
     ids, axis, outputs = call.inputs[0], axis_of(call), move(call)
     repeats = call.argument("repeats")
-    if not call.is_opaque and _varying(call, axis) and np.size(repeats) > 1:
+    if not call.is_opaque and varying(call, axis) and np.size(repeats) > 1:
         call.cut_constant(("repeats",), ids, {0: axis})
     return outputs
 
@@ -319,7 +193,7 @@ def _depth_to_space(call: Call) -> list[np.ndarray]:
 def glu(call: Call) -> np.ndarray:
     """Half of the channels are gates of the other half."""
     axis, ids = axis_of(call, -1), call.inputs[0]
-    if not _varying(call, axis):
+    if not varying(call, axis):
         return ids
     first, gates = np.split(ids, 2, axis)
     call.tie(first, gates)
@@ -331,7 +205,8 @@ def _shape(call: Call) -> np.ndarray:
     return call.sizes_as_numbers()
 
 
-def _moves(rule: Callable) -> LayerSpec:
+def moves(rule: Callable) -> LayerSpec:
+    """The spec of an op that only moves numbers."""
     return LayerSpec(rule, affine=True, dependence=moved)
 
 
@@ -343,18 +218,13 @@ _PLAIN = [
 LAYERS: dict[str, LayerSpec] = {}
 
 OPS: dict[str, LayerSpec] = {
-    **dict.fromkeys(_PLAIN, _moves(move)),
+    **dict.fromkeys(_PLAIN, moves(move)),
     "shape": LayerSpec(_shape),
-    "getitem": _moves(_getitem),
-    "split": _moves(_split),
-    "arraysplit": _moves(_array_split),
-    "unstack": _moves(_unstack),
-    **dict.fromkeys(["take", "gather"], _moves(_take)),
-    "stack": _moves(_stack),
-    "squeeze": _moves(_squeeze),
-    "pad": _moves(_pad),
-    "roll": _moves(_roll),
-    "repeat": _moves(_repeat),
-    "broadcastto": _moves(_broadcast_to),
-    "depthtospace": _moves(_depth_to_space),
+    "stack": moves(_stack),
+    "squeeze": moves(_squeeze),
+    "pad": moves(_pad),
+    "roll": moves(_roll),
+    "repeat": moves(_repeat),
+    "broadcastto": moves(_broadcast_to),
+    "depthtospace": moves(_depth_to_space),
 }

@@ -43,6 +43,12 @@ def _reduce(call: Call) -> np.ndarray | list[np.ndarray]:
     return ids if call.argument("keepdims") else ids.squeeze(reduced)
 
 
+def _resize_images(call: Call) -> np.ndarray:
+    """The op; TensorFlow's has its channels last."""
+    axis = 0 if call.argument("data_format") == "channels_first" else -1
+    return call.place(call.channels(axis=axis), axis)
+
+
 def _max_pooling(layer: KerasLayer) -> ArgmaxChoice:
     return _choice(lambda x: _windows(x, layer))
 
@@ -119,6 +125,7 @@ LAYERS: dict[str, LayerSpec] = {
 }
 
 OPS: dict[str, LayerSpec] = {
+    "resize": LayerSpec(_resize_images, affine=True, dependence=moved),
     **dict.fromkeys(["mean", "sum", "reducemean", "reducesum"], LayerSpec(_reduce, affine=True, dependence=moved)),
     **dict.fromkeys(
         ["max", "amax", "reducemax"],

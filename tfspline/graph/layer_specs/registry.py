@@ -16,13 +16,18 @@ from tfspline.graph.layer_specs import (
     movement,
     normalization,
     pooling,
+    products,
     sequences,
     shapes,
+    slicing,
 )
 from tfspline.graph.layer_specs.spec import Kernel, LayerSpec
 from tfspline.graph.piecewise import Activation, ArgmaxChoice, PiecewiseAffine, Smooth
 
-_MODULES = (activations, attention, convolutions, elementwise, movement, normalization, pooling, sequences, shapes)
+_MODULES = (
+    *(activations, attention, convolutions, elementwise, movement, normalization, pooling, products, sequences),
+    *(shapes, slicing),
+)
 LAYERS = {name: spec for module in _MODULES for name, spec in module.LAYERS.items()}  # by class name
 OPS = {name: spec for module in _MODULES for name, spec in getattr(module, "OPS", {}).items()}  # without underscores
 UNKNOWN = LayerSpec()
