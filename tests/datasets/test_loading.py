@@ -47,6 +47,7 @@ def test_image_size_too_large_for_memory_raises(monkeypatch):
         match=r"137,952 bytes at image_size=\(12, 8\), more than the limit of 137,951. Use a smaller image_size",
     ):
         data.load("digits", image_size=(12, 8))
+    assert data.load("digits", image_size=(8, 8)).train.images.shape[1:3] == (8, 8)
 
 
 def test_image_size_for_points_raises():

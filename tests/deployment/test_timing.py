@@ -173,6 +173,7 @@ def test_latency_between_two_widths_raises_and_lists_reachable_ones(keras):
     model = keras.Sequential([keras.Input((40,)), keras.layers.Dense(4, name="a"), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match=r"max_latency=0.6 .* within 5%.*nearest first: 0.500, 0.750, 0.250, 1.000"):
         tfspline.plan(model, max_latency=0.6, runtime=device())
+    assert tfspline.plan(model, max_latency=0.5, runtime=device()).cost()["macs"] == (168, 84)
 
 
 def test_random_clock_raises(keras):

@@ -291,17 +291,52 @@ def test_a_convolution_replaced_on_the_instance_is_not_taken_for_a_plain_one(ker
     assert "Standardized" in plan.rows()[0]["protected"]
 
 
-def test_a_layer_whose_config_does_not_make_it_keeps_its_units(keras, rng):
+@pytest.mark.parametrize(
+    "options", [{"activation": "tanh"}, {"use_bias": False}, {"kernel_regularizer": "l2"}], ids=str
+)
+def test_a_layer_whose_config_lacks_an_argument_keeps_its_units_and_the_advice_works(keras, rng, options):
+    class Short(keras.layers.Dense):
+        def get_config(self):
+            return {"units": self.units, "name": self.name}
+
+    class Whole(keras.layers.Dense):
+        pass
+
+    inputs = keras.Input((4,))
+    for kind, kept in ((Short, 8), (Whole, 4)):
+        model = keras.Model(inputs, keras.layers.Dense(2)(dense(keras)(kind(8, **options)(inputs))))
+        plan, x = tfspline.plan(model, 0.5), inputs_for(model, rng)
+        assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= 1e-5
+        assert plan.apply(model).layers[1].units == kept
+        why = f"its config lacks {[*options][0]}; let get_config return all that __init__ of Short takes"
+        assert kind is Whole or why in plan.rows()[0]["protected"]
+
+
+@pytest.mark.parametrize("config", ["another name", "without the size"])
+def test_a_layer_whose_config_does_not_make_it_keeps_its_units_and_the_advice_works(keras, rng, config):
     class Rate(keras.layers.Dense):
         def __init__(self, rate, **options):
             super().__init__(rate, **options)
 
         def get_config(self):
-            return super().get_config() | {"sample_rate": self.units}
+            if config == "another name":
+                return super().get_config() | {"sample_rate": self.units}
+            return {"rate": self.units, "name": self.name}
+
+    class Mended(keras.layers.Dense):
+        def __init__(self, units, rate=1, **options):
+            super().__init__(units, **options)
+            self.rate = rate
+
+        def get_config(self):
+            return super().get_config() | {"rate": self.rate}
 
     x = keras.Input((4,))
     model = keras.Model(x, keras.layers.Dense(2)(dense(keras)(Rate(8)(x))))
     plan = tfspline.plan(model, 0.5)
-    assert "config does not make a Rate" in plan.rows()[0]["protected"]
+    why = plan.rows()[0]["protected"]
+    assert "config does not make a Rate" in why
+    assert "let get_config return all that __init__ of Rate takes, units included" in why
+    assert tfspline.prune(keras.Model(x, keras.layers.Dense(2)(Mended(8)(x))), 0.5).layers[1].units == 4
     x = inputs_for(model, rng)
     assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= 1e-5

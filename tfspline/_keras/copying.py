@@ -68,7 +68,7 @@ class Copies:
 
     def config(self, layer: KerasLayer, changes_of: Callable[[KerasLayer], dict] = lambda layer: {}) -> dict[str, Any]:
         """The config of a layer with objects instead of their configs; `changes_of` is for the layers among them."""
-        with _without_objects(layer):
+        with without_objects(layer):
             config = config_of(layer)
         for key, value in config.items():
             names = (key, f"_{key}", *(["forward_layer"] if key == "layer" else []))  # the last one in Bidirectional
@@ -202,7 +202,7 @@ class Copies:
 
 
 @contextlib.contextmanager
-def _without_objects(layer: KerasLayer) -> Iterator[None]:
+def without_objects(layer: KerasLayer) -> Iterator[None]:
     """Takes the Python objects out of a layer while its config is read: Keras cannot put all of them into a config."""
     layers = [layer, *sublayers(layer)] if op_name(layer) is None else []
     taken = [(part, name, value) for part in layers for name, value in vars(part).items() if name.endswith(OBJECTS)]

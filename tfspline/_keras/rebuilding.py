@@ -10,11 +10,18 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfspline._keras.copying import Copies
+from tfspline._keras.copying import Copies, without_objects
 from tfspline._keras.graph import is_graph, layer_paths, model_inputs, run, unwrapped
-from tfspline._keras.layers import first_argument, is_builtin, weights, with_arguments
+from tfspline._keras.layers import (
+    builtin_class_name,
+    first_argument,
+    function_name,
+    is_builtin,
+    weights,
+    with_arguments,
+)
 from tfspline._keras.modules import keras_of
-from tfspline._keras.references import is_weight
+from tfspline._keras.references import OBJECTS, is_weight
 from tfspline._keras.types import KerasLayer, KerasModel
 
 
@@ -47,14 +54,31 @@ def copy_of(layer: KerasLayer, changes_of: Callable[[KerasLayer], dict] = lambda
     return Copies(lambda inner: None).changed(layer, changes_of)
 
 
-def why_fixed(layer: KerasLayer) -> str | None:
-    """Why a layer of a user's class cannot be made anew from its config, with other sizes; None if it can."""
+def why_fixed(layer: KerasLayer, sizes: dict) -> str | None:
+    """Why a layer of a user's class cannot be made anew from its config, with these sizes in it; None if it can."""
+    kind, advice = type(layer).__name__, "".join(f", {key} included" for key in sizes)
     try:
-        copy_of(layer)
+        lost = _lost(layer, copy_of(layer, lambda inner: sizes if inner is layer else {}), sizes)
+        why = f"its config lacks {', '.join(lost)}" if lost else None
     except Exception as error:  # from the user's code
         message = str(error).partition("\n")[0]
-        return f"its config does not make a {type(layer).__name__} ({type(error).__name__}: {message})"
-    return None
+        why = f"its config does not make a {kind} ({type(error).__name__}: {message})"
+    return why and f"{why}; let get_config return all that __init__ of {kind} takes{advice}"
+
+
+def _lost(layer, copy, sizes) -> list[str]:
+    """The arguments of Keras' own class, from which that of `layer` derives, that a copy does not have."""
+    if builtin_class_name(layer) is None:
+        return []
+    base: Any = next(kind for kind in type(layer).__mro__ if is_builtin(kind))
+    names = inspect.signature(base.__init__).parameters.keys() - {"name", "trainable", "dtype", *sizes}
+    configs = []
+    for one in (layer, copy):
+        objects = {name: getattr(one, name, None) for name in names if name.endswith(OBJECTS)}
+        words = {name: function_name(value) or value is None for name, value in objects.items()}
+        with without_objects(one):
+            configs.append(base.get_config(one) | words)
+    return sorted(name for name in names if repr(configs[0].get(name)) != repr(configs[1].get(name)))
 
 
 def object_config(layer: KerasLayer) -> dict[str, Any]:

@@ -81,10 +81,12 @@ def matching(model: Any, graph: Graph, made: str = "plan was") -> Graph:
 def _protect_fixed(findings, layers) -> None:
     """Protects the units of layers that cannot be made anew with other sizes."""
     reasons: dict[str, str | None] = {}
+    whole = np.ones(findings.ids.count, bool)
     for part in findings.slices.values():
         layer = layers[part.layer]
         if part.layer not in reasons and not _keras.is_builtin(type(layer)):
-            reasons[part.layer] = _keras.why_fixed(layer)
+            sizes = {key: of[0](whole) for (path, key), of in findings.resizes.items() if path == part.layer}
+            reasons[part.layer] = _keras.why_fixed(layer, sizes)
         if reasons.get(part.layer):
             findings.ids.protect(part.units, f"{part.layer!r} has to stay as it is: {reasons[part.layer]}")
 
