@@ -1,5 +1,6 @@
 """Fixtures shared by all tests; `keras` runs a test on both Keras versions."""
 
+import collections
 import gc
 import os
 
@@ -10,13 +11,33 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tf_keras  # noqa: E402
 
+KERAS = (keras3, tf_keras)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """`@pytest.mark.sweep(n)`: each n-th case is an ordinary test, the others are slow.
+
+    Both Keras versions have their own: with `sweep(2)`, each case is an ordinary test in one of them.
+    """
+    seen = collections.Counter()
+    for item in items:
+        sweep = item.get_closest_marker("sweep")
+        if sweep:
+            version = getattr(item, "callspec", None) and item.callspec.params.get("keras")
+            key = item.parent.nodeid, item.originalname, version
+            begin = KERAS.index(version) if version in KERAS else 0
+            if (seen[key] + begin) % sweep.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[key] += 1
+
 
 def pytest_collection_finish():
     """Keras 3's clear_session has garbage collected, before half of the tests: not among all that was imported."""
     gc.freeze()
 
 
-@pytest.fixture(params=[keras3, tf_keras], ids=["keras3", "tf_keras"])
+@pytest.fixture(params=KERAS, ids=["keras3", "tf_keras"])
 def keras(request):
     """Keras 3, then tf_keras, each with names, seeds and global state as in a new process."""
     request.param.backend.clear_session()

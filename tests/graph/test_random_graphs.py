@@ -9,14 +9,13 @@ from helpers.zoo import inputs_for, scramble
 import tfspline
 
 
-def check(keras, seed, folder, **smaller):
-    """Builds a random model and checks all three properties."""
+def check(keras, seed, folder=None, **smaller):
+    """Builds a random model and checks the first two properties; with a `folder` for files, also the third."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     model, g = build(keras, seed, **smaller)
     rng = np.random.default_rng(seed)
     x = inputs_for(scramble(model, rng), rng)
-    model(x)
     check_model(keras, model, g, x, rng, folder)
 
 
@@ -27,6 +26,8 @@ def check_model(keras, model, g, x, rng, folder):
     plan.removed[:] = False
     copy = plan.apply(model)
     check_copy(model, copy, x, rng)
+    if g.seed % 2:  # gradients cost most
+        return
     keras.utils.set_random_seed(g.seed)
     expected = gradients(model, x)
     keras.utils.set_random_seed(g.seed)
@@ -35,18 +36,20 @@ def check_model(keras, model, g, x, rng, folder):
 
 def check_slim(keras, model, plan, x, folder):
     slim, masked = plan.apply(model), plan.mask(model)
-    expected = slim(x)
+    expected, cost = slim(x), plan.cost()
     assert close(masked(x), expected), "masked and slim differ"
-    assert tfspline.flops(slim).macs == plan.cost()["macs"][1]
-    assert slim.count_params() == plan.cost()["params"][1]
+    assert tfspline.flops(slim).macs == cost["macs"][1]
+    assert slim.count_params() == cost["params"][1]
+    if folder:
+        fault = saved(keras, slim, x, folder, expected)
+        whole = fault and saved(keras, model, x, folder, model(x))
+        assert not fault or whole, f"only the whole model can be saved and loaded: {fault}"
     slim(x, training=True)
-    fault = saved(keras, slim, x, folder)
-    assert not fault or saved(keras, model, x, folder), f"only the whole model can be saved and loaded: {fault}"
 
 
 @pytest.mark.parametrize("seed", range(100))
 def test_random_graph(keras, tmp_path, seed):
-    check(keras, seed, tmp_path)
+    check(keras, seed, tmp_path if seed % 4 == 0 else None)  # Keras' own saving and loading costs most
 
 
 @pytest.mark.slow

@@ -53,8 +53,8 @@ def check_copy(model, copy, x, rng):
     assert type(copy) is type(model), type(copy)
 
     before = copy(x)
-    assert close(model(x), before), "another function"
     weights = {path: thing for path, thing in ours.items() if path[-2:-1] == ("weight",)}
+    assert all(np.array_equal(theirs[path], weight) for path, weight in weights.items()), "other weights"
     values = {}
     for weight in {id(weight): weight for weight in weights.values()}.values():
         if tf.as_dtype(weight.dtype).is_floating:
@@ -78,9 +78,8 @@ def gradients(model, x):
     return [tf.zeros(()) if g is None else tf.convert_to_tensor(g) for g in found]
 
 
-def saved(keras, model, x, folder):
-    """What fails when a model is saved and loaded; None if nothing does."""
-    expected = model(x)
+def saved(keras, model, x, folder, expected):
+    """What fails when a model whose outputs are `expected` is saved and loaded; None if nothing does."""
     try:
         model.save(folder / "model.keras")
         loaded = keras.models.load_model(folder / "model.keras", safe_mode=False)(x)

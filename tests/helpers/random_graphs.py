@@ -1,5 +1,7 @@
 """Random model graphs."""
 
+import functools
+
 from helpers import map_blocks, unusual_blocks  # noqa: F401 (they register blocks)
 from helpers.graph_builder import Builder
 
@@ -67,4 +69,6 @@ def _features(g, x):
         return x
     if len(x.shape) == 4:
         return g.pick(g.layers.Flatten, g.layers.GlobalAveragePooling2D, g.layers.GlobalMaxPooling2D)()(x)
-    return g.pick(g.layers.Flatten, g.layers.GlobalAveragePooling1D, lambda: g.layers.LSTM(4))()(x)
+    # tf_keras traces the usual LSTM twice, with gradients, whenever it is called.
+    lstm = functools.partial(g.layers.LSTM, 4, recurrent_activation="hard_sigmoid")
+    return g.pick(g.layers.Flatten, g.layers.GlobalAveragePooling1D, lstm)()(x)
