@@ -61,6 +61,7 @@ def test_finds_none_while_the_partition_moves(keras, data):
     assert bird.distances[-1] >= 0.001
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("every", [None, 2])
 @pytest.mark.parametrize("what", ["statistics", "loss"])
 def test_warns_of_a_failed_training_and_never_calls_it_settled(keras, data, caplog, what, every):
@@ -160,6 +161,7 @@ def variants(data):
     }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("variant", ["validated", "many steps", "eager", "dataset"])
 def test_records_the_first_inputs_and_leaves_no_trace(keras, data, variant):
     compile_arguments, train = variants(data)[variant]
@@ -173,6 +175,7 @@ def test_records_the_first_inputs_and_leaves_no_trace(keras, data, variant):
     assert set(vars(model)) - attributes <= {"history", "stop_evaluating", "_eval_epoch_iterator"}
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("variant", ["validated", "many steps", "eager", "dataset"])
 def test_model_keeps_no_reference_to_the_callback(keras, data, variant):
     compile_arguments, train = variants(data)[variant]
@@ -378,6 +381,7 @@ def test_mask_metric_finds_five_masks_that_agree(keras, data):
     np.testing.assert_array_equal(history.history["mask_distance"], bird.distances)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("keras", "metric", "every"),
     [(tf_keras, "partition", None), (keras3, "partition", 3), (tf_keras, "mask", None)],

@@ -28,6 +28,7 @@ class Watch:
         self.callback = keras.callbacks.LambdaCallback(on_batch_end=note)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("regrow", [False, True])
 @pytest.mark.parametrize("family", [chain, residual], ids=lambda family: family.__name__)
 def test_prunes_from_dense_to_ready_to_slim(keras, rng, family, regrow):
@@ -59,6 +60,7 @@ def test_prunes_before_the_step_that_the_schedule_names(keras, rng):
     assert watch.sparsity == expected and pruning.sparsity == 0.5
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("options", [{"steps_per_execution": 3}, {"jit_compile": True}, {"run_eagerly": True}])
 def test_zeros_stay_in_every_mode_of_execution(keras, rng, options):
     model = compiled(keras, rng, **options)
@@ -148,6 +150,7 @@ def test_starts_at_the_early_bird(keras, rng):
     assert len(bird._inputs.recorded[0]) == 24 and pruning.masks == Masks.from_model(model)
 
 
+@pytest.mark.sweep(2)
 def test_order_of_early_bird_and_pruning_does_not_matter(keras, rng):
     found = []
     for swap in (False, True):
@@ -170,6 +173,7 @@ def test_order_of_early_bird_and_pruning_does_not_matter(keras, rng):
     assert np.array_equal(*found)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("regrow", [False, True])
 def test_continues_from_a_saved_state(keras, rng, tmp_path, regrow):
     def pruning():
@@ -237,6 +241,7 @@ def test_refuses_arguments_out_of_range(arguments, error, message):
         SplinePruning(**{"schedule": Every(), **arguments})
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -301,6 +306,7 @@ def test_accepts_schedules_of_tfmot(keras, rng, tfmot):
     assert Masks.from_model(model).sparsity == 0.5
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("regrow", [False, True])
 def test_schedule_continues_in_a_further_fit(keras, rng, regrow):
     model = compiled(keras, rng)
@@ -313,6 +319,7 @@ def test_schedule_continues_in_a_further_fit(keras, rng, regrow):
     assert tfspline.Masks.from_model(model) == pruning.masks
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("schedule", [Every(0.0), lambda step: (True, 0), Every(0.5, 13, 20)])
 def test_schedule_may_prune_nothing_in_a_fit(keras, rng, schedule):
     model = compiled(keras, rng)

@@ -81,6 +81,7 @@ CASES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.sweep(2)
 @settings(
     max_examples=4,
     deadline=None,
@@ -108,6 +109,7 @@ def test_interrupted_anywhere_and_resumed(keras, wholes, tmp_path_factory, case,
     assert not (folder / "ours").exists()
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(("order", "regrow"), [("pkc", True), ("kpc", True), ("kcp", True), ("kcp", False)])
 def test_backups_inside_an_epoch(keras, tmp_path, order, regrow):
     # Keras 3 restarts such an epoch, tf_keras only its data, so all batches are the same here. Units are switched off
@@ -155,6 +157,7 @@ def test_resumes_after_the_early_bird_has_stopped_the_training(keras, tmp_path):
     assert_same(run(tmp_path / "cut"), whole)
 
 
+@pytest.mark.sweep(2)
 def test_resumes_from_a_model_checkpoint(keras, wholes, tmp_path):
     training = Training(keras, tmp_path, "bpc", after_bird=True, regrow=True)
     path = str(tmp_path / "{epoch}.keras")
@@ -184,6 +187,7 @@ def left(keras, folder, **options):
     return sorted((folder / "ours").iterdir())
 
 
+@pytest.mark.sweep(2)
 def test_refuses_states_that_do_not_fit(keras, tmp_path):
     states = left(keras, tmp_path)
     names = {path.name for path in states}
@@ -223,6 +227,7 @@ def test_refuses_an_early_bird_after_keras_backup_without_its_probe(keras, tmp_p
         Training(keras, tmp_path, order="kb").run()
 
 
+@pytest.mark.sweep(2)
 def test_resumes_a_schedule_that_started_at_a_late_early_bird(keras, tmp_path):
     def late():
         training = Training(keras, tmp_path, order="bpkc", after_bird=True)
@@ -300,6 +305,7 @@ training.run(keras.callbacks.LambdaCallback(on_train_batch_end=kill))
 """
 
 
+@pytest.mark.sweep(2)
 def test_killed_and_restarted(keras, wholes, tmp_path):
     whole = wholes(keras, after_bird=True, regrow=True, given=False)
     begin, step = whole[0][3], 2 * STEPS + 2
@@ -336,6 +342,7 @@ def unnamed(keras, folder, **options):
     return training
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("options", [{}, {"regrow": True, "every": 2}])
 def test_resumes_with_a_model_that_is_built_again_in_the_same_process(keras, tmp_path, options):
     first = unnamed(keras, tmp_path, order="bpkc", **options)
@@ -350,6 +357,7 @@ def test_resumes_with_a_model_that_is_built_again_in_the_same_process(keras, tmp
     np.testing.assert_array_equal(again.pruning.masks.off, whole.pruning.masks.off)
 
 
+@pytest.mark.sweep(2)
 def test_two_callbacks_of_one_class_do_not_share_a_folder(keras, tmp_path):
     training = Training(keras, tmp_path, order="bc")
     second = EarlyBird(metric="mask", stop_training=False, backup_dir=tmp_path / "keras" / ".." / "ours")

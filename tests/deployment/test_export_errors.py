@@ -45,6 +45,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("build", "options", "error", "message"), REFUSED.values(), ids=REFUSED)
 def test_bad_options_raise_before_anything_is_written(keras, tmp_path, build, options, error, message):
     if "warmup" in options:

@@ -34,6 +34,7 @@ def check(keras, family, path, rng, batch_size):
             np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("family", "batch_size"), [(residual, None), (shared_and_nested, None), (inverted, 3)])
 def test_file_gives_the_answers_of_keras(keras, family, batch_size, tmp_path, rng):
     check(keras, family, tmp_path / "model.tflite", rng, batch_size)
@@ -75,6 +76,7 @@ def trained_on_digits(keras, x, y):
     return model
 
 
+@pytest.mark.sweep(2)
 def test_quantized_files_are_small_and_nearly_as_accurate(keras, tmp_path):
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype("float32").reshape(-1, 8, 8, 1)
@@ -138,6 +140,7 @@ def test_missing_folder_is_created_and_existing_file_replaced(keras, tmp_path):
     assert os.listdir(path.parent) == ["model.tflite"]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
 def test_low_precision_is_exported_as_a_float32_copy(keras, policy, tmp_path, rng, caplog):
     keras.mixed_precision.set_global_policy(policy)
@@ -205,6 +208,7 @@ def test_op_that_litert_lacks_raises_and_keeps_the_old_file(keras, tmp_path):
     assert os.listdir(tmp_path) == ["model.tflite"]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

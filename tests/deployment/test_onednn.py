@@ -74,6 +74,7 @@ def reported(model, caplog):
     return "TF_ENABLE_ONEDNN_OPTS=0" in caplog.text
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("case", [*WRONG, *RIGHT])
 @pytest.mark.usefixtures("wrong_here")
 def test_only_fused_slopes_are_reported(keras, case, caplog, monkeypatch):

@@ -138,6 +138,7 @@ def test_classify_returns_all_classes_if_there_are_fewer_than_top_k(keras, tmp_p
     assert served(image=tf.zeros((2, 4)))["classes"].shape == (2, 3)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("input", [None, "image", "image_bytes"])
 def test_warmup_requests_run_on_each_signature(keras, tmp_path, input):
     apis = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
@@ -234,6 +235,7 @@ def test_version_lower_than_an_existing_one_raises(keras, tmp_path):
     assert os.listdir(tmp_path) == ["7"]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("version", [0, -1, "1", 1.0, True])
 def test_version_that_is_not_a_positive_integer_raises(keras, tmp_path, version):
     with pytest.raises(ValueError, match=f"`version`.* integer .*Received: {version!r}"):

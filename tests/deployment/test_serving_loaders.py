@@ -94,6 +94,7 @@ def c_program(tmp_path_factory):
         pytest.skip(str(missing))
 
 
+@pytest.mark.sweep(2)
 def test_c_program_on_the_loader_of_tensorflow_serving(keras, slim, c_program, tmp_path, rng):
     folder = tfspline.export(slim, tmp_path / "serving", preprocessing=lambda x: x / 2)
     x = rng.normal(size=(3, 8, 8, 3)).astype("float32")
@@ -210,6 +211,7 @@ def test_server_loads_a_newer_version_and_refuses_bad_requests(tmp_path, serving
             assert refused.value.code == status and "error" in json.load(refused.value)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
 def test_clients_compare_and_measure(tmp_path, rng, serving, protocol):
     import keras

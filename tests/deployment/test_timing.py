@@ -71,6 +71,7 @@ def test_latency_budget_is_met_with_rounded_widths(keras, rng):
     assert 0.95 <= share(small, model, runtime) / 0.5 <= 1.05
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_layer_is_measured_by_itself(keras, rng, family):
     model = scramble(family(keras), rng)
@@ -182,6 +183,7 @@ def test_random_clock_raises(keras):
         tfspline.plan(wide(keras), max_latency=0.5, runtime=lambda model, batch_size: lambda: rng.choice([1e-9, 1e9]))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -67,6 +67,7 @@ def faults(name, row):
     return [f"{name}: {what}" for what, passed in checks.items() if not passed]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", QUICK)
 def test_quick_networks(keras, name, rng):
     assert not faults(name, pruned(keras, name, rng))

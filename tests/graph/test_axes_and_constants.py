@@ -66,6 +66,7 @@ THROUGH = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", THROUGH)
 def test_units_go_through(keras, rng, what):
     shape, middle = THROUGH[what]
@@ -82,6 +83,7 @@ FORMS = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("form", FORMS)
 def test_constants(keras, rng, form):
     if keras.__name__ == "keras" and form in ("list", "tuple"):
@@ -138,6 +140,7 @@ def normed(keras, what):
     return keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", NORMS)
 def test_batch_norm_over_any_axis_with_data(keras, rng, what):
     model = scramble(normed(keras, what), rng)
@@ -199,6 +202,7 @@ JOINED = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", JOINED)
 def test_constants_beside_units(keras, rng, what):
     model = with_constant(keras, lambda x: JOINED[what](keras, x))
@@ -237,6 +241,7 @@ SEEDS = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", SEEDS)
 def test_channels_that_are_spread_over_several_axes(keras, rng, what):
     shape, middle = SEEDS[what]
@@ -271,6 +276,7 @@ SHARED = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", SHARED)
 @pytest.mark.parametrize("other", ["the same", "another", "the input"])
 def test_size_of_a_layer_that_is_called_twice(keras, rng, what, other):
@@ -362,6 +368,7 @@ FIXED_INITIALIZERS = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("form", FIXED_INITIALIZERS)
 def test_initializers_that_return_an_array(keras, rng, form):
     def made(*shape):
@@ -396,6 +403,7 @@ HELD = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("key", HELD)
 def test_arrays_in_regularizers_and_constraints_protect_by_name(keras, rng, key):
     def why(shape):

@@ -197,6 +197,7 @@ def structure(model):
     return found
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_a_copy_has_the_function_weights_and_ties_of_its_original(keras, rng, make):
     model = scramble(make(keras), rng)
@@ -214,6 +215,7 @@ def test_a_copy_has_the_function_weights_and_ties_of_its_original(keras, rng, ma
     assert [tuple(tensor.shape) for tensor in copy.inputs] == [tuple(tensor.shape) for tensor in model.inputs]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_masked_equals_slim_and_the_slim_model_trains(keras, rng, make):
     model = scramble(make(keras), rng)

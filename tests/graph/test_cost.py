@@ -86,6 +86,7 @@ def check_profiled(model):
     return sum(operations.values()) / flops
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_profiler_agrees_on_small_networks(keras, family):
     check_profiled(family(keras))
@@ -97,6 +98,7 @@ def application(keras, name):
     return network(weights=None, input_shape=(224, 224, 3)) if None in model.input_shape[1:] else model
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", QUICK)
 def test_profiler_agrees_on_quick_applications(keras, name):
     assert check_profiled(application(keras, name)) < 1.1

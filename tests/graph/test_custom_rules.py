@@ -65,6 +65,7 @@ WRONG = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("rule", WRONG.values(), ids=WRONG)
 def test_wrong_rule_is_refused_when_the_plan_is_made(keras, rule):
     with pytest.raises(ValueError, match=r"mix.*\(Mix\)"):

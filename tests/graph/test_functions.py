@@ -109,6 +109,7 @@ def test_every_function_of_one_number_is_known_and_is_finite_at_0_unless_it_says
                 assert (fault is None) == (name not in functions.SINGULAR), name
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", USERS)
 def test_user_function_is_not_taken_for_a_built_in_one(keras, what, rng):
     function, x = USERS[what](), rng.normal(size=(3, 5)).astype("float32")
@@ -121,6 +122,7 @@ def test_user_function_is_not_taken_for_a_built_in_one(keras, what, rng):
                 refused(model, x)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", USERS)
 def test_advice_to_register_a_function_works(keras, what):
     function = USERS[what]()
@@ -132,6 +134,7 @@ def test_advice_to_register_a_function_works(keras, what):
         functions._registered.clear()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", ["relu", "linear", "lambda", "object", "method", "partial"])
 def test_masked_is_slim_with_registered_functions(keras, what, rng):
     function = USERS[what]()
@@ -167,6 +170,7 @@ SLOPES = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", SLOPES)
 def test_keyword_arguments_of_a_partial_are_part_of_the_function(keras, rng, what):
     function, x = SLOPES[what](keras), rng.normal(size=(6, 5)).astype("float32")
@@ -208,6 +212,7 @@ def test_functions_that_mix_channels_protect(keras, make):
         assert "mixes channels" in reason(model_with(keras, layer))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", ["log", "rsqrt", "sqrt", "reciprocal"])
 def test_functions_that_are_not_finite_at_0_protect(keras, name):
     ops = keras3.ops if keras is keras3 else tf.math
@@ -222,6 +227,7 @@ def test_functions_that_are_not_finite_at_0_protect(keras, name):
         assert functions.NOT_FINITE in reason(model)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "name", sorted({"sin", "tanh", "erf", "square", "exp", "sign", "cos", "abs", "expm1", "round"})
 )

@@ -76,6 +76,7 @@ def test_a_class_that_uses_a_layer_is_refused(keras, way):
         tfspline.plan(model, 0.5)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_a_container_that_cannot_be_copied_is_refused(keras, holder):
     class Holder(keras.layers.Layer):

@@ -81,6 +81,7 @@ THROUGH = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", THROUGH)
 def test_units_go_through(keras, rng, what):
     rank, make = THROUGH[what]
@@ -116,6 +117,7 @@ OPS = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", OPS)
 def test_units_go_through_bare_ops(keras, rng, what):
     plan, _ = check(after_dense(keras, SHAPES[3], lambda x: OPS[what](keras, x)), rng)
@@ -137,6 +139,7 @@ PROTECTED = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", PROTECTED)
 def test_units_are_protected_by_name(keras, rng, what):
     rank, make = PROTECTED[what]
@@ -156,6 +159,7 @@ PROTECTED_OPS = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", PROTECTED_OPS)
 def test_units_are_protected_by_bare_ops(keras, rng, what):
     plan, _ = check(after_dense(keras, SHAPES[2], lambda x: PROTECTED_OPS[what](keras, x)), rng)
@@ -174,6 +178,7 @@ NORMALISED = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", NORMALISED)
 def test_allow_inexact_prunes_normalized_channels(keras, rng, what):
     width, make = NORMALISED[what]

@@ -46,6 +46,7 @@ def compiled(keras, kind):
 KINDS = ["texts", "words", "nested words", "integers", "numbers", "hashes"]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_planning_and_cutting(keras, kind):
     model, x, dataset = compiled(keras, kind)
@@ -59,6 +60,7 @@ def test_planning_and_cutting(keras, kind):
     assert tfspline.flops(model).macs or "a" in tfspline.flops(model).unknown  # how many words a text has is not known
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_in_training(keras, kind):
     model, x, dataset = compiled(keras, kind)
@@ -70,6 +72,7 @@ def test_masks_in_training(keras, kind):
     assert tfspline.Masks.from_model(model) == masks
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_callbacks(keras, kind):
     model, x, dataset = compiled(keras, kind)

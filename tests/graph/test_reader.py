@@ -61,6 +61,7 @@ def test_batch_norm_is_folded_where_it_directly_follows(keras):
     assert graph.read(model).folded == {"a": ("after_a",)}
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("what", ["custom", "softmax", "layer_norm", "lambda", "subclass", "constant"])
 def test_unknown_layer_protects_with_a_reason(keras, rng, what):
     layers = keras.layers
@@ -131,6 +132,7 @@ def test_registered_rule_prunes_through_a_custom_layer(keras, rng, monkeypatch):
         tfspline.register_channel_rule("Scale", rule)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("build", ["subclassed", "not built", "no model"])
 def test_model_without_known_graph_is_refused(keras, build):
     class Own(keras.Model):
@@ -161,6 +163,7 @@ def check(model, rng, tolerance=1e-5, **options):
     return slim
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("how", ["functional", pytest.param("sequential", marks=pytest.mark.slow)])
 def test_nested_application(keras, rng, how):
     layers = keras.layers
@@ -181,6 +184,7 @@ def test_nested_application(keras, rng, how):
     assert not inner.trainable and len(slim.trainable_weights) == 4
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("part", ["a layer", "BatchNormalization", "a nested layer", "all"])
 def test_frozen_layers_stay_frozen(keras, rng, part):
     layers = keras.layers
@@ -286,6 +290,7 @@ def test_channels_first_layers_that_run_on_a_cpu(keras, rng, order):
     assert check(model, rng).get_layer("conv").filters == 4
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("family", [residual, preactivated, inverted, flattened], ids=lambda family: family.__name__)
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "bfloat16", "float16", "float64"])
 def test_other_precisions(keras, rng, family, dtype):

@@ -41,6 +41,7 @@ def test_kernel_of_layer_without_kernel_is_refused(keras):
         kernel_of(keras.layers.ReLU(name="relu"))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("activation", "is_relu"), [("relu", True), ("relu6", False), ("leaky_relu", False)])
 def test_activation_is_found_fused_and_as_a_layer(keras, activation, is_relu):
     if not hasattr(keras.activations, activation):

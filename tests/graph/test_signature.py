@@ -13,6 +13,7 @@ def words(model):
     return [call for _, call in signature(model)]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_model_built_again_in_one_process_has_the_same_signature(keras, rng, tmp_path, family):
     model, again = scramble(family(keras), rng), scramble(family(keras), rng)
@@ -41,6 +42,7 @@ def network(keras, activation="relu", merge="Add", wiring="xy", slope=6.0, names
     return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Permute(dims)(y))))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "change",
     [

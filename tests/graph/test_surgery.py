@@ -10,6 +10,7 @@ import tfspline
 from tfspline.graph import surgery
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_masked_equals_slimmed(keras, rng, family, scope):

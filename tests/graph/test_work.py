@@ -90,6 +90,7 @@ LAYERS = {  # shape of the input, layer, MACs by hand
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", LAYERS)
 def test_what_is_inside_a_layer_is_counted(keras, name):
     shape, layer, macs = LAYERS[name]
@@ -189,6 +190,7 @@ def test_input_shape_is_that_of_the_data_by_default(keras, tmp_path, rng):
     assert tfspline.Plan.load(tmp_path / "plan.json", base).cost() == plan.cost()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "call",
     [
@@ -213,6 +215,7 @@ def test_the_advice_on_open_sizes_works(keras, call):
     )
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("wrong", [7, (32, 32), (32, 32, 4), (0, 32, 3), (32.0, 32, 3), [(32, 32, 3)] * 2])
 def test_an_input_shape_that_does_not_fit_is_refused(keras, wrong):
     with pytest.raises(ValueError, match="`input_shape`"):

@@ -119,6 +119,7 @@ def test_unit_in_other_dtypes(keras, rng):
         assert unit.activation.compute_dtype == unit.compute_dtype
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("policy", "shape"),
     [("float16", (6, 6, 3)), ("bfloat16", (6, 6, 3)), ("mixed_float16", (4,)), ("mixed_bfloat16", (6, 6, 3))],

@@ -20,6 +20,7 @@ def fit(keras, model, rng, **options):
     model.fit(x, np.ones((16, 3)), batch_size=8, epochs=4, shuffle=False, verbose=0, **options)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("family", [zoo.residual, zoo.inverted])
 def test_training_a_wrapped_model_equals_training_the_model(keras, rng, family):
     model = zoo.scramble(family(keras), rng)
@@ -136,6 +137,7 @@ def test_models_without_a_graph_are_rejected(keras):
             function(1)
 
 
+@pytest.mark.sweep(2)
 def test_tfspline_treats_a_wrapped_model_like_the_model(keras, rng):
     model = zoo.scramble(zoo.residual(keras), rng)
     wrapped = tfspline.wrap(model)

@@ -133,6 +133,7 @@ def test_output_is_logits(keras, name, network, rng):
     assert model.layers[-1].name == "head"
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize(
     ("network", "keras"),
     # Large networks in tf_keras only, which builds them faster.

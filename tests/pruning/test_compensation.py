@@ -35,6 +35,7 @@ def twins(keras, rng, kind):
     return model
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", ["dense", "conv", "bn"])
 @pytest.mark.parametrize(("compensate", "on_data"), [("merge", False), ("merge", True), ("refit", True)])
 def test_compensation_recovers_removed_copies(keras, rng, kind, compensate, on_data):
@@ -163,6 +164,7 @@ def read_by_b(model, plan):
     return plan.apply(model, compensate="merge").get_layer("b").kernel.numpy().item()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("cosine", "offsets", "kernel"),
     [
@@ -204,6 +206,7 @@ def test_only_positively_homogeneous_functions_are_merged(keras):
         assert (read_by_b(model, plan) != 3) == merged, function
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("expression", ["x + 1", "1 - x", "x * x", "x * 2", "x / 2", "x + x"])
 def test_expressions_between_units_and_their_reader(keras, expression):
     layers = keras.layers
@@ -339,6 +342,7 @@ def test_recalibration_by_hand(keras, rng):
         np.testing.assert_array_equal(untouched.layers[2].get_weights()[2:], [[10], [100]])
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("compensate", ["none", "merge", "refit"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_compensation_reduces_the_error_of_every_family(keras, rng, family, compensate):
@@ -375,6 +379,7 @@ def test_low_precision_models_are_compensated(keras, rng):
     assert difference(model(x), small(x)) < difference(model(x), tfspline.prune(model, 0.5, criterion="l1")(x))
 
 
+@pytest.mark.sweep(2)
 def test_data_may_be_an_array_or_a_dataset(keras, rng):
     model = scramble(FAMILIES[0](keras), rng)
     x = inputs_for(model, rng, 64)
@@ -398,6 +403,7 @@ def test_prune_compensates_if_given_data(keras, rng):
         assert difference(model(x), small(x)) <= 2e-2  # both criteria remove one of each pair of copies
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

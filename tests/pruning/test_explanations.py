@@ -41,6 +41,7 @@ def images(keras):
     return keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(x)))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("build", [sequences, custom, images])
 def test_every_layer_with_weights_has_a_row(keras, build):
     model = build(keras)

@@ -175,6 +175,7 @@ def test_taylor_uses_moving_and_snip_uses_batch_statistics(keras, rng):
 
 
 # XLA compiles the gradients of grouped convolutions, which takes as long as all other families together.
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     "family",
     [pytest.param(one, marks=[pytest.mark.slow] * (one is grouped), id=one.__name__) for one in FAMILIES],
@@ -189,6 +190,7 @@ def test_scoring_works_on_every_family_and_changes_no_weight(keras, rng, family)
     assert all(np.array_equal(old, new) for old, new in zip(before, model.get_weights(), strict=True))
 
 
+@pytest.mark.sweep(2)
 def test_wrapped_and_frozen_models_get_the_same_scores(keras, tfmot, rng):
     model = scramble(residual(keras), rng)
     data = labelled(model, rng)
@@ -206,6 +208,7 @@ def test_wrapped_and_frozen_models_get_the_same_scores(keras, tfmot, rng):
         assert_close(scores_of(model, criterion, data), expected[criterion], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.sweep(2)
 def test_mixed_precision(keras, rng):
     keras.mixed_precision.set_global_policy("mixed_float16")
     try:
@@ -218,6 +221,7 @@ def test_mixed_precision(keras, rng):
         assert all(np.isfinite(part).all() and part.max() > 0 for part in scores.values())
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("criterion", ["taylor", "spline_data", "l1"])
 def test_labels_may_come_from_a_tuple_or_a_dataset(keras, rng, criterion):
     model = scramble(chain(keras), rng)
@@ -266,6 +270,7 @@ def test_spline_pruning_with_taylor_inside_fit(keras, rng):
     assert pruning.sparsity == 0.5
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("data", "message"),
     [

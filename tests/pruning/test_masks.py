@@ -58,6 +58,7 @@ def optimizer_of(keras, name):
     return optimizer and optimizer(**{"learning_rate": 0.01, **OPTIMIZERS[name]})
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_zeros_are_exact_after_every_step_of_every_optimizer(keras, rng, name):
     optimizer = optimizer_of(keras, name)
@@ -117,6 +118,7 @@ def variants(keras):
     }
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize(
     ("family", "variant"),
     [(chain, "plain"), *((residual, variant) for variant in variants(pytest.importorskip("keras")))],
@@ -140,6 +142,7 @@ def test_masks_hold_in_fit_of_a_trained_model(keras, rng, variant, family):
     assert off_values(model, masks).any()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_masks_hold_in_mixed_precision(keras, rng, policy):
     keras.mixed_precision.set_global_policy(policy)
@@ -157,6 +160,7 @@ def test_masks_hold_in_mixed_precision(keras, rng, policy):
         keras.mixed_precision.set_global_policy("float32")
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_apply_equals_plan_mask_and_from_model_reads_it_back(keras, rng, family):
     model = scramble(family(keras), rng)
@@ -219,6 +223,7 @@ def test_tied_layers_share_their_masks(keras):
         tfspline.Masks.of(model, {"stem": np.arange(8) < 5, (set(tied) - {"stem"}).pop(): np.ones(8, bool)})
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", ["max_norm", "unit_norm", "non_neg"])
 def test_user_constraints_keep_working(keras, rng, kind):
     own = {
@@ -244,6 +249,7 @@ def test_user_constraints_keep_working(keras, rng, kind):
     assert model.layers[1].bias.constraint is None
 
 
+@pytest.mark.sweep(2)
 def test_constraints_are_not_saved(keras, rng, tmp_path):
     model = compiled(keras, rng, residual)
     config = model.get_config()
@@ -280,6 +286,7 @@ def test_save_and_load_round_trip(keras, rng, tmp_path):
         tfspline.Masks.load(tmp_path / "masks.json", chain(keras))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("damage", ["truncated", "a plan", "a list", "place", "protected", "contradiction", "missing"])
 def test_damaged_file_raises(keras, tmp_path, damage):
     model, path = residual(keras), tmp_path / "masks.json"

@@ -23,6 +23,7 @@ def broken(model, layer, weight, value):
     return model
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("layer", "weight", "value"),
     [
@@ -60,6 +61,7 @@ CALLS = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("call", CALLS)
 def test_every_call_that_judges_units_raises(keras, rng, call):
     model = model_of(keras, rng)

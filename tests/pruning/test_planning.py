@@ -44,6 +44,7 @@ def test_min_units_are_kept(keras, rng):
         assert min(kept(tfspline.plan(model, 0.99, scope=scope)).values()) >= 1
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize(("budget", "counted"), [("max_flops", "macs"), ("max_params", "params")])
 def test_cost_is_at_most_the_budget_and_close_to_it(keras, rng, budget, counted, scope):
@@ -129,6 +130,7 @@ def test_file_with_invalid_channels_raises(tmp_path, places):
             type(kind).load(path, model)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("damage", ["truncated", "no plan", "protected", "all", "options", "inexact", "layer", "huge"])
 def test_damaged_plan_raises(keras, tmp_path, damage):
     model, path = chain(keras), tmp_path / "plan.json"
@@ -173,6 +175,7 @@ def test_equal_seeds_give_equal_plans(keras):
     assert np.array_equal(first, second) and not np.array_equal(first, third)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

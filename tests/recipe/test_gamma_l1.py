@@ -23,6 +23,7 @@ def gammas(keras, path):
     return np.concatenate([layer.gamma.numpy() for layer in layers])
 
 
+@pytest.mark.sweep(2)
 def test_only_the_search_is_penalized(keras, tmp_path, monkeypatch):
     recipe = Recipe(keras=keras.__name__, **SLIMMING)
     interrupt(monkeypatch, [("search", 2)])

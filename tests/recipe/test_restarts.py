@@ -36,6 +36,7 @@ def seen(monkeypatch):
     return networks
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("keras", "retrain_from"), [(keras3, "initial"), (tf_keras, "random")], indirect=["keras"])
 def test_retraining_starts_with_other_weights(keras, tmp_path, monkeypatch, seen, retrain_from):
     recipe = Recipe(keras=keras.__name__, **UNFOUND | {"retrain_from": retrain_from})

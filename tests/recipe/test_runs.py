@@ -156,6 +156,7 @@ def test_run_with_weight_pruning_continues_after_interruptions(keras, tmp_path, 
     assert "weights pruned" in table(summary)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("keras", "every"), [(keras3, None), (tf_keras, 4)], indirect=["keras"])
 def test_baseline_is_a_dense_training_without_a_search(keras, tmp_path, finished_run, every):
     searched = finished_run(keras.__name__)

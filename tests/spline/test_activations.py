@@ -12,6 +12,7 @@ from tfspline.spline.calls import calls_with_activations
 from tfspline.spline.codes import region_codes
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("name", "arguments", "expected"),
     [
@@ -97,6 +98,7 @@ def test_bits_of_maximum_and_minimum_are_the_index_of_the_chosen_tensor(keras):
         assert [codes.unpack(name).tolist() for name in codes.layers] == [[expected]]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 def test_bits_of_max_pooling_are_the_index_of_the_maximum(keras, rng, dimensions, padding):
@@ -208,6 +210,7 @@ def test_activation_inside_another_layer_is_rejected(keras):
         assert region_codes(model, np.zeros((1, 2, 6)), approximate=True).layers == ["seen"]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("activation", ["gelu", "swish", "sigmoid", "tanh", "softplus", "elu"])
 def test_approximate_uses_the_sign_of_the_pre_activation(keras, activation):
     for layer in [dense(keras, activation), keras.layers.Activation(activation, name="unit")]:

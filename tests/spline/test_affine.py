@@ -32,6 +32,7 @@ def piecewise(model):
     return _keras.rebuild(model, changes)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("family", [family for family in zoo.FAMILIES if family is not zoo.inverted])
 def test_map_equals_the_network_at_the_input_and_its_neighbours_in_the_region(keras, rng, family):
     model = zoo.scramble(piecewise(family(keras)), rng)
@@ -146,6 +147,7 @@ def test_map_equals_the_gradient(keras, rng):
     assert zoo.difference(gradient, affine_map(model, x)[0]) < 1e-4
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
 def test_other_precisions(keras, rng, policy):
     layers = [keras.layers.Dense(8, "relu", dtype=policy), keras.layers.BatchNormalization(dtype=policy)]

@@ -119,6 +119,7 @@ def test_report_of_an_unchanged_model(keras, rng):
     assert report.regions[0] == report.regions[1]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("family", [zoo.residual, zoo.flattened])
 def test_slim_model_with_its_plan_is_reported_like_the_masked_model(keras, rng, family):
     model = zoo.scramble(family(keras), rng)

@@ -36,6 +36,7 @@ def check(partition, model, box, plane=None):
     np.testing.assert_allclose(maps, f, atol=1e-5 * np.abs(f).max())
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("n", [1, 2, 5, 70])
 def test_lines_in_general_position_make_1_plus_n_plus_n_choose_2_regions(keras, rng, n):
     model = mlp(keras, n)
@@ -81,6 +82,7 @@ def test_folding_twice_makes_a_sawtooth(keras):
     check(partition, model, ((-2, 2), (-2, 2)))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", ["relu", "leaky_relu", "hard_sigmoid", "batch_norm", "residual", "maxout"])
 def test_polygons_agree_with_the_network(keras, rng, kind):
     layers = keras.layers
