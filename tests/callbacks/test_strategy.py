@@ -60,7 +60,7 @@ print(json.dumps({"off": pruning.masks.off.tolist(), "weights": weights, "distan
 
 
 @pytest.mark.parametrize("policy", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["keras", "tf_keras"])
+@pytest.mark.parametrize("name", ["keras", pytest.param("tf_keras", marks=pytest.mark.slow)])
 def test_two_replicas_prune_as_one_device(name, policy):
     results = []
     for replicas in (1, 2):
@@ -113,7 +113,7 @@ print(json.dumps([replicas, rows, refused]))
 """
 
 
-@pytest.mark.parametrize("name", ["keras", "tf_keras"])
+@pytest.mark.parametrize("name", [pytest.param("keras", marks=pytest.mark.slow), "tf_keras"])
 def test_two_replicas_run_a_recipe_as_one_device(name, tmp_path):
     done = subprocess.run([sys.executable, "-c", RECIPE, name, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

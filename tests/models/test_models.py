@@ -94,6 +94,7 @@ def test_mobilenetv2_has_relu6_and_linear_bottlenecks():
     assert not [layer.name for layer in model.layers if "project_relu" in layer.name]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("network", ["resnet18", "resnet50", "mobilenetv2"])
 @pytest.mark.parametrize("size, last", [(64, 2), (32, 1), (8, 1)])
 def test_imagenet_network_divides_the_size_by_32(network, size, last):
@@ -133,11 +134,11 @@ def test_output_is_logits(keras, name, network, rng):
     assert model.layers[-1].name == "head"
 
 
-@pytest.mark.sweep(5)
 @pytest.mark.parametrize(
     ("network", "keras"),
+    [("resnet8", tf_keras), ("preresnet11", keras3), ("mlp", keras3)]
     # Large networks in tf_keras only, which builds them faster.
-    [(network, tf_keras) for network in NETWORKS] + [("resnet8", keras3), ("preresnet11", keras3), ("mlp", keras3)],
+    + [pytest.param(network, tf_keras, marks=pytest.mark.slow) for network in NETWORKS if network != "resnet8"],
 )
 def test_half_of_every_layer_but_the_head_can_be_pruned(network, keras, rng):
     keras.utils.set_random_seed(0)
@@ -160,6 +161,7 @@ def test_all_layers_are_built_in_layers_of_the_requested_keras(keras, name, netw
         assert type(layer) is getattr(keras.layers, type(layer).__name__)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_networks_are_the_same_in_both_keras_versions(network):
     def layers(name):
@@ -177,6 +179,7 @@ def test_width_multiplies_hidden_channels_and_keeps_at_least_one():
     assert half.get_layer("head").units == 10
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_width_applies_to_every_hidden_layer(network):
     narrow, wide = (build(network, (8, 8, 3), 10, width, "tf_keras") for width in (0.125, 0.5))

@@ -56,6 +56,7 @@ def test_run_killed_before_each_file_that_it_writes(keras, tmp_path, monkeypatch
     assert named < killed_at and len(killed_at) >= len(named) + len(rows_of(tmp_path / "smooth"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keras", "fields"), recipes((tf_keras, "gradual")), indirect=["keras"])
 def test_run_stopped_after_every_fourth_step(keras, tmp_path, monkeypatch, fields):
     recipe, trained = Recipe(keras=keras.__name__, **SMALL | fields), []

@@ -96,7 +96,11 @@ def test_distances_of_epochs_are_those_of_the_early_bird(finished_run):
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("keras", "schedule", "every"),
-    [(keras3, "polynomial", None), (keras3, "early_bird", None), (tf_keras, "early_bird", 2)],
+    [
+        (keras3, "polynomial", None),
+        pytest.param(keras3, "early_bird", None, marks=pytest.mark.slow),
+        (tf_keras, "early_bird", 2),
+    ],
     indirect=["keras"],
 )
 def test_gradual_run(keras, tmp_path, schedule, every, capsys):

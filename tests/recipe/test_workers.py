@@ -178,7 +178,8 @@ run(Recipe(**json.loads(sys.argv[2]), strategy="multi_worker"), folder, verbose=
 """
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_killed_worker_ends_the_others_and_all_continue_after_a_restart(victim, pair, tmp_path):
     folder = tmp_path / "a run"
     begun = pair(train("multi_worker", folder))
