@@ -74,10 +74,6 @@ THROUGH = {
     "MultiHeadAttention without bias": (2, lambda k: lambda x: k.MultiHeadAttention(2, 3, use_bias=False)(x, x)),
     "MultiHeadAttention over an image": (3, lambda k: lambda x: k.MultiHeadAttention(2, 3)(x, x)),
     "MultiHeadAttention of another width": (2, lambda k: lambda x: k.MultiHeadAttention(2, 3, output_shape=10)(x, x)),
-    "LSTM": (2, lambda k: k.LSTM(5)),
-    "GRU": (2, lambda k: k.GRU(5, return_sequences=True)),
-    "SimpleRNN": (2, lambda k: k.SimpleRNN(5, use_bias=False)),
-    "Bidirectional LSTM": (2, lambda k: k.Bidirectional(k.LSTM(5, return_sequences=True))),
 }
 
 
@@ -132,9 +128,6 @@ PROTECTED = {
     "GroupNormalization": (2, lambda k: k.GroupNormalization(groups=4, name="culprit")),
     "UnitNormalization": (2, lambda k: k.UnitNormalization(name="culprit")),
     "EinsumDense": (2, lambda k: k.EinsumDense("abc,cd->abd", (6, 5), name="culprit")),
-    "TimeDistributed": (2, lambda k: k.TimeDistributed(k.Dense(5), name="culprit")),
-    "Bidirectional of an unknown layer": (2, lambda k: k.Bidirectional(k.RNN(k.LSTMCell(5)), name="culprit")),
-    "ConvLSTM2D": (4, lambda k: k.ConvLSTM2D(5, 2, name="culprit")),
     "Lambda": (2, lambda k: k.Lambda(lambda x: x[..., ::-1], name="culprit", output_shape=(6, 8))),
 }
 
@@ -188,18 +181,6 @@ def test_allow_inexact_prunes_normalized_channels(keras, rng, what):
     assert units(plan)["before"] == (width, width // 2) and slim.get_layer("before").units == 4
     assert slim.count_params() == plan.cost()["params"][1]
     assert np.isfinite(slim(inputs_for(model, rng))).all()
-
-
-def test_recurrent_layers_with_states(keras, rng):
-    layers = keras.layers
-    inputs = keras.Input((6, 3))
-    state = layers.Dense(5, name="state")(layers.Flatten()(inputs))
-    x = layers.Dense(8, name="before")(inputs)
-    x, last = layers.GRU(5, return_sequences=True, return_state=True, name="gru")(x, initial_state=state)
-    x = layers.Concatenate()([layers.Flatten()(x), last])
-    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(6, "tanh", name="after")(x)))
-    plan, _ = check(model, rng)
-    assert units(plan)["state"] == (5, 5) and units(plan)["before"] == (8, 4) and units(plan)["after"] == (6, 3)
 
 
 def test_embedding(keras, rng):

@@ -127,7 +127,7 @@ def test_products_without_weights_are_counted(keras):
 
 def test_a_budget_counts_what_is_inside(keras):
     layers = keras.layers
-    wrapped = layers.TimeDistributed(layers.Dense(64, "relu"))
+    wrapped = layers.TimeDistributed(sequential(keras, (32,), layers.Dense(64, "relu")))
     model = sequential(keras, (4, 32), wrapped, layers.Flatten(), layers.Dense(64, "relu"), layers.Dense(2))
     with pytest.raises(ValueError, match="max_flops=0.1 cannot be met"):
         tfspline.plan(model, max_flops=0.1)

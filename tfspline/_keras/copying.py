@@ -8,6 +8,7 @@ weight, such as most functions and initializers, are not copied: original and co
 import contextlib
 import functools
 import types
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -138,6 +139,9 @@ class Copies:
     def _opaque(self, value):
         raise ValueError(f"it holds a {type(value).__name__} with layers or weights; hold them in a list or dict")
 
+    def _weak_set(self, values):
+        return self._remember(values, weakref.WeakSet(map(self._copy, values)))
+
     def _tf_function(self, function):
         if type(function) is not TF_FUNCTION:
             raise ValueError("it holds a function of a loaded SavedModel")
@@ -193,6 +197,7 @@ class Copies:
         (types.FunctionType, _function),
         (types.MethodType, _method),
         (functools.partial, _partial),
+        (weakref.WeakSet, _weak_set),  # tf_keras keeps the books of layers in a list in it
         (OPAQUE, _opaque),
         (TF_FUNCTION, _tf_function),
         ((tuple, frozenset), _fixed),

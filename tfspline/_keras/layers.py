@@ -32,9 +32,9 @@ def op_name(layer: KerasLayer) -> str | None:
     return name if home.partition(".")[0] in _HOMES else f"{home}.{name}"
 
 
-def own_activation(layer: KerasLayer) -> Any:
+def own_activation(layer: KerasLayer, name: str = "activation") -> Any:
     """The activation that a layer holds, a function or another layer; None without one, or if it changes nothing."""
-    activation: Any = getattr(layer, "activation", None)
+    activation: Any = getattr(layer, name, None)
     while builtin_class_name(activation) == "Activation":
         activation = activation.activation
     return activation if callable(activation) and function_name(activation) not in ("linear", "identity") else None
@@ -64,7 +64,10 @@ def _functions(*modules) -> dict[int, str]:
 def innermost(layer: KerasLayer) -> KerasLayer:
     """The layer inside a wrapper of Keras (TimeDistributed) or of tfmot's pruning; any other layer itself."""
     # What other wrappers compute with their layer is not known, such as those of tfmot for quantization.
+    # Bidirectional is a wrapper in tf_keras only.
     while of_class(layer, "Wrapper") and (builtin_class_name(layer) or hasattr(layer, "pruning_vars")):
+        if of_class(layer, "Bidirectional"):
+            break
         layer = layer.layer
     return layer
 
@@ -145,10 +148,14 @@ def _constants(op: KerasLayer) -> dict[str, Any]:
 
 
 def weight(layer: KerasLayer, path: str) -> Any:
-    """A weight of a layer by its attribute ("kernel", or "cell.kernel" for one of a layer inside); None without it."""
+    """A weight of a layer by its attribute ("kernel", or "cell.kernel" for one of a layer inside); None without it.
+
+    A layer inside has a path, too. A number is a place in a list ("cell.cells.0.kernel").
+    """
+    part: Any = layer
     for name in path.split("."):
-        layer = getattr(layer, name, None)
-    return layer
+        part = part[int(name)] if name.isdecimal() else getattr(part, name, None)
+    return part
 
 
 def weights(layer: KerasLayer) -> list:

@@ -17,10 +17,11 @@ from tfspline._keras.layers import (
     first_argument,
     function_name,
     is_builtin,
+    weight,
     weights,
     with_arguments,
 )
-from tfspline._keras.modules import keras_of
+from tfspline._keras.modules import keras_of, of_class
 from tfspline._keras.references import OBJECTS, is_weight
 from tfspline._keras.types import KerasLayer, KerasModel
 
@@ -143,7 +144,7 @@ class _Rebuilding:
         self._open.add(id(layer))
         try:
             if path in self._changes:
-                return self._objects.changed(layer, lambda inner: self._changes.get(self._paths.get(id(inner)), {}))
+                return self._objects.changed(layer, functools.partial(self._changes_of, layer, path))
             copy = self._objects.of(layer)
         except Exception as error:  # from the user's code
             raise ValueError(f"Layer {path!r} ({type(layer).__name__}) cannot be copied: {error}") from error
@@ -151,7 +152,18 @@ class _Rebuilding:
             self._open.remove(id(layer))
         if hasattr(layer, "built") and not weights(layer) and layer.get_build_config():
             copy.built = False  # it may have noted the shape of its input, which can become another one
+            if of_class(layer, "TimeDistributed"):
+                copy.input_spec = None
         return copy
+
+    def _changes_of(self, layer, path, inner):
+        """The config entries to change of a layer inside another one, "cell.units" for `units` of its `cell`."""
+        changes = dict(self._changes.get(self._paths.get(id(inner)), {}))
+        for key, value in self._changes[path].items():
+            *owner, name = key.split(".")
+            if owner and weight(layer, ".".join(owner)) is inner:
+                changes[name] = value
+        return {key: value for key, value in changes.items() if "." not in key}
 
     def _copy_inside(self, layer):
         """The copy of a layer that an object holds; None for a layer that belongs to this object only."""

@@ -1,5 +1,7 @@
 """The call of a layer as its channel rule sees it."""
 
+import copy
+import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -10,7 +12,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline.graph.channel_ids import ChannelIds
-from tfspline.graph.flow import Flow, constants, kept_along, taken
+from tfspline.graph.flow import Flow, constants, each_step, kept_along, taken
 from tfspline.graph.structure import WeightSlice, Work
 
 
@@ -48,15 +50,30 @@ class Call:
     def __init__(self, findings: Findings, node: _keras.Node, args: tuple, kwargs: dict, outputs: list[tf.TensorSpec]):
         self._flows = [value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, Flow)]
         self.layer, self.inputs = node.layer, [flow.ids for flow in self._flows]
-        self.output_shapes = [shape[1:] for shape in node.output_shapes]
-        self.is_opaque = self.declares_macs = False
-        self.batch = findings.batch
-        self._arguments = args, kwargs
+        self.output_shapes, self.is_opaque, self.declares_macs = [s[1:] for s in node.output_shapes], False, False
+        self.batch, self._arguments = findings.batch, (args, kwargs)
         self._findings, self._path, self._outputs = findings, node.path, outputs
+        self._outermost, self._inside, self._first_axis = node.layer, "", 0
 
     def described(self) -> str:
         """The layer's path and class, for messages."""
         return f"{self._path!r} ({type(self.layer).__name__})"
+
+    def of_each_step(self, name: str) -> "Call":
+        """The call of a layer inside, an attribute of this one, that is applied to each step of the first input."""
+        call = copy.copy(self)
+        call.layer, call._inside = _keras.weight(self.layer, name), f"{self._inside}{name}."
+        call._first_axis += 1
+        flow, ids = self._flows[0], self.inputs[0]
+        if 1 < len(ids) < ids.size:
+            self.tie_groups(ids, len(ids))
+        elif len(ids) > 1:
+            self.protect(ids, f"{self.described()} reads each step with the same weights")
+        call._flows = [dataclasses.replace(flow, ids=ids[0], shape=flow.shape[1:], spec=each_step(flow.spec))]
+        call.inputs, call._arguments = [ids[0]], (tuple(call._flows), {})
+        call.output_shapes = [shape[1:] for shape in self.output_shapes]
+        call._outputs = [each_step(spec) for spec in self._outputs]
+        return call
 
     def shape(self, i: int = 0) -> tuple:
         """The static shape of input `i` without the batch dimension; None for an unknown size."""
@@ -92,7 +109,7 @@ class Call:
         else:
             row = self.tie_groups(ids, ids.size // ids.shape[-1])
         channels = np.broadcast_to(row, self.shape(i)[axis])
-        self._findings.reads.setdefault((self._path, i), (axis % ids.ndim, channels))
+        self._findings.reads.setdefault((self._path, i), (axis % ids.ndim + self._first_axis, channels))
         return channels
 
     def full(self, i: int = 0) -> np.ndarray | None:
@@ -225,9 +242,12 @@ class Call:
             advice = "; allow_inexact=True prunes them nevertheless" if inexact else ""
             self._findings.ids.protect(self.checked(ids, "call.protect"), why + advice)
 
-    def produce(self, weight: str, axis: int) -> np.ndarray:
-        """Fresh ids [channels] for an axis of a weight that produces channels; a later call gets the same ids."""
-        ids = self._slice(weight, axis, None, "produced")
+    def produce(self, weight: str, axis: int, gates: int = 1) -> np.ndarray:
+        """Fresh ids [channels] for an axis of a weight that produces channels; a later call gets the same ids.
+
+        With several `gates`, the axis holds all channels that often, one gate after the other.
+        """
+        ids = self.tie_groups(self._slice(weight, axis, None, "produced", gates), gates)
         if getattr(self.layer, "quantization_mode", None):
             self.protect(ids, f"{self.described()} is quantized with a scale for each channel; prune before quantizing")
         return ids
@@ -252,6 +272,7 @@ class Call:
         """
         if isinstance(key, str) or (len(key) == 1 and _keras.op_name(self.layer) is not None):
             key = _keras.place_of(self.layer, key if isinstance(key, str) else key[0])
+        key = self._inside + key if isinstance(key, str) else key
         self._findings.resizes.setdefault((self._path, key), []).append(value_of)
 
     def part(self, ids: np.ndarray) -> None:
@@ -283,7 +304,7 @@ class Call:
         """Declares that work of the layer is not counted, for the reason `why`."""
         self._findings.unknown.setdefault(self._path, why)
 
-    def _slice(self, weight, axis, ids, role):
+    def _slice(self, weight, axis, ids, role, gates=1):
         variable = self._variable(weight)
         shape = tuple(variable.shape)
         if not -len(shape) <= axis < len(shape):
@@ -302,7 +323,7 @@ class Call:
         index = self._index(weight)
         if ids.shape != (shape[axis],):
             self.refuse(f"must give {shape[axis]} channel ids for axis {axis} of {weight!r}. Received: {ids.shape}")
-        self._findings.slices[place] = WeightSlice(self._path, weight, index, axis, ids, role)
+        self._findings.slices[place] = WeightSlice(self._path, self._inside + weight, index, axis, ids, role, gates)
         return ids
 
     def _may_lack(self, weight):
@@ -320,7 +341,7 @@ class Call:
 
     def _index(self, weight):
         variable = self._variable(weight)
-        for i, other in enumerate(_keras.weights(self.layer)):
+        for i, other in enumerate(_keras.weights(self._outermost)):
             if other is variable:
                 return i
         raise ValueError(

@@ -47,3 +47,9 @@ def taken(value: Any, positions: Mapping[int, np.ndarray]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(array.tolist())
     return tf.convert_to_tensor(array) if tf.is_tensor(value) else array
+
+
+def each_step(spec: tf.TensorSpec) -> tf.TensorSpec:
+    """The shape of a tensor [batch, steps, ...] whose steps become the batch."""
+    batch, steps, *sizes = spec.shape
+    return tf.TensorSpec((None if None in (batch, steps) else batch * steps, *sizes), spec.dtype)

@@ -84,9 +84,11 @@ def _protect_fixed(findings, layers) -> None:
     whole = np.ones(findings.ids.count, bool)
     for part in findings.slices.values():
         layer = layers[part.layer]
-        if part.layer not in reasons and not _keras.is_builtin(type(layer)):
+        if part.layer not in reasons:
+            builtin = all(_keras.is_builtin(type(one)) for one in (layer, *_keras.sublayers(layer)))
             sizes = {key: of[0](whole) for (path, key), of in findings.resizes.items() if path == part.layer}
-            reasons[part.layer] = _keras.why_fixed(layer, sizes)
+            sizes = {key: value for key, value in sizes.items() if "." not in key}  # not of a layer inside
+            reasons[part.layer] = None if builtin else _keras.why_fixed(layer, sizes)
         if reasons.get(part.layer):
             findings.ids.protect(part.units, f"{part.layer!r} has to stay as it is: {reasons[part.layer]}")
 
@@ -230,7 +232,7 @@ class _Walk:
 
     def _linear_producer(self, node, ids):
         """The name of the units in the output of a call if nothing comes after the weight that produces them."""
-        if _keras.own_activation(node.layer) is None:
+        if _keras.own_activation(_keras.innermost(node.layer)) is None:
             for number, produced in enumerate(self.findings.producers.get(node.path, {}).values(), start=1):
                 if np.array_equal(np.unique(produced), np.unique(ids)):
                     return producer_name(node.path, number)

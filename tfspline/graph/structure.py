@@ -28,6 +28,7 @@ class WeightSlice:
     axis: int  # counted from 0
     units: np.ndarray  # int64 [positions]
     role: str
+    gates: int = 1  # how often `units` repeats all units, one gate of a recurrent layer after the other
 
 
 @dataclasses.dataclass
@@ -125,7 +126,8 @@ class Graph:
         "attention#2" are the second.
         """
         producers = self.producers
-        return producers[known_layer("layer", layer, producers)].units
+        part = producers[known_layer("layer", layer, producers)]
+        return part.units[: len(part.units) // part.gates]
 
     def cut_shapes(self, kept: np.ndarray) -> Shapes:
         """The shapes of all weights if only the units `kept`, bool [units], remain."""

@@ -35,10 +35,23 @@ def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str,
             where.setdefault(resize.layer, {})[resize.key] = resize.value(kept)
     shapes = graph.cut_shapes(kept)
     for path, entries in changes.items():
-        entries |= dict.fromkeys(fixed_arrays.initializers(layers[path], shapes.get(path, [])), "zeros")
+        owners = {part.weight.rpartition(".")[0] for part in graph.slices if part.layer == path}
+        entries |= _initializers(layers[path], owners | {""}, shapes.get(path, []))
     small = _keras.rebuild(model, changes, arguments=arguments)
     _slice_weights(layers, _keras.layer_paths(small), graph, kept, changes)
     return small
+
+
+def _initializers(layer, owners, shapes):
+    """New initializers in place of those that work only for other shapes, of a layer and of `owners` inside it, given
+    by their paths such as "cell"."""
+    shape_of = {id(weight): shape for weight, shape in zip(_keras.weights(layer), shapes, strict=True)}
+    found = {}
+    for owner in owners:
+        part = _keras.weight(layer, owner) if owner else layer
+        own = [shape_of.get(id(weight), tuple(weight.shape)) for weight in _keras.weights(part)]
+        found |= {f"{owner}.{key}".lstrip("."): "zeros" for key in fixed_arrays.initializers(part, own)}
+    return found
 
 
 def check_cut(model: KerasModel, graph: Graph) -> None:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
-from tfspline.graph.layer_specs.dependence import Signal, SignalCall
+from tfspline.graph.layer_specs.dependence import Signal, SignalCall, everywhere
 from tfspline.graph.layer_specs.registry import kernel_of, spec_of
 from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import cut
@@ -148,7 +148,7 @@ def without_small_slopes(model: KerasModel, graph: Graph, tolerance: float) -> K
             scale, offset = np.abs(value_of(layer.gamma)), layer.beta
             variance = value_of(layer.moving_variance)
             spread = scale * np.sqrt(variance / (variance + layer.epsilon))
-        elif part.role == "produced" and part.layer not in graph.folded:
+        elif part.role == "produced" and part.layer not in graph.folded and spec_of(layer).dependence is not everywhere:
             spread = scale = np.linalg.norm(rows(value_of(_keras.weight(layer, name)), part.axis), axis=1)
             offset = _keras.weight(layer, ".".join([*name.split(".")[:-1], "bias"]))
         else:

@@ -268,9 +268,9 @@ class Masks(Mapping):
 
 def as_lists(graph: Graph, off: np.ndarray, entry: str) -> dict[str, Any]:
     """Each layer's number of channels, and which of them are off, for a file that `listed` reads."""
-    producers = graph.producers.items()
-    channels = {layer: len(part.units) for layer, part in producers}
-    return {"channels": channels, entry: {layer: np.flatnonzero(off[part.units]).tolist() for layer, part in producers}}
+    units = {layer: graph.channels(layer) for layer in graph.producers}
+    channels = {layer: len(own) for layer, own in units.items()}
+    return {"channels": channels, entry: {layer: np.flatnonzero(off[own]).tolist() for layer, own in units.items()}}
 
 
 def listed(model: KerasModel, found: dict, entry: str, protect: list, allow_inexact: bool, made: str) -> Masks:

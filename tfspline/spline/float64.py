@@ -139,7 +139,7 @@ def _copied_layer(layer, copies: dict) -> Callable[[tuple, dict], Any]:
 
 
 def _float64_copy(layer, args, kwargs):
-    while _keras.of_class(layer, "Wrapper") and not _keras.of_class(layer, "TimeDistributed"):
+    while _keras.of_class(layer, "Wrapper") and not _keras.of_class(layer, "TimeDistributed", "Bidirectional"):
         layer = layer.layer
     innermost = _keras.innermost(layer)
     linear = {"activation": "linear"} if getattr(innermost, "activation", None) is not None else {}

@@ -16,9 +16,10 @@ from tfspline.graph.layer_specs.spec import LayerSpec
 from tfspline.graph.piecewise import Activation, PiecewiseAffine, Smooth
 
 
-def activated(call: Call, ids: np.ndarray) -> np.ndarray:
-    """The channels `ids` after the layer's own activation, which protects them if it may mix channels."""
-    activation = _keras.own_activation(call.layer)
+def activated(call: Call, ids: np.ndarray, owner: KerasLayer | None = None, name: str = "activation") -> np.ndarray:
+    """The channels `ids` after an activation of the layer, or of an `owner` inside it, which protects them if it may
+    mix channels."""
+    activation = _keras.own_activation(owner or call.layer, name)
     why = activation and _objection(activation)
     if why:
         call.protect(ids, f"the activation {functions.label(activation)!r} of {call.described()} {why}")

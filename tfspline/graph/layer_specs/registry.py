@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasLayer
+from tfspline.graph.call import Call
 from tfspline.graph.layer_specs import (
     activations,
     attention,
@@ -17,22 +18,40 @@ from tfspline.graph.layer_specs import (
     normalization,
     pooling,
     products,
+    recurrent,
     sequences,
     shapes,
     slicing,
 )
-from tfspline.graph.layer_specs.spec import Kernel, LayerSpec
+from tfspline.graph.layer_specs.spec import Kernel, LayerSpec, unknown
 from tfspline.graph.piecewise import Activation, ArgmaxChoice, PiecewiseAffine, Smooth
 
 _MODULES = (
-    *(activations, attention, convolutions, elementwise, movement, normalization, pooling, products, sequences),
-    *(shapes, slicing),
+    *(activations, attention, convolutions, elementwise, movement, normalization, pooling, products, recurrent),
+    *(sequences, shapes, slicing),
 )
 LAYERS = {name: spec for module in _MODULES for name, spec in module.LAYERS.items()}  # by class name
 OPS = {name: spec for module in _MODULES for name, spec in getattr(module, "OPS", {}).items()}  # without underscores
 UNKNOWN = LayerSpec()
 
 _custom: dict[type, LayerSpec] = {}
+
+
+def _time_distributed(call: Call) -> list[np.ndarray]:
+    """Applies a layer to each step: the rule of that layer holds."""
+    inner = call.layer.layer
+    spec = spec_of(inner)
+    if spec is UNKNOWN or is_custom(inner):
+        return unknown(call, f"applies a {type(inner).__name__}, which tfspline knows only outside of TimeDistributed")
+    if len(call.inputs) > 1 or len(call.output_shapes) > 1:
+        return unknown(call, "has a mask or other inputs, or several outputs")
+    each = call.of_each_step("layer")
+    ids = spec.rule(each)
+    call.is_opaque, call.declares_macs = each.is_opaque, each.declares_macs
+    return [np.asarray(ids[0] if isinstance(ids, list) else ids)[None]]
+
+
+LAYERS["TimeDistributed"] = LayerSpec(_time_distributed)
 
 
 def spec_of(layer: KerasLayer) -> LayerSpec:
@@ -119,8 +138,8 @@ def is_homogeneous(node: _keras.Node, constants: Callable[[], list]) -> bool:
     """Whether a call is positively homogeneous, f(c x) = c f(x) for c > 0, in what it does to units that it makes or
     passes on. `constants` returns its arguments that are no tensors of the graph."""
     activation, spec = activation_of_call(node), spec_of(node.layer)
-    if isinstance(activation, PiecewiseAffine):
-        return activation.homogeneous
+    if isinstance(activation, PiecewiseAffine):  # a recurrent layer has other functions beside it
+        return activation.homogeneous and bool(spec.affine or spec.elementwise)
     if isinstance(activation, Smooth) or (activation is None and not spec.affine):
         return False
     shifts = [getattr(node.layer, "offset", 0), *(constants() if spec.elementwise else ())]
