@@ -133,10 +133,12 @@ def test_automatic_names_of_attention_may_differ(rng, tmp_path):
 def test_pruning_on_data(keras, rng):
     model = scramble(vit(keras, blocks=2), rng)
     x = inputs_for(model, rng, batch=40)
-    for options in ({"data": x}, {"data": x, "compensate": "merge"}, {"compensate": "merge"}):
+    errors = []
+    for options in ({"data": x}, {"data": x, "compensate": "none"}, {"compensate": "merge"}):
         small = tfspline.prune(model, 0.5, **options)
         assert small.get_layer("attention1").get_config()["num_heads"] == 2
-        assert np.isfinite(small(x)).all()
+        errors.append(difference(model(x), small(x)))
+    assert errors[0] < 0.5 * min(errors[1:])
 
 
 def test_equal_values_are_no_reason_to_merge_heads(model, rng):

@@ -11,7 +11,7 @@ from tfspline import _keras
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import among
 from tfspline.graph.layer_specs.registry import activation_of, spec_of
-from tfspline.graph.structure import Graph
+from tfspline.graph.structure import Graph, producer_name
 from tfspline.graph.surgery import cut
 from tfspline.graph.weights import value_of
 from tfspline.pruning import refit
@@ -69,7 +69,10 @@ class _Walk:
 
     def visit(self, node, args, kwargs):
         layer = self._layers[node.path]
-        x = next((value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, Pair)), None)
+        if node.path in self._goals and refit.projection(layer) is not None:
+            x = self._inside(node.layer, layer, args, kwargs)
+        else:
+            x = next((value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, Pair)), None)
         self._compensate(node, layer, x)
         whole = _keras.call(node.layer, args, kwargs, Pair, lambda pair: pair.whole)
         small = _keras.call(layer, args, kwargs, Pair, lambda pair: pair.cut)
@@ -81,6 +84,16 @@ class _Walk:
         self._pairs.update((tensor, pair) for tensor, pair in added if tensor in self._addends)
         return pairs
 
+    def _inside(self, whole, layer, args, kwargs):
+        """The inputs of the projections inside two attention layers that are called."""
+        with (
+            _keras.inputs_of(refit.projection(whole)) as inputs,
+            _keras.inputs_of(refit.projection(layer)) as inputs_cut,
+        ):
+            _keras.call(whole, args, kwargs, Pair, lambda pair: pair.whole)
+            _keras.call(layer, args, kwargs, Pair, lambda pair: pair.cut)
+        return Pair(*inputs, *inputs_cut)
+
     def _compensate(self, node, layer, x):
         path, graph, kept = node.path, self._graph, self._kept
         if path in self._goals:
@@ -88,8 +101,13 @@ class _Walk:
             if not all(tensor in self._pairs for tensor in goal.others):  # that branch runs later: leave the sum aside
                 goal = refit.Goal(goal.bn)
             others = [self._pairs[tensor] for tensor in goal.others]
-            outputs = kept[self._producers[path].units]
-            refit.refit(node.layer, layer, self._layers.get(goal.bn), x, outputs, goal.relu, others)
+            inner = refit.projection(layer)
+            if inner is None:
+                outputs = kept[self._producers[path].units]
+                refit.refit(node.layer, layer, self._layers.get(goal.bn), x, outputs, goal.relu, others)
+            else:
+                outputs = kept[self._producers[producer_name(path, 2)].units]  # the first are heads
+                refit.refit_projection(refit.projection(node.layer), inner, x, outputs, goal, others)
         elif self._how == "merge" and path not in graph.shared and refit.is_refittable(layer):
             _merge(node.layer, layer, x.whole, kept[graph.reads[path, 0][1]], kept[self._producers[path].units])
         elif path in self._stale:

@@ -8,6 +8,7 @@ BatchNormalization and a residual add in between:
 """
 
 import dataclasses
+import types
 
 import numpy as np
 import tensorflow as tf
@@ -41,12 +42,12 @@ class Goal:
 
 
 def goals(model: KerasModel, graph: Graph) -> dict[str, Goal]:
-    """The goals of the layers that can be refitted, by path: Dense and ungrouped convolutions that are called once."""
+    """The goals of the layers that can be refitted, by path: Dense, ungrouped convolutions, attention; called once."""
     tensors = _Tensors(_keras.nodes(model, nested=True))
     return {
         node.path: _goal(node, graph, tensors)
         for node in tensors.nodes
-        if node.path not in graph.shared and is_refittable(node.layer)
+        if node.path not in graph.shared and (is_refittable(node.layer) or projection(node.layer) is not None)
     }
 
 
@@ -88,6 +89,27 @@ def is_refittable(layer: KerasLayer) -> bool:
     """Whether a layer can be merged and refitted: Dense, or an ungrouped convolution."""
     kernel = spec_of(layer).kernel
     return kernel is not None and kernel.refittable(layer)
+
+
+def projection(layer: KerasLayer) -> KerasLayer | None:
+    """The layer inside attention that reads its heads, which can be refitted; None for other layers."""
+    own = spec_of(layer).reads_own
+    inner = own and _keras.weight(layer, own.rpartition(".")[0])
+    return inner if inner and len(inner.kernel.shape) == 3 else None
+
+
+def refit_projection(whole: KerasLayer, layer: KerasLayer, x: Pair, makes: np.ndarray, goal: Goal, others: list[Pair]):
+    """Does what `refit` does for a `projection` with inputs [..., heads, d]."""
+
+    def dense(inner):
+        kernel = value_of(inner.kernel)
+        variable = tf.Variable(kernel.reshape(-1, kernel.shape[-1]))
+        return types.SimpleNamespace(kernel=variable, bias=inner.bias, use_bias=inner.bias is not None)
+
+    x = Pair(*(tf.reshape(value, [*value.shape[:-2], -1]) for value in (x.whole, x.cut)))
+    fitted = dense(layer)
+    refit(dense(whole), fitted, None, x, makes, goal.relu, others)
+    layer.kernel.assign(fitted.kernel.numpy().reshape(layer.kernel.shape))
 
 
 def channel_axis(layer: KerasLayer) -> int:
