@@ -172,3 +172,11 @@ def test_residual_attention(keras, rng):
     }  # fmt: skip
     shapes = [tuple(weight.shape) for weight in slim.get_layer("attention").weights]
     assert shapes == [(4, 1, 3), (1, 3), (2, 1, 3), (1, 3), (3, 1, 5), (1, 5), (1, 5, 4), (4,)]
+
+
+def test_width_of_outputs_does_not_follow_the_query(keras, rng):
+    """Without `output_shape`, outputs are as wide as the query, which is cut here while they stay."""
+    inputs = keras.Input((6, 3))
+    x = keras.layers.Dense(8, name="before")(inputs)
+    rows, slim = pruned(keras.Model(inputs, multi_head()(keras.layers, x)), rng)
+    assert kept(rows["before"]) == (8, 4) and slim.output_shape == (None, 6, 8)

@@ -47,6 +47,24 @@ def attended(g, x):
     return x + g.layers.Dense(x.shape[-1])(pooled)
 
 
+@block("sequence")
+def contracted(g, x):
+    """EinsumDense, and sums over the channels of two tensors."""
+    other = g.layers.Dense(x.shape[-1], g.pick(None, "relu", "sigmoid", "tanh"))(x)
+    return g.pick(
+        lambda: g.layers.EinsumDense("...c,cd->...d", 4, bias_axes=g.pick(None, "d"), activation=g.pick(None, "relu"))(
+            x
+        ),
+        lambda: g.layers.EinsumDense("abde,def->abf", (None, 5))(
+            g.layers.EinsumDense("abc,cde->abde", (None, 2, 3))(x)
+        ),
+        lambda: g.layers.EinsumDense("abc,c->abc", x.shape[1:], bias_axes="c")(x),
+        lambda: g.layers.Attention(use_scale=g.flag())([x, other]),
+        lambda: g.layers.AdditiveAttention(use_scale=g.flag())([x, other, g.layers.Dense(x.shape[-1])(x)]),
+        lambda: g.layers.Dot((2, 1))([g.layers.Softmax()(g.layers.Dot(-1)([x, other])), g.layers.Dense(5)(x)]),
+    )()
+
+
 @block()
 def again(g, x):
     """A layer of the pool, called directly or inside a wrapper: anywhere in the graph, or in another nested model."""

@@ -30,7 +30,7 @@ def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str,
     layers = _keras.layer_paths(model)
     arguments: dict[str, dict[Any, Any]] = {}
     for resize in graph.resizes:
-        if not kept[resize.units].all():
+        if resize.layer in changes or not kept[resize.units].all():
             where = arguments if isinstance(resize.key, tuple) else changes
             where.setdefault(resize.layer, {})[resize.key] = resize.value(kept)
     shapes = graph.cut_shapes(kept)

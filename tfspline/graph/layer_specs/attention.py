@@ -3,9 +3,12 @@
 import math
 
 import numpy as np
+import tensorflow as tf
 
 from tfspline import _keras
 from tfspline.graph.call import Call
+from tfspline.graph.flow import Flow
+from tfspline.graph.layer_specs.products import contract
 from tfspline.graph.layer_specs.spec import LayerSpec
 
 
@@ -96,6 +99,53 @@ def _results(call, outputs):
     return results
 
 
+def _dot(call: Call) -> np.ndarray | list[np.ndarray]:
+    """Dot: sums over an axis of each of two inputs."""
+    values = call.argument("inputs")
+    letters = [list(text[: _rank(value)]) for text, value in zip(("aBCDEF", "auvwxy"), values, strict=True)]
+    i, j = (axis % len(of) for axis, of in zip(np.broadcast_to(call.layer.axes, 2), letters, strict=True))
+    letters[1][j] = letters[0][i]
+    output = [letter for letter in (*letters[0], *letters[1][1:]) if letter != letters[0][i]]
+    operands = [(("inputs", k), value, of) for k, (value, of) in enumerate(zip(values, letters, strict=True))]
+    ids = contract(call, operands, output)
+    return ids.reshape(1) if isinstance(ids, np.ndarray) and len(output) == 1 else ids
+
+
+def _scores(call: Call) -> list[np.ndarray]:
+    """Attention, AdditiveAttention: sums over the channels of query and key; those of the value pass."""
+    values = call.argument("inputs")
+    query, value, key = values[0], values[1], values[-1]
+    for mask in tf.nest.flatten(call.argument("mask")):
+        if isinstance(mask, Flow):
+            call.protect(mask.ids, f"{call.described()} uses it as a mask")
+    rows = [call.channels(call.number_of(flow)) for flow in (query, key) if isinstance(flow, Flow)]
+    known = [call.is_zero_when_off(call.number_of(flow)) for flow in (query, key) if isinstance(flow, Flow)]
+    if len(rows) < 2 or not all(known):
+        why = f"{call.described()} adds them up, and they, or what they meet, may not be zero when switched off"
+        for row in rows:
+            call.protect(row, why)
+    else:
+        call.tie(*rows)
+    if rows and len(getattr(call.layer.scale, "shape", ())):
+        call.per_channel("scale", 0, rows[0])
+        if isinstance(value, Flow) and value.shape[-1] == len(rows[0]):  # tf_keras wants it to be as wide
+            call.tie(rows[0], call.channels(call.number_of(value)))
+    sizes = [call.sizes(call.number_of(part)) if isinstance(part, Flow) else np.shape(part) for part in (query, value)]
+    times = *sizes[0][1:-1], sizes[1][-2]
+    if not _keras.of_class(call.layer, "AdditiveAttention") and call.layer.score_mode == "dot":
+        call.macs(None, *times, *(() if rows else sizes[0][-1:]), ids=rows[0] if rows else None)
+    if not isinstance(value, Flow):
+        call.macs(None, *times, sizes[1][-1])
+        return call.opaque()
+    row = call.channels(call.number_of(value))
+    call.macs(None, *times, ids=row)
+    return [call.place(row, -1), *call.opaque()[1:]]
+
+
+def _rank(value):
+    return len(value.shape) + isinstance(value, Flow)
+
+
 def _argument(call, name):
     """The argument of the call that a projection reads."""
     if name == "key" and call.argument("key") is None:
@@ -116,4 +166,6 @@ def _with_last_axis(shape, ids):
 LAYERS: dict[str, LayerSpec] = {
     "MultiHeadAttention": LayerSpec(_multi_head, reads_own=_kernel("output")),
     "GroupedQueryAttention": LayerSpec(_grouped_query, reads_own=_kernel("output")),
+    **dict.fromkeys(["Attention", "AdditiveAttention"], LayerSpec(_scores)),
+    "Dot": LayerSpec(_dot),
 }

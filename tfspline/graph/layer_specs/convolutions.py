@@ -153,5 +153,4 @@ LAYERS: dict[str, LayerSpec] = {
     **dict.fromkeys(
         each_dimension("DepthwiseConv", dimensions=(1, 2)), _spec(_depthwise, Kernel(_depthwise_response, mixes=False))
     ),
-    "EinsumDense": LayerSpec(affine=True),
 }

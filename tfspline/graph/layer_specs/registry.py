@@ -12,6 +12,7 @@ from tfspline.graph.layer_specs import (
     activations,
     attention,
     convolutions,
+    einsum_dense,
     elementwise,
     functions,
     movement,
@@ -27,8 +28,8 @@ from tfspline.graph.layer_specs.spec import Kernel, LayerSpec, unknown
 from tfspline.graph.piecewise import Activation, ArgmaxChoice, PiecewiseAffine, Smooth
 
 _MODULES = (
-    *(activations, attention, convolutions, elementwise, movement, normalization, pooling, products, recurrent),
-    *(sequences, shapes, slicing),
+    *(activations, attention, convolutions, einsum_dense, elementwise, movement, normalization, pooling, products),
+    *(recurrent, sequences, shapes, slicing),
 )
 LAYERS = {name: spec for module in _MODULES for name, spec in module.LAYERS.items()}  # by class name
 OPS = {name: spec for module in _MODULES for name, spec in getattr(module, "OPS", {}).items()}  # without underscores
