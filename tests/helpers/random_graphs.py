@@ -2,7 +2,7 @@
 
 import functools
 
-from helpers import map_blocks, unusual_blocks  # noqa: F401 (they register blocks)
+from helpers import map_blocks, op_blocks, unusual_blocks  # noqa: F401 (they register blocks)
 from helpers.graph_builder import Builder
 
 

@@ -217,6 +217,7 @@ def constant_beside(g, x):
         more = np.ones((*x.shape[:-1], 2), "float32")
         return g.layers.Concatenate()([x, tf.constant(more)] if g.is_keras3 or g.flag() else [tf.constant(more), x])
     row = np.linspace(-1, 1, x.shape[-1]).astype("float32").reshape([1] * (len(x.shape) - 1) + [-1])
+    row = np.repeat(row, x.shape[0] or 1, axis=0)
     return g.pick(g.layers.Add, g.layers.Multiply, g.layers.Maximum)()([x, tf.constant(row)])
 
 

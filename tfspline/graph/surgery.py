@@ -30,6 +30,7 @@ def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str,
     layers = _keras.layer_paths(model)
     arguments: dict[str, dict[Any, Any]] = {}
     for resize in graph.resizes:
+        # A default of a layer that is made anew, such as the output width of attention, can follow from its inputs.
         if resize.layer in changes or not kept[resize.units].all():
             where = arguments if isinstance(resize.key, tuple) else changes
             where.setdefault(resize.layer, {})[resize.key] = resize.value(kept)

@@ -98,12 +98,11 @@ def _stack(call: Call) -> list[np.ndarray]:
 
 
 def _squeeze(call: Call) -> list[np.ndarray]:
-    """Without an axis, it would also drop an axis of which a cut leaves one channel."""
-    outputs, ids, axis = move(call), call.inputs[0], call.argument("axis")
-    varying = [i for i, n in enumerate(ids.shape) if n > 1]
-    if not call.is_opaque and axis in (None, []) and varying:
-        axes = [i + 1 for i, n in enumerate(call.shape()) if n == 1]
-        call.resize("axis", lambda kept: axes if kept[ids].any() else axes)
+    """Without an axis, it would also drop the axis of channels if a cut leaves one."""
+    outputs, ids = move(call), call.inputs[0]
+    if not call.is_opaque and call.argument("axis") in (None, []) and ids.size > 1:
+        axes = [i for i, n in enumerate(call.shape()) if n == 1]
+        call.resize("axis", lambda kept: tuple(i + 1 for i, _ in enumerate(kept_along(kept, ids)) if i in axes))
     return outputs
 
 
