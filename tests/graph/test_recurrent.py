@@ -102,7 +102,10 @@ def test_cells(keras, rng):
         lambda layers, x, kind=kind: layers.RNN(getattr(layers, kind)(6), name=kind, **FAST)(x)
         for kind in ("LSTMCell", "GRUCell", "SimpleRNNCell")
     ]
-    units, slim = pruned(joined(keras, stacked, both, *single), rng)
+    model = joined(keras, stacked, both, *single)
+    units, slim = pruned(model, rng)
+    with pytest.raises(ValueError, match="spline_affine.*`protect`"):
+        tfspline.plan(model, 0.5, criterion="spline_affine", data=inputs_for(model, rng))
     assert all(units[kind] == (6, 3) for kind in ("LSTMCell", "GRUCell", "SimpleRNNCell", "both#2", "stacked"))
     assert units["stacked#2"] == units["both"] == (4, 2) and units["stacked#3"] == (6, 3)
     assert [cell.units for cell in slim.get_layer("stacked").cell.cells] == [3, 2, 3]

@@ -192,6 +192,11 @@ def _over_mean(norm):
 def _readers(units, criterion) -> list[Reader]:
     if units.readers is None:
         raise ValueError(f"Criterion {criterion!r} needs `data`, unlabelled inputs. Received: none")
+    if not units.readers:
+        raise ValueError(
+            f"Criterion {criterion!r} cannot observe what reads the units of {units.name!r}, which stay in a layer. "
+            "Add the layer to `protect`, or use criterion 'spline' or 'l1'."
+        )
     return units.readers
 
 
