@@ -16,6 +16,7 @@ from tfspline.deployment.timing import latency
 from tfspline.graph.cost import flops, training_flops
 from tfspline.graph.layer_specs.functions import register_elementwise
 from tfspline.graph.layer_specs.registry import register_channel_rule
+from tfspline.graph.unrolling import functional
 from tfspline.layers.wrapping import unwrap, wrap
 from tfspline.pruning.criteria import register_criterion
 from tfspline.pruning.masks import Masks
@@ -48,6 +49,7 @@ __all__ = [
     "export",
     "export_litert",
     "flops",
+    "functional",
     "latency",
     "layers",
     "partition_distance",

@@ -89,10 +89,12 @@ def test_unknown_layer_protects_with_a_reason(keras, rng, what):
     x = layers.Dense(8, "relu", name="after")(between(x))
     model = scramble(keras.Model(inputs, layers.Dense(2)(x)), rng)
     groups = groups_of(model)
-    assert "culprit" in groups["before"].protected or what == "constant"
-    assert groups["before"].protected and groups["after"].protected is None
     plan = tfspline.plan(model, 0.5)
-    assert groups["before"].protected in str(plan)
+    assert groups["after"].protected is None
+    if what == "constant":  # it is cut with the channels
+        assert groups["before"].protected is None
+    else:
+        assert "culprit" in groups["before"].protected in str(plan)
     x = inputs_for(model, rng)
     assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= 1e-5
 
@@ -145,7 +147,7 @@ def test_model_without_known_graph_is_refused(keras, build):
         "no model": lambda: keras.layers.Dense(3),
     }[build]()
     message = {
-        "subclassed": "subclassed model Own",
+        "subclassed": "input shape of the subclassed model Own",
         "not built": "is not known yet",
         "no model": "Received: Dense",
     }

@@ -60,7 +60,7 @@ def warns(message, versions=(keras3,)):
     return case(message, WARNINGS, versions)
 
 
-@case("Build it functionally: inputs = keras.Input.*model = keras.Model")
+@case("input shape of the subclassed model Net.*functional")
 def a_subclassed_model(keras, folder):
     class Net(keras.Model):
         def __init__(self):
@@ -70,8 +70,8 @@ def a_subclassed_model(keras, folder):
         def call(self, x):
             return self.parts[1](self.parts[0](x))
 
-    model, inputs = Net(), keras.Input((4,))
-    return lambda: tfspline.plan(model, 0.5), lambda: units_of(keras.Model(inputs, model.call(inputs)), ratio=0.5) == 4
+    model = Net()
+    return lambda: tfspline.plan(model, 0.5), lambda: units_of(tfspline.functional(model, (4,)), ratio=0.5) == 4
 
 
 @case("by its attribute: model.encoder")

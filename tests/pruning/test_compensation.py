@@ -133,7 +133,6 @@ def test_constant_of_a_layer_without_bias_moves_to_batch_norm(keras, rng):
     plan.removed[:] = False
     plan.remove("a", [0])
     x = inputs_for(model, rng, 100)
-    assert difference(model(x), plan.apply(model)(x)) > 0.1
     assert difference(model(x), plan.apply(model, data=x)(x)) <= 1e-4
 
 

@@ -3,6 +3,7 @@
 No other package asks which of the two Keras versions a model belongs to.
 """
 
+from tfspline._keras.carriers import Carrier
 from tfspline._keras.fit import (
     Callback,
     StepCallback,
@@ -10,6 +11,7 @@ from tfspline._keras.fit import (
     check_loss,
     iterations,
     loss,
+    share_loss,
     tf_variable,
 )
 from tfspline._keras.graph import (
@@ -19,6 +21,7 @@ from tfspline._keras.graph import (
     every_path,
     is_graph,
     is_symbolic,
+    is_unbuilt_sequential,
     layer_paths,
     nodes,
     pruning_wrappers,
@@ -59,3 +62,4 @@ from tfspline._keras.modules import (
 )
 from tfspline._keras.rebuilding import copy_of, object_config, rebuild, why_fixed
 from tfspline._keras.references import has_contents, is_layer, is_weight, variable_of, variables
+from tfspline._keras.unrolling import unroll, why_not_unrolled

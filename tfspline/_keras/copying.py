@@ -29,6 +29,7 @@ from tfspline._keras.references import (
     globals_of,
     has_contents,
     is_layer,
+    is_weight,
     reach,
     slots,
 )
@@ -41,10 +42,11 @@ class Copies:
     Args:
         of_layer: returns the copy of a layer that is to be used wherever the layer occurs, or None: it is then copied
             here, with all that it holds.
+        shares_weights: whether copies have the same weights instead of copies of them.
     """
 
-    def __init__(self, of_layer: Callable[[Any], Any]):
-        self._of_layer = of_layer
+    def __init__(self, of_layer: Callable[[Any], Any], shares_weights: bool = False):
+        self._of_layer, self._shares_weights = of_layer, shares_weights
         self._copies: dict[int, tuple[Any, Any]] = {}  # with the original, so that its id is not used again
         self._copied: set[int] = set()  # ids of objects that reach a layer or a weight
 
@@ -88,6 +90,8 @@ class Copies:
         if id(value) in self._copies:
             return self._copies[id(value)][1]
         if id(value) not in self._copied and type(value) not in (list, dict, set, tuple):
+            return value
+        if self._shares_weights and is_weight(value):
             return value
         copy = self._of_layer(value) if is_layer(value) else None
         if copy is not None:

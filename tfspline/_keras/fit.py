@@ -53,6 +53,14 @@ def check_loss(model: KerasModel) -> None:
         )
 
 
+def share_loss(model: KerasModel, other: KerasModel) -> None:
+    """Compiles another model with the loss of a model, if that has one."""
+    if getattr(model, "loss", None) not in (None, getattr(other, "loss", None)):
+        weights = (model.get_compile_config() or {}).get("loss_weights")
+        with model.distribute_strategy.scope():
+            other.compile(loss=model.loss, loss_weights=weights)
+
+
 def loss(model: KerasModel, labels: Any, outputs: list) -> tf.Tensor:
     """The loss that a model was compiled with, a scalar. `outputs` has one tensor for each of `model.outputs`."""
     # A Sequential of Keras 3 may have no `output`.

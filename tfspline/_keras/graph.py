@@ -25,29 +25,36 @@ def _functional(model):
     return getattr(model, "_functional", None) or model
 
 
+def is_unbuilt_sequential(model: KerasModel) -> bool:
+    """Whether a model is a Sequential whose input shape is not known yet."""
+    sequential: Any = tuple(module.Sequential for module in keras_modules())
+    return isinstance(model, sequential) and not is_graph(model)
+
+
 def check_model(model: KerasModel) -> KerasModel:
     """Returns `model` if its graph is known; raises a TypeError or ValueError with advice if it is not."""
     if not is_model(model):
         raise TypeError(f"Expected a Keras 3 or tf_keras model. Received: {type(model).__name__}")
     if is_graph(model):
         return model
-    sequential: Any = tuple(module.Sequential for module in keras_modules())
-    if isinstance(model, sequential):
+    if is_unbuilt_sequential(model):
         raise ValueError(
             f"Expected a model that is built. Received: the Sequential {model.name!r}, whose input shape is not "
             "known yet; start it with keras.Input(shape), or call model.build(input_shape)."
         )
-    parts = [name for name, value in vars(model).items() if is_model(value) and is_graph(value)]
-    if parts:
-        raise ValueError(
-            f"Expected a functional or Sequential model. Received: the subclassed model {type(model).__name__} "
-            f"({model.name!r}), whose graph Keras does not know. Give a model that it holds, by its attribute: "
-            f"{' or '.join(f'model.{name}' for name in parts)}."
-        )
     raise ValueError(
         f"Expected a functional or Sequential model. Received: the subclassed model {type(model).__name__} "
-        f"({model.name!r}), whose graph Keras does not know. Build it functionally: "
-        "inputs = keras.Input(shape); model = keras.Model(inputs, your_model.call(inputs))."
+        f"({model.name!r}), whose graph Keras does not know. {way_out(model)}"
+    )
+
+
+def way_out(model: KerasModel) -> str:
+    """What to do with a subclassed model whose graph is needed but not known."""
+    parts = [name for name, value in vars(model).items() if is_model(value) and is_graph(value)]
+    held = f", or give a model that it holds, by its attribute: {' or '.join(f'model.{name}' for name in parts)}"
+    return (
+        "Unroll it: model = tfspline.functional(model, input_shape=(32, 32, 3)), with the shapes of your inputs"
+        f"{held if parts else ''}."
     )
 
 

@@ -3,7 +3,8 @@
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import keras
@@ -23,7 +24,7 @@ from tfspline._keras.layers import (
 )
 from tfspline._keras.modules import keras_of, of_class
 from tfspline._keras.references import OBJECTS, is_weight
-from tfspline._keras.types import KerasLayer, KerasModel
+from tfspline._keras.types import KerasLayer, KerasModel, KerasTensor
 
 
 def rebuild(
@@ -101,11 +102,12 @@ class _Rebuilding:
         """Copies a model; `called_with` are the symbolic inputs of its first call if it is nested."""
         module = keras_of(model)
         self._open.add(id(model))
-        inputs = [_input(module, *pair) for pair in zip(model.inputs, called_with or model.inputs, strict=True)]
+        pairs = zip(model.inputs, called_with or model.inputs, strict=True)
+        inputs = [symbolic_input(module, tensor, _called_shape(tensor, given)) for tensor, given in pairs]
 
         def visit(node, args, kwargs):
             args, kwargs = tf.nest.map_structure(lambda x: self._objects.of(x) if is_weight(x) else x, (args, kwargs))
-            if self._paths[id(node.layer)] in self._arguments:
+            if self._paths.get(id(node.layer)) in self._arguments:
                 args, kwargs = with_arguments(node.layer, args, kwargs, self._arguments[self._paths[id(node.layer)]])
             layers = self._copies_of(node.layer, args, kwargs) or [lambda *args, **kwargs: first_argument(args, kwargs)]
             return functools.reduce(lambda x, layer: layer(x), layers[1:], layers[0](*args, **kwargs))
@@ -177,14 +179,18 @@ class _Rebuilding:
         return None
 
 
-def _input(module, tensor, given):
-    """A symbolic input like `tensor`, with sizes of the tensor `given` where those of `tensor` are fixed."""
+def _called_shape(tensor, given):
+    """The shape of an input, with sizes of the tensor `given` where its own are fixed."""
+    sizes = zip(tensor.shape, getattr(given, "shape", tensor.shape), strict=True)
+    return [own if own is None or new is None else new for own, new in sizes]
+
+
+def symbolic_input(module: ModuleType, tensor: KerasTensor, shape: Sequence[int | None]) -> KerasTensor:
+    """A symbolic input like `tensor`, but of another shape, batch included."""
     # In Keras 3, the name of a tensor can differ from that of its InputLayer.
     layer = tensor._keras_history[0]
     config = layer.get_config() if type(layer).__name__ == "InputLayer" else {}
     flags = {name: True for name in ("sparse", "ragged", "optional") if config.get(name)}
-    sizes = zip(tensor.shape, getattr(given, "shape", tensor.shape), strict=True)
-    shape = [own if own is None or new is None else new for own, new in sizes]
     return module.Input(batch_shape=shape, dtype=tensor.dtype, name=layer.name, **flags)
 
 

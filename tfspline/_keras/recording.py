@@ -20,14 +20,14 @@ class Recorder:
     Under a `tf.distribute` strategy each replica records an equal share, and every worker sees all of them.
     """
 
-    def __init__(self, model: KerasModel, size: int):
-        for tensor in model.inputs:
+    def __init__(self, model: KerasModel, flat: KerasModel, size: int):
+        for tensor in flat.inputs:
             if None in tensor.shape[1:]:
                 raise ValueError(
                     f"Cannot record a probe: input {tensor.name!r} has no fixed shape, {tuple(tensor.shape)}. "
                     "Give inputs of one shape as probe=."
                 )
-        self._model, self._strategy = model, model.distribute_strategy
+        self._model, self._flat, self._strategy = model, flat, model.distribute_strategy
         self._size = size
         self._share = -(-size // self._strategy.num_replicas_in_sync)
         local = {"trainable": False, "synchronization": tf.VariableSynchronization.ON_READ}
@@ -36,7 +36,7 @@ class Recorder:
             # Inputs beyond the requested size are written to one extra row, the last, which saves a branch.
             self._buffers = [
                 tf.Variable(tf.zeros([self._share + 1, *tensor.shape[1:]], tensor.dtype), **local)
-                for tensor in model.inputs
+                for tensor in flat.inputs
             ]
 
     def start(self) -> None:
@@ -109,7 +109,7 @@ class Recorder:
     @tf.autograph.experimental.do_not_convert
     def _record(self, data):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        values = input_values(self._model, x)
+        values = input_values(self._flat, x)
         count = tf.shape(values[0], tf.int64)[0]
         rows = tf.minimum(self._count + tf.range(count), self._share)
         for buffer, value in zip(self._buffers, values, strict=True):
@@ -137,10 +137,10 @@ class ProbeInputs:
         """Whether the inputs are known, or enough have been recorded."""
         return self.values is not None or (self._recorder is not None and self._recorder.full)
 
-    def start(self, model: KerasModel) -> None:
-        """Starts to record, if no inputs are known."""
+    def start(self, model: KerasModel, flat: KerasModel) -> None:
+        """Starts to record, if no inputs are known; `flat` is a functional model with the inputs of `model`."""
         if self.values is None:
-            self._recorder = Recorder(model, self._size)
+            self._recorder = Recorder(model, flat, self._size)
             self._recorder.start()
 
     def take(self) -> Any:

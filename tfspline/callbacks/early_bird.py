@@ -15,6 +15,7 @@ from tfspline._utils.workers import from_chief
 from tfspline.callbacks.early_bird_tests import TESTS, Observer
 from tfspline.callbacks.settling import LookClock, SettlingTest
 from tfspline.callbacks.state import SavedCallback
+from tfspline.graph.unrolling import functional
 from tfspline.spline.calls import UNITS
 from tfspline.spline.distance import partition_distance
 
@@ -121,7 +122,7 @@ class EarlyBird(SavedCallback):
         self._clock.set_epoch_steps(self._epoch_steps)
         self._observer = self._test.observer(self.model, self.ratio, self.approximate, self.units)
         if self._test.uses_inputs and self._inputs.values is not None:
-            check_inputs(self.model, self._inputs.values)
+            check_inputs(functional(self.model), self._inputs.values)
 
     def on_epoch_begin(self, epoch, logs=None):
         """In the first epoch, resumes an interrupted training, and starts to record the probe if necessary."""
@@ -130,7 +131,7 @@ class EarlyBird(SavedCallback):
             # Not in on_train_begin: BackupAndRestore restores the model there, and may come later in the list.
             self._begun = True
             self._resume(epoch)
-            self._inputs.start(self.model)
+            self._inputs.start(self.model, functional(self.model))
         self._clock.begin_epoch(epoch + 1, self._epoch_steps)
 
     def on_train_batch_end(self, batch, logs=None):
@@ -191,7 +192,7 @@ class EarlyBird(SavedCallback):
         """Returns what is NaN or infinite, the loss or a layer; None if the training is sound."""
         if not np.all(np.isfinite((logs or {}).get("loss", 0.0))):
             return "the loss"
-        layer = not_finite(self.model)
+        layer = not_finite(functional(self.model))
         return layer and f"layer {layer!r}"
 
     def _codes(self):

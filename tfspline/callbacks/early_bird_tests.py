@@ -10,6 +10,7 @@ import numpy as np
 
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
+from tfspline.graph.unrolling import functional
 from tfspline.spline.codes import Codes, RegionEncoder
 
 
@@ -57,7 +58,7 @@ def pruning_mask(model: KerasModel, ratio: float) -> Codes:
     without BatchNormalization the l1 norm of the Dense or Conv kernel counts instead, and the last such layer (the
     head) is left out (You et al., "Drawing Early-Bird Tickets", ICLR 2020).
     """
-    layers = _keras.layer_paths(_keras.check_model(model)).values()
+    layers = _keras.layer_paths(functional(model)).values()
     norms = [layer for layer in layers if _keras.of_class(layer, "BatchNormalization")]
     scores = [np.abs(layer.gamma.numpy()) for layer in norms if layer.gamma is not None]
     if not scores:

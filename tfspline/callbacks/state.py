@@ -13,6 +13,7 @@ from tfspline import _keras
 from tfspline._utils.files import read_npz, write_npz
 from tfspline._utils.workers import from_chief, is_chief, wait
 from tfspline.graph.signature import Signature, renamed, signature
+from tfspline.graph.unrolling import functional
 
 _FORMAT = "tfspline.callback.2"
 
@@ -91,7 +92,7 @@ class SavedCallback(_keras.StepCallback):
 
     def _recognise(self) -> dict[str, str]:
         """For each layer path in the model that the state is about, the path in the model that is trained now."""
-        found = signature(self.model)
+        found = signature(functional(self.model))
         saved, self._structure = self._structure or found, found
         return renamed(saved, found, f"Expected the model that the state of this {type(self).__name__} is about")
 

@@ -15,6 +15,7 @@ from tfspline.graph import reader
 from tfspline.graph.signature import by_new_name
 from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import check_cut
+from tfspline.graph.unrolling import functional
 from tfspline.pruning.allocation import Budget
 from tfspline.pruning.masks import Masks, entries
 from tfspline.pruning.planning import choose
@@ -79,6 +80,7 @@ class UnitSwitch:
 
     def begin(self, model: KerasModel, paths: Mapping[str, str]) -> None:
         """Reads a model; raises an error if it cannot be pruned. `paths`: see `resume`."""
+        model = functional(model)
         self._probe = None if self.data is None else probe(model, self.data)
         sizes = self._probe and self._probe.input_shape
         self._graph = graph = reader.read(model, self.protect, self.allow_inexact, sizes)
@@ -92,12 +94,12 @@ class UnitSwitch:
     def switch(self, model: KerasModel, sparsity: float, step: int) -> None:
         """Scores the units of a model anew and switches a share of them off, in training step `step`."""
         assert self.masks is not None, "begin() comes first"
-        before = self.masks.off
+        before, flat = self.masks.off, functional(model)
         if self.regrow:
-            self.dense.bring_back(model, self.masks, step)
-            off = self._choose(model, sparsity, step) if sparsity else np.zeros_like(before)
+            self.dense.bring_back(flat, self.masks, step)
+            off = self._choose(flat, sparsity, step) if sparsity else np.zeros_like(before)
         else:
-            off = before | self._choose(model, sparsity, step, before) if sparsity else before
+            off = before | self._choose(flat, sparsity, step, before) if sparsity else before
         self.masks = Masks(self.masks.graph, off)
         self.masks.apply(model)
 
@@ -119,7 +121,7 @@ class UnitSwitch:
         """
         self._adopt(paths)
         if self.dense.step == step:  # the weights may have been saved just before units were switched
-            self.dense.assign(model)
+            self.dense.assign(functional(model))
 
     def _adopt(self, paths):
         self.masks = Masks.of_layers(self._graph, by_new_name(self._restored, paths))

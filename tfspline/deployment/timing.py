@@ -16,6 +16,7 @@ from tfspline.deployment import litert, onednn
 from tfspline.graph.cost import check_static
 from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import cut
+from tfspline.graph.unrolling import functional
 
 ROUNDS = 25  # in each round, every sample is measured once
 _SAMPLE = 0.005  # seconds that one measurement takes at least, since a single call may be too short for the clock
@@ -71,7 +72,7 @@ def in_turns(samples: list[Sample], rounds: int = ROUNDS) -> np.ndarray:
 
 def sample_of(model: KerasModel, runtime: str | Runtime, batch_size: int, input_shape: InputShape = None) -> Sample:
     """Prepares a function that measures one prediction of a model; for arguments and errors see `latency`."""
-    model = _fixed(_keras.check_model(model), input_shape)
+    model = _fixed(functional(model), input_shape)
     if not callable(runtime) and runtime not in tuple(RUNTIMES):
         raise ValueError(f"Expected `runtime` among {tuple(RUNTIMES)}, or a function. Received: {runtime!r}")
     count("batch_size", batch_size)

@@ -6,6 +6,7 @@ from tfspline._keras.types import InputShape, KerasModel
 from tfspline._utils.checks import count
 from tfspline.graph import reader as graph
 from tfspline.graph.structure import unknown_lines
+from tfspline.graph.unrolling import functional
 
 BACKWARD = 2  # the backward pass costs about two forward passes: gradients of the inputs and of the weights
 
@@ -64,6 +65,7 @@ def flops(model: KerasModel, input_shape: InputShape = None) -> Flops:
     >>> tfspline.flops(model).macs  # 4 x 3 + 3 x 2
     18
     """
+    model = functional(model)
     read = graph.read(model, input_shape=input_shape)
     check_static(model, read.input_shapes)
     macs, params = read.macs(), read.params()

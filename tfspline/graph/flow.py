@@ -22,6 +22,7 @@ class Flow:
     linear: str | None = None  # name of its units if nothing, no activation, came after the weight that produced them
     off: Callable[[], np.ndarray] = lambda: np.array(np.nan)  # its numbers if all units are switched off, if known
     readers: int = 0  # how many calls and model outputs read the edge
+    batchless: bool = False  # whether it is made of weights only: then `ids` and `shape` have all axes of the tensor
 
 
 def constants(value: Any, place: tuple = ()) -> Iterator[tuple[tuple, Any]]:

@@ -23,9 +23,11 @@ from tfspline.graph.call import Call, Findings, Flow
 from tfspline.graph.channel_ids import group_units
 from tfspline.graph.fixed_arrays import holder, regularizes
 from tfspline.graph.layer_specs.registry import is_homogeneous, spec_of
+from tfspline.graph.layer_specs.spec import unknown
 from tfspline.graph.signature import Signature, renamed, signature
 from tfspline.graph.structure import Graph, Repeats, Resize, Shapes, producer_name
 from tfspline.graph.switched_off import off_values
+from tfspline.graph.weight_flows import beside_inputs, of_weights
 from tfspline.graph.work import CallWork
 
 
@@ -200,11 +202,18 @@ class _Walk:
     def _visit(self, node, args, kwargs):
         self._calls[node.path] += 1
         values = tf.nest.flatten((args, kwargs))
+        flows = [flow for flow in values if isinstance(flow, Flow)]
+        if isinstance(node.layer, _keras.Carrier) or (flows and all(flow.batchless for flow in flows)):
+            return of_weights(self.findings, node, flows)
+        args, kwargs = beside_inputs(args, kwargs, flows)
+        values = tf.nest.flatten((args, kwargs))
         arguments = [flow for flow in values if isinstance(flow, Flow)]
         self.arguments |= {(node.path, id(_keras.variable_of(value))) for value in values if _keras.is_weight(value)}
         work = CallWork(node, args, kwargs)
         call = Call(self.findings, node, args, kwargs, work.outputs)
-        outputs = _apply_rule(spec_of(node.layer).rule, call)
+        followed = spec_of(node.layer).elementwise or not any(flow.batchless for flow in flows)
+        rule = unknown if not followed or any(flow.batchless for flow in arguments) else spec_of(node.layer).rule
+        outputs = _apply_rule(rule, call)
         if _keras.op_name(node.layer) != "getitem":
             call.read_sizes()
         work.count(call)

@@ -152,6 +152,8 @@ def _arguments(node, args, kwargs):
 
 def _chosen_name(path: str, layers: dict[str, Any]) -> str:
     """A path without the parts that Keras named automatically."""
+    if "." in path:  # of a layer inside a composite one, whose name may be automatic, too
+        return ""
     parts = path.split("/")
     paths = ["/".join(parts[: i + 1]) for i in range(len(parts))]
     return "/".join(name for name, at in zip(parts, paths, strict=True) if not _is_automatic(name, layers.get(at)))

@@ -5,6 +5,7 @@ import importlib
 
 from tfspline import _keras
 from tfspline._keras.types import KerasLayer, KerasModel
+from tfspline.graph.unrolling import functional
 from tfspline.layers.base import SplineUnitBase, is_activation
 
 
@@ -40,7 +41,8 @@ def wrap(model: KerasModel) -> KerasModel:
     >>> [layer.name for layer in tfspline.unwrap(tfspline.wrap(model)).layers[:2]]
     ['bn', 'relu']
     """
-    module = _keras.keras_of(_keras.check_model(model))
+    model = functional(model)
+    module = _keras.keras_of(model)
     unit = importlib.import_module(f"tfspline.layers.{module.__name__}").SplineUnit
     stacks = _stacks(model, module.layers.BatchNormalization)
     absorbed = {id(activation) for activation in stacks.values()}
@@ -77,7 +79,8 @@ def unwrap(model: KerasModel) -> KerasModel:
     >>> [(layer.name, type(layer).__name__) for layer in tfspline.unwrap(model).layers]
     [('unit', 'BatchNormalization'), ('unit_relu6', 'Activation')]
     """
-    module = _keras.keras_of(_keras.check_model(model))
+    model = functional(model)
+    module = _keras.keras_of(model)
 
     replacements = {}
     for path, layer in _keras.layer_paths(model).items():

@@ -6,6 +6,7 @@ the activation. A walk over the graph finds for every number whether it depends 
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tfspline import _keras
 from tfspline._keras.types import KerasModel
@@ -68,11 +69,14 @@ class _Walk:
 def constant_shifts(model: KerasModel, graph: Graph, removed: np.ndarray) -> dict[str, np.ndarray]:
     """`shifts`, for all constants in a model; the model is searched for them only if it may have any."""
     layers = _keras.layer_paths(model)
-    scales = [part for part in graph.slices if part.role in ("produced", "per_channel")]
-    for part in scales:
-        is_offset = part.weight.endswith(("bias", "beta"))
-        if not is_offset and not rows(value_of(_keras.weights(layers[part.layer])[part.index]), part.axis).any(1).all():
-            return shifts(model, graph, removed, constants(model, graph, graph.free))
+    for part in graph.slices:
+        is_scale = part.role == "produced" or part.weight == "gamma"
+        if is_scale and not rows(value_of(_keras.weights(layers[part.layer])[part.index]), part.axis).any(1).all():
+            try:
+                return shifts(model, graph, removed, constants(model, graph, graph.free))
+            except tf.errors.UnimplementedError as error:  # such as convolutions that are channels-first, on a CPU
+                logging.warning("Constants that units of %r emit are not folded: %s", model.name, error)
+                return {}
     return {}
 
 

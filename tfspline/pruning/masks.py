@@ -15,6 +15,7 @@ from tfspline._utils.files import read_json, write_json
 from tfspline.graph import reader as graphs
 from tfspline.graph.signature import by_new_name, renamed, signature
 from tfspline.graph.structure import Graph
+from tfspline.graph.unrolling import functional
 from tfspline.pruning import tfmot as wrappers
 from tfspline.pruning.constant_folding import constant_shifts, cut_and_shift
 from tfspline.pruning.placement import rows
@@ -98,7 +99,7 @@ class Masks(Mapping):
             KeyError: a layer does not produce channels.
             ValueError: masks have the wrong length, contradict each other, or switch protected units off.
         """
-        return cls.of_layers(graphs.read(model, allow_inexact=allow_inexact), on)
+        return cls.of_layers(graphs.read(functional(model), allow_inexact=allow_inexact), on)
 
     @classmethod
     def of_layers(cls, graph: Graph, on: Mapping[str, Any]) -> "Masks":
@@ -127,6 +128,7 @@ class Masks(Mapping):
         A prunable unit is off if all weights that produce, scale or read it are zero. (`tfspline.slim` finds more:
         units that are merely constant.) `allow_inexact` is as for `of`.
         """
+        model = functional(model)
         graph = graphs.read(model, allow_inexact=allow_inexact)
         layers = _keras.layer_paths(model)
         off = graph.free
@@ -221,10 +223,11 @@ class Masks(Mapping):
 
         Constants that the units emit are not folded into biases, as `Plan.mask` does, since these are trained.
         """
-        graph = graphs.matching(model, self.graph, "masks were")
+        flat = functional(model)
+        graph = graphs.matching(flat, self.graph, "masks were")
         masks, installed = entries(graph, self.off), wrappers.freeze(model)
         with model.distribute_strategy.scope():
-            for place, weight in weights(model):
+            for place, weight in weights(flat):
                 if place in masks or is_held(weight):
                     installed |= hold(weight, masks.get(place, np.ones(weight.shape, bool)))
             wrappers.write(model, masks)
@@ -238,9 +241,10 @@ class Masks(Mapping):
         The weights are set to zero a last time and stay zero until the model is trained further. tfmot's wrappers keep
         the masks until their schedule chooses others.
         """
-        released = wrappers.thaw(_keras.check_model(model))
+        flat = functional(model)
+        released = wrappers.thaw(model)
         with model.distribute_strategy.scope():
-            for _, weight in weights(model):
+            for _, weight in weights(flat):
                 released |= let_go(weight)
         if released:
             retrace(model)
@@ -257,7 +261,7 @@ class Masks(Mapping):
 
         `allow_inexact` is as for `of`; it need not be given if the masks were made with it.
         """
-        _keras.check_model(model)
+        model = functional(model)
 
         def build(found):
             inexact = allow_inexact or found["allow_inexact"]

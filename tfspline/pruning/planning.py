@@ -18,6 +18,7 @@ from tfspline.graph import reader as graphs
 from tfspline.graph.cost import check_static
 from tfspline.graph.structure import Graph, unknown_lines
 from tfspline.graph.surgery import check_cut
+from tfspline.graph.unrolling import functional
 from tfspline.pruning import compensation, criteria
 from tfspline.pruning.allocation import Budget
 from tfspline.pruning.plans import Plan
@@ -96,6 +97,7 @@ def plan(
         round_to=round_to,
     )
     protect = several("protect", protect)
+    model = functional(model)
     seen = None if data is None else probe(model, data)
     if input_shape is None and seen is not None:
         input_shape = seen.input_shape

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from tfspline._keras import check_model
 from tfspline._keras.constraints import check_finite
 from tfspline._keras.inputs import probe
 from tfspline._keras.types import Data, KerasModel
@@ -14,6 +13,7 @@ from tfspline._utils.files import read_json, write_json
 from tfspline.graph import reader as graphs
 from tfspline.graph.structure import Graph, unknown_lines
 from tfspline.graph.surgery import cut
+from tfspline.graph.unrolling import functional
 from tfspline.pruning import compensation, masks
 from tfspline.pruning.constant_folding import constant_shifts, cut_and_shift
 
@@ -168,6 +168,7 @@ class Plan:
             ValueError: an option is unknown, or needs `data` that is not given.
         """
         compensation.check(data, compensate, recalibrate)
+        model = functional(model)
         if compensate == "auto":
             compensate = "none" if data is None else "refit"
         graph, kept = graphs.matching(model, self.graph), ~self.removed
@@ -185,6 +186,7 @@ class Plan:
     def mask(self, model: KerasModel) -> KerasModel:
         """Returns a copy of `model` of the same shape with the removed units switched off: the same function as that
         of `apply` without `data` and compensation."""
+        model = functional(model)
         return masks.switch_off(model, graphs.matching(model, self.graph), self.removed)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -196,7 +198,7 @@ class Plan:
     @classmethod
     def load(cls, path: str | os.PathLike, model: KerasModel) -> "Plan":
         """Reads a plan written by `save`, for the model that it was made for, which may have been built anew."""
-        check_model(model)
+        model = functional(model)
 
         def build(found):
             options = found["options"]

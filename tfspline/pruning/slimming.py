@@ -15,6 +15,7 @@ from tfspline.graph import reader as graphs
 from tfspline.graph.layer_specs.registry import kernel_of
 from tfspline.graph.structure import Graph, Group
 from tfspline.graph.surgery import difference
+from tfspline.graph.unrolling import functional
 from tfspline.pruning.constant_folding import constants, cut_and_shift, random_inputs, shifts, without_small_slopes
 from tfspline.pruning.masks import Masks
 from tfspline.pruning.placement import rows
@@ -113,11 +114,13 @@ def slim_report(
     4
     """
     small, masks = _slim(model, tolerance, allow_inexact, protect)
+    model = functional(model)
     inputs = random_inputs(model, np.random.default_rng(0), batch=PROBES)
     return SlimReport(small, masks, difference(model, small, inputs))
 
 
 def _slim(model, tolerance, allow_inexact, protect) -> tuple[KerasModel, Masks]:
+    model = functional(model)
     graph = graphs.read(model, several("protect", protect), allow_inexact)
     check_finite(model)
     if tolerance:

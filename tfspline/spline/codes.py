@@ -15,6 +15,7 @@ from tfspline._keras.inputs import check_inputs
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import count, instance
 from tfspline._utils.files import read_npz, write_npz
+from tfspline.graph.unrolling import functional
 from tfspline.spline.calls import coded_calls
 
 
@@ -192,7 +193,7 @@ class RegionEncoder:
         max_pooling: bool = False,
         units: str = "activations",
     ):
-        self.model = _keras.check_model(model)
+        self.model = model = functional(model)
         self._calls = coded_calls(model, approximate, max_pooling, units)
         self._names = {one.call.node.key: name for name, one in self._calls.items()}
         if not self._calls:

@@ -11,6 +11,7 @@ from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import count
 from tfspline.graph import reader as graphs
 from tfspline.graph.structure import Graph
+from tfspline.graph.unrolling import functional
 from tfspline.spline.affine import affine_map
 from tfspline.spline.boundaries import Boundaries, angle_to_axes, angles_between, boundaries
 from tfspline.spline.codes import Codes, RegionEncoder
@@ -177,6 +178,7 @@ def partition_report(
     ((8, 8), True)
     """
     count("maps", maps, least=0)
+    before, after = functional(before), functional(after)
     inputs, slim = probe(before, x).inputs, after
     if plan is not None:
         after = _expanded(before, after, plan)
@@ -290,7 +292,7 @@ def _expanded(before: KerasModel, after: KerasModel, plan: PruningPlan) -> Keras
         raise TypeError(f"Expected `plan` to be a Plan. Received: {type(plan).__name__}")
     expanded = plan.mask(before)
     graph, kept = graphs.matching(before, plan.graph), ~plan.removed
-    layers, paths = _keras.layer_paths(_keras.check_model(after)), _keras.layer_paths(expanded)
+    layers, paths = _keras.layer_paths(after), _keras.layer_paths(expanded)
     places: dict[tuple, dict[int, np.ndarray]] = {}  # (layer, weight): axis -> kept positions
     for part in graph.slices:
         places.setdefault((part.layer, part.index), {})[part.axis] = np.flatnonzero(kept[part.units])

@@ -12,6 +12,7 @@ from tfspline._keras.constraints import check_finite
 from tfspline._keras.types import KerasModel
 from tfspline.graph.layer_specs.registry import spec_of
 from tfspline.graph.piecewise import ArgmaxChoice, PiecewiseAffine, Smooth
+from tfspline.graph.unrolling import functional
 from tfspline.spline.calls import CallActivation, calls_with_activations
 
 Pieces = PiecewiseAffine | ArgmaxChoice
@@ -53,7 +54,7 @@ class Network:
     """A model in float64 as affine maps and activations; with `logits`, without a smooth one at the very output."""
 
     def __init__(self, model: KerasModel, logits: bool = False):
-        self.model = _keras.check_model(model)
+        self.model = model = functional(model)
         check_finite(model)
         copies: dict[int, Any] = {}
         # For each call, nested models included, by the key of its node and in the order of the graph.

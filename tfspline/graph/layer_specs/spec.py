@@ -18,8 +18,10 @@ def unknown(call: Call, why: str = "") -> list[np.ndarray]:
     """The channel rule of layers about which nothing is known: protects all their inputs and outputs."""
     if not why and _keras.op_name(call.layer) is None:
         name, other = type(call.layer).__name__, call.shares_with()
+        reason = _keras.why_not_unrolled(call.layer)
+        why = f"cannot be unrolled, as {reason}" if reason else "is not a layer that tfspline knows"
         advice = f"; describe it with tfspline.register_channel_rule({name}, rule)"
-        why = f"is not a layer that tfspline knows{f', and {other!r} uses its weights, too' if other else advice}"
+        why += f", and {other!r} uses its weights, too" if other else advice
     why = f"{call.described()} {why or 'is not an operation through which tfspline can follow channels'}"
     call.keep(why)
     for ids in call.inputs:

@@ -1,0 +1,170 @@
+"""Unrolling: subclassed models and composite layers become flat graphs with the same weights."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.composites import block_class, model_class, patches_class
+from helpers.cutting import EXACT
+from helpers.zoo import difference, scramble
+
+import tfspline
+from tfspline import _keras
+
+
+def subclassed(keras):
+    model = model_class(keras)(width=6)
+    model(np.zeros((2, 5), "float32"))
+    return model
+
+
+def composite_in_functional(keras):
+    x = inputs = keras.Input((4, 5))
+    block = block_class(keras)(5)
+    for layer in (block, block, block_class(keras)(5)):  # one of them is called twice
+        x = layer(x)
+    return keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
+
+
+def composite_in_nested(keras):
+    inner = keras.Sequential([keras.Input((5,)), block_class(keras)(5), keras.layers.ReLU()], name="inner")
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, keras.layers.Dense(2, name="head")(inner(inner(inputs), training=False)))
+
+
+MODELS = (subclassed, composite_in_functional, composite_in_nested)
+
+
+def data_of(model, rng, samples=7):
+    shape = tuple(model.inputs[0].shape) if _keras.is_graph(model) else (None, 5)
+    return rng.normal(size=(samples, *shape[1:])).astype("float32")
+
+
+def variables(model):
+    return {id(_keras.variable_of(weight)) for weight in model.weights}
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_flat_model_is_the_same_function_with_the_same_weights(keras, rng, tmp_path, make):
+    model = scramble(make(keras), rng)
+    before = dict(vars(model))
+    nodes = [len(layer._inbound_nodes) for layer in _keras.sublayers(model)]
+    flat, x = tfspline.functional(model), data_of(model, rng)
+    assert flat is not model and tfspline.functional(model) is flat  # kept for later calls
+    assert variables(flat) == variables(model) and flat.count_params() == model.count_params()
+    assert difference(model(x), flat(x)) <= EXACT
+    assert all("block" not in type(layer).__name__.lower() for layer in flat.layers)
+    # The original is as it was.
+    assert all(vars(model)[name] is value for name, value in before.items() if name != "_called")
+    assert [len(layer._inbound_nodes) for layer in _keras.sublayers(model)] == nodes
+    # The flat model can be saved and loaded, and trains the weights of the original, with dropout.
+    flat.save(tmp_path / "flat.keras")
+    assert difference(flat(x), keras.models.load_model(tmp_path / "flat.keras")(x)) <= EXACT
+    assert make is composite_in_nested or difference(flat(x, training=True), flat(x)) > EXACT
+    flat.compile("sgd", "mse")
+    flat.fit(x, np.ones(flat(x).shape), verbose=0)
+    assert difference(model(x), flat(x)) <= EXACT
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_composite_layers_are_cut(keras, rng, make):
+    model = scramble(make(keras), rng)
+    x = data_of(model, rng)
+    plan = tfspline.plan(model, 0.5)
+    slim, masked = plan.apply(model), plan.mask(model)
+    assert difference(masked(x), slim(x)) <= EXACT and difference(model(x), slim(x)) > 1e-3
+    assert slim.count_params() == plan.cost()["params"][1] < 0.6 * model.count_params()
+    assert tfspline.flops(slim).macs == plan.cost()["macs"][1] < 0.6 * tfspline.flops(model).macs
+    assert tfspline.region_codes(model, x) == tfspline.region_codes(tfspline.functional(model), x)
+    assert np.isfinite(np.asarray(tfspline.prune(model, 0.5, data=x)(x))).all()
+
+
+def test_masks_and_callbacks_work_on_the_original(keras, rng):
+    model, x = subclassed(keras), rng.normal(size=(24, 5)).astype("float32")
+    model.compile("sgd", "mse")
+    y, early_bird = rng.normal(size=(24, 3)).astype("float32"), tfspline.EarlyBird(lookback=1, threshold=0.99)
+    pruning = tfspline.SplinePruning(lambda step: (True, 0.5))
+    model.fit(x, y, epochs=3, batch_size=8, verbose=0, callbacks=[early_bird, pruning])
+    assert early_bird.found and len(early_bird.distances) >= 2
+    assert pruning.masks.sparsity == 0.5 and tfspline.Masks.from_model(model) == pruning.masks
+    small = tfspline.slim(model)
+    assert small.count_params() < 0.7 * model.count_params() and difference(model(x), small(x)) <= EXACT
+    masks = tfspline.plan(model, 0.75, criterion="taylor", data=(x, y)).masks
+    masks.apply(model)
+    model.fit(x, y, batch_size=8, verbose=0)
+    assert tfspline.Masks.from_model(model).off[masks.off].all()
+    tfspline.Masks.release(model)
+
+
+def test_patches_with_a_class_token_and_positions(keras, rng):
+    model = patches_class(keras)(width=8)
+    x = rng.normal(size=(3, 8, 8, 2)).astype("float32")
+    model(x)
+    scramble(model, rng)
+    flat = tfspline.functional(model)
+    assert variables(flat) == variables(model)
+    for samples in (1, 3):  # any batch
+        assert difference(model(x[:samples]), flat.predict(x[:samples], verbose=0)) <= EXACT
+    plan = tfspline.plan(model, 0.5)
+    assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= EXACT
+    assert plan.cost()["params"][1] < plan.cost()["params"][0]
+
+
+def leaf(keras, call):
+    """A composite layer with a `call` of its own."""
+
+    class Odd(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="odd")
+            self.inner = keras.layers.Dense(6, "relu", name="inner")
+            self.other = keras.layers.Dense(6, name="other")
+
+        def build(self, shape):
+            self.inner.build(shape)
+            self.other.build((*shape[:-1], 6))
+            self.built = True
+
+    Odd.call = call
+    return Odd()
+
+
+def branches_on_training(self, x, training=None):
+    return self.other(self.inner(x)) * (2.0 if training else 1.0)
+
+
+def reads_weights(self, x):
+    return self.other(self.inner(x)) + tf.reduce_sum(tf.convert_to_tensor(self.inner.kernel))
+
+
+@pytest.mark.parametrize("call", [branches_on_training, reads_weights], ids=lambda call: call.__name__)
+def test_layer_that_cannot_be_unrolled_stays_with_its_reason(keras, rng, call):
+    inputs = keras.Input((5,))
+    x = keras.layers.Dense(5, name="stem")(keras.layers.Dense(8, "relu")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(leaf(keras, call)(x)))
+    x = rng.normal(size=(4, 5)).astype("float32")
+    scramble(model, rng)
+    assert difference(model(x), tfspline.functional(model)(x)) <= EXACT
+    reasons = [row["protected"] or "" for row in tfspline.plan(model, 0.5).rows()]
+    assert any("'odd'" in reason and "unrolled" in reason and "register_channel_rule" in reason for reason in reasons)
+
+
+def test_subclassed_model_needs_an_input_shape(keras, rng):
+    model, x = model_class(keras)(width=6), rng.normal(size=(4, 5)).astype("float32")
+    with pytest.raises(ValueError, match=r"input shape .* not known.*functional\(model, input_shape="):
+        tfspline.plan(model, 0.5)
+    flat = tfspline.functional(model, input_shape=(5,))
+    assert difference(model(x), flat(x)) <= EXACT
+    assert tfspline.plan(model, 0.5).apply(model).count_params() < model.count_params()
+
+
+def test_model_that_needs_no_unrolling_is_returned(keras):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    assert tfspline.functional(model) is model
+    with pytest.raises(TypeError):
+        tfspline.functional("model")
+
+
+def test_frozen_layers_stay_frozen(keras, rng):
+    model = subclassed(keras)
+    assert len(tfspline.functional(model).trainable_weights) == len(model.trainable_weights)
+    model.inner.trainable = False
+    assert len(tfspline.functional(model).trainable_weights) == len(model.trainable_weights)

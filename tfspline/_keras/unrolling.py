@@ -1,0 +1,256 @@
+"""Unrolling: a model with subclassed models and composite layers in it as one flat functional graph.
+
+Calling a layer on symbolic tensors records the layers and ops that its `call` uses. While a model is unrolled, Keras'
+own way of calling layers is intercepted: the `call` of a composite layer runs on symbolic tensors, so that its parts
+are recorded instead of the layer itself, and every other layer is replaced by a twin. A twin is a copy that has the
+same weights and a name of its own, so the model that is unrolled stays as it is.
+"""
+
+import contextlib
+import dis
+import inspect
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from tfspline._keras.carriers import carrier
+from tfspline._keras.copying import Copies
+from tfspline._keras.graph import is_graph, way_out
+from tfspline._keras.inputs import shapes_of_inputs
+from tfspline._keras.interception import intercepted
+from tfspline._keras.layers import op_name, sublayers
+from tfspline._keras.modules import keras_of, of_class
+from tfspline._keras.rebuilding import symbolic_input
+from tfspline._keras.references import is_weight
+from tfspline._keras.types import InputShape, KerasLayer, KerasModel
+
+# Attributes in which Keras keeps the weights of a layer, besides those that the layer's code uses.
+_TRACKED = ("_self_", "_trainable_", "_non_trainable_", "_obj_reference")
+_reasons: Any = weakref.WeakKeyDictionary()  # twin -> why its original was not unrolled
+
+
+def why_not_unrolled(layer: KerasLayer) -> str | None:
+    """Why a composite layer in an unrolled model is kept as one layer; None if that was not tried."""
+    return _reasons.get(layer) if op_name(layer) is None else None
+
+
+def unroll(model: KerasModel, is_leaf: Callable[[Any], bool], input_shape: InputShape = None) -> KerasModel:
+    """A functional model that computes the same with the same weights, without composite layers as far as possible.
+
+    Args:
+        is_leaf: whether a layer is to be kept as one layer.
+        input_shape: the shapes of the inputs, as for `tfspline.functional`, where the model does not tell them.
+
+    Raises:
+        ValueError: the graph of the model cannot be recorded.
+    """
+    return _Unrolling(model, is_leaf).run(_inputs(model, input_shape))
+
+
+class _Unrolling:
+    """The twins of the layers of one model, and where in it the recording is."""
+
+    def __init__(self, model, is_leaf):
+        self._model, self._is_leaf = model, is_leaf
+        self._module = keras_of(model)
+        self._twins: dict[int, Any] = {}  # by the id of the original
+        self._is_twin: set[int] = set()  # ids of twins and of the ops that were recorded
+        self._carriers: dict[int, Any] = {}  # by the id of the weight: the tensor with its value
+        self._failed: dict[int, str] = {}
+        self._names: set[str] = set()
+        self._open: list[Any] = []  # the composite layers whose `call` is running, from the outermost on
+        self._training: list[Any] = [None]  # what each of them was told
+        self._copies = Copies(lambda layer: self._twins.get(id(layer)), shares_weights=True)
+        self.anchor: Any = None  # a symbolic tensor on which carriers are called
+
+    def run(self, inputs: Any) -> Any:
+        """Records the graph of the model on symbolic inputs."""
+        self.anchor = tf.nest.flatten(inputs)[0]
+        self._names = {tensor._keras_history[0].name for tensor in tf.nest.flatten(inputs)}
+        if not all(layer.built for layer in (self._model, *sublayers(self._model))):  # twins must not be built instead
+            self._model(tf.nest.map_structure(lambda x: tf.zeros([size or 1 for size in x.shape], x.dtype), inputs))
+        with intercepted(self, self._module):
+            outputs = self._model(inputs)
+        if id(self._model) in self._failed:
+            raise ValueError(
+                f"The graph of the subclassed model {type(self._model).__name__} ({self._model.name!r}) cannot be "
+                f"recorded: {self._failed[id(self._model)]}. Write its `call` with layers and ops of Keras only"
+            )
+        flat = self._module.Model(inputs, outputs, name=self._model.name)
+        if flat.trainable != self._model.trainable:
+            flat.trainable = self._model.trainable
+        return flat
+
+    def is_twin(self, layer: Any) -> bool:
+        """Whether a layer or op belongs to the flat model."""
+        return id(layer) in self._is_twin
+
+    def is_composite(self, layer: Any) -> bool:
+        """Whether the `call` of a layer is to be recorded."""
+        return not (id(layer) in self._is_twin or id(layer) in self._failed or op_name(layer) or self._is_leaf(layer))
+
+    def is_open(self, layer: Any) -> bool:
+        """Whether the `call` of this layer is running."""
+        return any(layer is other for other in self._open)
+
+    def composite(self, layer: Any, call: Callable, training: Any) -> Any:
+        """The outputs of a composite layer, as `call()` records them with the layer opened; a twin's if it fails."""
+        reason = _why_closed(layer)
+        if reason is None:
+            self._open.append(layer)
+            self._training.append(self._training[-1] if training is None else training)
+            try:
+                with self._symbolic_weights(layer):
+                    return call()
+            except Exception as error:  # the code of users
+                reason = f"its call does not run on symbolic tensors ({type(error).__name__}: {_first_line(error)})"
+            finally:
+                self._open.pop()
+                self._training.pop()
+        self._failed[id(layer)] = reason
+        return None
+
+    def arguments(self, layer: Any, kwargs: dict) -> dict:
+        """The keyword arguments of the `call` of an open layer or of a twin: `training` only as the model says it."""
+        given = self._training[-1] if kwargs.get("training") is None else kwargs["training"]
+        others = {name: value for name, value in kwargs.items() if name != "training"}
+        takes_it = "training" in inspect.signature(layer.call).parameters
+        return others if given is None or not takes_it else others | {"training": given}
+
+    def opened(self, layer: Any, args: tuple, kwargs: dict) -> Any:
+        """Runs the `call` of an open layer; Keras has filled in `training` by the default of its signature."""
+        kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+        if "training" in inspect.signature(layer.call).parameters:
+            kwargs["training"] = self._training[-1]
+        return layer.call(*args, **kwargs)
+
+    def twin(self, layer: Any) -> Any:
+        """The twin of a layer or bare op of the model. An op that the recording has made gets a free name."""
+        if self.is_twin(layer):
+            return layer
+        if op_name(layer) is not None and not layer._inbound_nodes:
+            copy, name = layer, layer.name
+        elif id(layer) in self._twins:
+            return self._twins[id(layer)]
+        else:
+            copy = self._twins[id(layer)] = self._copies.of(layer)
+            name = ".".join([*(part.name for part in self._open[1:]), layer.name])
+            if id(layer) in self._failed:
+                _reasons[copy] = self._failed[id(layer)]
+        self._is_twin.add(id(copy))
+        _rename(copy, self._free(name))
+        return copy
+
+    def _free(self, name):
+        name, number = name.lstrip("_."), 0
+        free = name
+        while free in self._names:
+            number += 1
+            free = f"{name}_{number}"
+        self._names.add(free)
+        return free
+
+    @contextlib.contextmanager
+    def _symbolic_weights(self, layer) -> Iterator[None]:
+        """Puts symbolic tensors in place of the weights that a composite layer holds itself, in its attributes."""
+        held = vars(layer)
+        own = {name: value for name, value in held.items() if not name.startswith(_TRACKED) and _holds_weights(value)}
+        try:
+            for name, value in own.items():
+                held[name] = _map_weights(lambda weight, name=name: self._carried(layer, name, weight), value)
+            yield
+        finally:
+            held.update(own)
+
+    def _carried(self, layer, name, weight):
+        if id(weight) not in self._carriers:
+            path = ".".join([*(part.name for part in self._open[1:]), name.lstrip("_")])
+            new = carrier(self._module, weight, layer, self._free(path))
+            self._is_twin.add(id(new))
+            self._carriers[id(weight)] = weight, new(self.anchor)
+        return self._carriers[id(weight)][1]
+
+
+def _inputs(model, input_shape) -> Any:
+    """Symbolic inputs for a model, in the structure that it takes."""
+    module = keras_of(model)
+    if is_graph(model):
+        sizes = shapes_of_inputs(model, input_shape)
+        if sizes != shapes_of_inputs(model):
+            logging.warning("The flat copy of %r takes inputs of the shapes %s only.", model.name, sizes)
+        pairs = zip(model.inputs, sizes, strict=True)
+        inputs = [symbolic_input(module, tensor, (tensor.shape[0], *shape)) for tensor, shape in pairs]
+        return tf.nest.pack_sequence_as(getattr(model, "input", model.inputs[0]), inputs)
+    given = _known_shapes(model) if input_shape is None else input_shape
+    tokens = any(of_class(layer, "Embedding") for layer in sublayers(model))
+
+    def of(shape, name=None):
+        if hasattr(shape, "dtype"):
+            return module.Input(batch_shape=(None, *shape.shape[1:]), dtype=shape.dtype, name=name)
+        return module.Input(tuple(shape), dtype="int32" if tokens and len(shape) < 2 else None, name=name)
+
+    if isinstance(given, dict):
+        return {name: of(shape, name) for name, shape in given.items()}
+    several = isinstance(given, list) or isinstance(given, tuple) and any(isinstance(x, tuple | list) for x in given)
+    return [of(shape) for shape in given] if several else of(given)
+
+
+def _known_shapes(model) -> Any:
+    """The inputs with which a subclassed model was built or called, by its own account."""
+    if not isinstance(model, keras.Model) and model.save_spec() is not None:
+        (first, *_), _ = model.save_spec()
+        return first
+    config = (model.get_build_config() or {}) if model.built else {}
+    found = config.get("input_shape") or (config.get("shapes_dict") or {}).get("input_shape")
+    if found is None:
+        raise ValueError(
+            f"The input shape of the subclassed model {type(model).__name__} ({model.name!r}) is not known. "
+            f"{way_out(model)}"
+        )
+    without_batch = lambda shape: tuple(shape)[1:]  # noqa: E731
+    if isinstance(found, dict):
+        return {name: without_batch(shape) for name, shape in found.items()}
+    if isinstance(found[0], list | tuple):
+        return [without_batch(shape) for shape in found]
+    return without_batch(found)
+
+
+def _why_closed(layer) -> str | None:
+    """Why the `call` of a layer cannot be recorded once for training and inference."""
+    code = getattr(layer.call, "__code__", None)
+    if code is None or "training" not in code.co_varnames or is_graph(layer):
+        return None
+    instructions = list(dis.get_instructions(code))
+    for load, use in zip(instructions, instructions[1:], strict=False):
+        tests = use.opname.startswith(("POP_JUMP", "TO_BOOL", "UNARY_NOT", "JUMP_IF")) and "NONE" not in use.opname
+        if tests and load.opname.startswith("LOAD_FAST") and load.argval == "training":
+            return "its call branches on `training`"
+    return None
+
+
+def _holds_weights(value):
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return is_weight(value) or any(map(is_weight, parts))
+
+
+def _map_weights(of, value):
+    if is_weight(value):
+        return of(value)
+    if isinstance(value, dict):
+        return {key: of(part) if is_weight(part) else part for key, part in value.items()}
+    return [of(part) if is_weight(part) else part for part in value]
+
+
+def _rename(layer, name):
+    setattr(layer, "name" if isinstance(layer, keras.Operation) else "_name", name)
+
+
+def _first_line(error):
+    """What an error says, without the colours and the introduction that Keras adds."""
+    lines = [re.sub("\x1b.*?m", "", line).strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.startswith("Exception encountered")), "")

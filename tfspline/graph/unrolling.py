@@ -1,0 +1,76 @@
+"""`functional`: models with subclassed parts and composite layers as flat graphs, which the rest of tfspline reads."""
+
+import weakref
+from typing import Any
+
+from tfspline import _keras
+from tfspline._keras.types import InputShape, KerasLayer, KerasModel
+from tfspline.graph.layer_specs.registry import UNKNOWN, spec_of
+
+_unrolled: Any = weakref.WeakKeyDictionary()  # model -> its layers when it was unrolled, and the flat model
+
+
+def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
+    """Turns a model with composite layers, or a subclassed model, into a functional model with the same weights.
+
+    A composite layer is one of a user's class that holds other layers. Its `call` is run on symbolic tensors, so that
+    the layers and ops in it become layers of the result, named after their place ("block.attention"). The weights are
+    those of `model`, not copies: training one trains the other. Weights that a composite layer holds itself become
+    layers of the class `Weight`; import tfspline before you load a saved model with them.
+
+    The other functions of tfspline do this themselves. Use it to look at the layers, or to plan with other sizes.
+
+    Args:
+        model: any model of Keras 3 or tf_keras. It is not changed.
+        input_shape: shapes without the batch, for a subclassed model that has not been called: a tuple, or a list or
+            dict of tuples as the model takes its inputs. Give a `keras.Input` in place of a tuple if the input is not
+            of float32.
+
+    Returns:
+        A functional model, uncompiled; `model` itself if there is nothing to unroll. A layer that cannot be unrolled,
+        because its `call` branches on data or on `training`, or does not run on symbolic tensors, is kept as one layer.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: the input shape is not known, or the `call` of the model itself does not run on symbolic tensors.
+
+    Example:
+
+    >>> import keras, tfspline
+    >>> class Block(keras.layers.Layer):
+    ...     def __init__(self):
+    ...         super().__init__(name="block")
+    ...         self.wide = keras.layers.Dense(8, "relu", name="wide")
+    ...         self.narrow = keras.layers.Dense(4, name="narrow")
+    ...     def call(self, x):
+    ...         return x + self.narrow(self.wide(x))
+    >>> model = keras.Sequential([keras.Input((4,)), Block(), keras.layers.Dense(2, name="head")])
+    >>> [layer.name for layer in tfspline.functional(model).layers[1:]]
+    ['block.wide', 'block.narrow', 'head']
+    """
+    if not _keras.is_model(model):
+        _keras.check_model(model)
+    if input_shape is None and not _needs_unrolling(model):
+        return _keras.check_model(model)
+    layers = [(id(layer), getattr(layer, "trainable", None)) for layer in (model, *_keras.sublayers(model))]
+    known = _unrolled.get(model)
+    if input_shape is not None or known is None or known[0] != layers:
+        with model.distribute_strategy.scope():
+            known = _unrolled[model] = layers, _keras.unroll(model, _is_leaf, input_shape)
+    _keras.share_loss(model, known[1])
+    return known[1]
+
+
+def _needs_unrolling(model) -> bool:
+    if not _keras.is_graph(model):
+        return not _keras.is_unbuilt_sequential(model)
+    layers = _keras.layer_paths(model).values()
+    return any(_keras.op_name(layer) is None and not _keras.is_graph(layer) and not _is_leaf(layer) for layer in layers)
+
+
+def _is_leaf(layer: KerasLayer) -> bool:
+    """Whether a layer stays one layer. Weights of built-in layers have rules; the code of other leaves is not read."""
+    if _keras.is_model(layer):
+        return False
+    is_known = spec_of(layer) is not UNKNOWN or _keras.builtin_class_name(layer) is not None
+    return is_known or not _keras.sublayers(layer)
