@@ -135,7 +135,13 @@ def reads_weights(self, x):
     return self.other(self.inner(x)) + tf.reduce_sum(tf.convert_to_tensor(self.inner.kernel))
 
 
-@pytest.mark.parametrize("call", [branches_on_training, reads_weights], ids=lambda call: call.__name__)
+def adds_a_loss(self, x):
+    y = self.other(self.inner(x))
+    self.add_loss(tf.reduce_mean(y))
+    return y
+
+
+@pytest.mark.parametrize("call", [branches_on_training, reads_weights, adds_a_loss], ids=lambda call: call.__name__)
 def test_layer_that_cannot_be_unrolled_stays_with_its_reason(keras, rng, call):
     inputs = keras.Input((5,))
     x = keras.layers.Dense(5, name="stem")(keras.layers.Dense(8, "relu")(inputs))
@@ -145,6 +151,19 @@ def test_layer_that_cannot_be_unrolled_stays_with_its_reason(keras, rng, call):
     assert difference(model(x), tfspline.functional(model)(x)) <= EXACT
     reasons = [row["protected"] or "" for row in tfspline.plan(model, 0.5).rows()]
     assert any("'odd'" in reason and "unrolled" in reason and "register_channel_rule" in reason for reason in reasons)
+
+
+def test_what_a_call_assigns_does_not_stay(keras, rng):
+    def call(self, x):
+        self.seen = self.inner(x)
+        return self.other(self.seen)
+
+    inputs = keras.Input((5,))
+    odd = leaf(keras, call)
+    model, x = keras.Model(inputs, odd(inputs)), rng.normal(size=(4, 5)).astype("float32")
+    model(x)
+    assert difference(model(x), tfspline.functional(model)(x)) <= EXACT and not _keras.is_symbolic(odd.seen)
+    assert [type(layer).__name__ for layer in tfspline.functional(model).layers[1:]] == ["Dense", "Dense"]
 
 
 def test_subclassed_model_needs_an_input_shape(keras, rng):

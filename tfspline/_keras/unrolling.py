@@ -31,6 +31,7 @@ from tfspline._keras.types import InputShape, KerasLayer, KerasModel
 
 # Attributes in which Keras keeps the weights of a layer, besides those that the layer's code uses.
 _TRACKED = ("_self_", "_trainable_", "_non_trainable_", "_obj_reference")
+_ADDED = ("_losses", "_metrics")  # lists of tf_keras that add_loss and add_metric append to
 _reasons: Any = weakref.WeakKeyDictionary()  # twin -> why its original was not unrolled
 
 
@@ -157,15 +158,24 @@ class _Unrolling:
 
     @contextlib.contextmanager
     def _symbolic_weights(self, layer) -> Iterator[None]:
-        """Puts symbolic tensors in place of the weights that a composite layer holds itself, in its attributes."""
+        """Puts symbolic tensors in place of the weights that a composite layer holds itself, in its attributes.
+
+        Afterwards the attributes are as they were, whatever the layer's `call` has assigned.
+        """
         held = vars(layer)
-        own = {name: value for name, value in held.items() if not name.startswith(_TRACKED) and _holds_weights(value)}
+        before, added = dict(held), [(held[name], len(held[name])) for name in _ADDED if name in held]
         try:
-            for name, value in own.items():
-                held[name] = _map_weights(lambda weight, name=name: self._carried(layer, name, weight), value)
+            for name, value in before.items():
+                if not name.startswith(_TRACKED) and _holds_weights(value):
+                    held[name] = _map_weights(lambda weight, name=name: self._carried(layer, name, weight), value)
             yield
+            if any(len(values) > number for values, number in added):
+                raise ValueError("it adds a loss or a metric")
         finally:
-            held.update(own)
+            for values, number in added:
+                del values[number:]
+            held.clear()
+            held.update(before)
 
     def _carried(self, layer, name, weight):
         if id(weight) not in self._carriers:
