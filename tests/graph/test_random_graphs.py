@@ -26,7 +26,7 @@ def check_model(keras, model, g, x, rng, folder):
     plan.removed[:] = False
     copy = plan.apply(model)
     check_copy(model, copy, x, rng)
-    if g.seed % 2:  # gradients cost most
+    if g.seed in range(1, 100, 2):  # gradients cost most; all seeds of the slow sweep have them
         return
     keras.utils.set_random_seed(g.seed)
     expected = gradients(model, x)
