@@ -49,7 +49,9 @@ def test_flat_model_is_the_same_function_with_the_same_weights(keras, rng, tmp_p
     before = dict(vars(model))
     nodes = [len(layer._inbound_nodes) for layer in _keras.sublayers(model)]
     flat, x = tfspline.functional(model), data_of(model, rng)
-    assert flat is not model and tfspline.functional(model) is flat  # kept for later calls
+    assert flat is not model and [layer.name for layer in tfspline.functional(model).layers[1:]] == [
+        layer.name for layer in flat.layers[1:]
+    ]
     assert variables(flat) == variables(model) and flat.count_params() == model.count_params()
     assert difference(model(x), flat(x)) <= EXACT
     assert all("block" not in type(layer).__name__.lower() for layer in flat.layers)
@@ -141,7 +143,48 @@ def adds_a_loss(self, x):
     return y
 
 
-@pytest.mark.parametrize("call", [branches_on_training, reads_weights, adds_a_loss], ids=lambda call: call.__name__)
+def branches_in_a_helper(self, x, training=None):
+    def run(told):
+        return self.other(self.inner(x)) * (2.0 if told else 1.0)
+
+    return run(training)
+
+
+def is_true(self, x, training=None):
+    return self.other(self.inner(x)) * (2.0 if training is True else 1.0)
+
+
+def is_none(self, x, training=None):
+    return self.other(self.inner(x)) * (2.0 if training is None else 1.0)
+
+
+def trains_by_default(self, x, training=True):
+    return self.other(self.inner(x))
+
+
+def draws(self, x):
+    return self.other(self.inner(x)) + 0.0 * tf.random.normal((6,))
+
+
+def reads_rows(self, x):
+    return self.other(self.inner(x)) + tf.gather(self.inner.kernel, [0], axis=0)
+
+
+def transposes_a_weight(self, x):
+    return self.other(self.inner(x)) + tf.reduce_sum(tf.transpose(self.inner.kernel))
+
+
+def uses_a_weight(self, x):
+    return self.other(self.inner(x)) + (x @ self.inner.kernel)
+
+
+CLOSED = (
+    *(branches_on_training, branches_in_a_helper, is_true, is_none, trains_by_default, reads_weights, reads_rows),
+    *(transposes_a_weight, uses_a_weight, draws, adds_a_loss),
+)
+
+
+@pytest.mark.parametrize("call", CLOSED, ids=lambda call: call.__name__)
 def test_layer_that_cannot_be_unrolled_stays_with_its_reason(keras, rng, call):
     inputs = keras.Input((5,))
     x = keras.layers.Dense(5, name="stem")(keras.layers.Dense(8, "relu")(inputs))
@@ -151,6 +194,43 @@ def test_layer_that_cannot_be_unrolled_stays_with_its_reason(keras, rng, call):
     assert difference(model(x), tfspline.functional(model)(x)) <= EXACT
     reasons = [row["protected"] or "" for row in tfspline.plan(model, 0.5).rows()]
     assert any("'odd'" in reason and "unrolled" in reason and "register_channel_rule" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("base", ["Sequential", "Model"])
+def test_model_with_a_call_of_its_own_is_not_taken_for_its_graph(keras, rng, base):
+    class Own(getattr(keras, base)):
+        def call(self, x, training=None):
+            return x + super().call(x)
+
+    inner = [keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(8)]
+    own = Own(inner) if base == "Sequential" else Own(inner[0], inner[2](inner[1](inner[0])))
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), own, keras.layers.Dense(3)])
+    x = rng.normal(size=(4, 8)).astype("float32")
+    scramble(model, rng)
+    if keras.__name__ == "tf_keras" and base == "Sequential":
+        with pytest.raises(ValueError, match="'own.*Sequential with a `call` of its own"):
+            tfspline.functional(model)
+        return
+    assert difference(model(x), tfspline.functional(model)(x)) <= EXACT
+
+
+def test_training_that_a_call_fixes_stays_fixed(keras, rng):
+    def call(self, x):
+        return self.other(self.drop(self.inner(x), training=False))
+
+    odd = leaf(keras, call)
+    odd.drop = keras.layers.Dropout(0.5)
+    inputs = keras.Input((5,))
+    model, x = keras.Model(inputs, odd(inputs)), rng.normal(size=(4, 5)).astype("float32")
+    flat = tfspline.functional(model)
+    assert difference(flat(x, training=True), model(x, training=True)) <= EXACT
+
+
+def test_changes_of_the_model_are_seen(keras, rng):
+    model, x = subclassed(keras), rng.normal(size=(4, 5)).astype("float32")
+    tfspline.functional(model)
+    model.blocks[0].mlp.layers[0].activation = keras.activations.tanh
+    assert difference(model(x), tfspline.functional(model)(x)) <= EXACT
 
 
 def test_what_a_call_assigns_does_not_stay(keras, rng):

@@ -49,4 +49,5 @@ def carrier(module: ModuleType, weight: KerasVariable, layer: KerasLayer, name: 
     """A layer `Weight` that holds a weight of another layer."""
     new = weight_class(module)(tuple(weight.shape), dtype=layer.dtype_policy, name=name)
     new.weight, new.built = weight, True
+    new.trainable = layer.trainable
     return new

@@ -12,23 +12,26 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework import op_callbacks
 
 from tfspline._keras import symbolic_sizes
 from tfspline._keras.graph import is_symbolic
+from tfspline._keras.layers import op_name
+from tfspline._keras.references import is_weight
 
 
 def intercepted(unrolling: Any, module: ModuleType) -> contextlib.AbstractContextManager:
     """Has the calls of layers and ops of a Keras version decided by an `unrolling._Unrolling`, within the context."""
     stack = contextlib.ExitStack()
     stack.enter_context(_keras3(unrolling, module) if module is keras else _keras2(unrolling, module))
-    stack.enter_context(_no_reads())
+    stack.enter_context(_no_constants())
     return stack
 
 
 @contextlib.contextmanager
 def _replaced(*places: tuple[Any, str, Any]) -> Iterator[None]:
     """Replaces attributes for a while."""
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
+    before = [(owner, name, vars(owner)[name]) for owner, name, _ in places]
     try:
         for owner, name, value in places:
             setattr(owner, name, value)
@@ -38,18 +41,41 @@ def _replaced(*places: tuple[Any, str, Any]) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _no_reads() -> contextlib.AbstractContextManager:
-    """Refuses code that computes with the values of weights, which would be recorded as constants."""
+@contextlib.contextmanager
+def _no_constants() -> Iterator[None]:
+    """Refuses code whose results would be recorded as constants: it reads weights, or draws random numbers."""
     kind: Any = type(tf.Variable(0))
-    owner = next(base for base in kind.__mro__ if "_read_variable_op" in vars(base))
-    own = owner._read_variable_op
+    owner = next(base for base in kind.__mro__ if "handle" in vars(base))
+    own: Any = vars(owner)["handle"]
 
-    def read(variable, *args, **kwargs):
+    def handle(variable):
         if tf.executing_eagerly():  # not inside the trace of a twin
             raise ValueError("it computes with the value of a weight, which would be recorded as a constant")
-        return own(variable, *args, **kwargs)
+        return own.fget(variable)
 
-    return _replaced((owner, "_read_variable_op", read))
+    def check(op_type, inputs, attrs, outputs, op_name=None, graph=None):
+        if graph is None and ("Random" in op_type or op_type == "Multinomial"):
+            raise ValueError("it draws random numbers, which would be recorded as constants")
+
+    op_callbacks.add_op_callback(check)
+    try:
+        with _replaced((owner, "handle", property(handle))):
+            yield
+    finally:
+        op_callbacks.remove_op_callback(check)
+
+
+def _check_no_weights(arguments: Any) -> None:
+    """Refuses an op that reads weights of layers directly: a functional model would not train and save them."""
+    if any(map(is_weight, tf.nest.flatten(arguments))):
+        raise ValueError("an op in it reads the weight of a layer directly")
+
+
+def _told(unrolling, kwargs) -> tuple[bool | None, dict]:
+    """What a call says about `training`, and its keyword arguments as Keras takes them."""
+    training = unrolling.told(kwargs)
+    others = {name: value for name, value in kwargs.items() if name != "training"}
+    return training, others if training is None else others | {"training": training}
 
 
 def _keras3(unrolling: Any, module: ModuleType):
@@ -65,7 +91,8 @@ def _keras3(unrolling: Any, module: ModuleType):
         if not symbolic or unrolling.is_twin(layer):
             return call(layer, *args, **kwargs)
         if unrolling.is_composite(layer):
-            outputs = unrolling.composite(layer, lambda: call(layer, *args, **kwargs), kwargs.get("training"))
+            training, kwargs = _told(unrolling, kwargs)
+            outputs = unrolling.composite(layer, lambda: call(layer, *args, **kwargs), training)
             if outputs is not None:
                 return outputs
         return unrolling.twin(layer)(*args, **unrolling.arguments(layer, kwargs))
@@ -77,6 +104,7 @@ def _keras3(unrolling: Any, module: ModuleType):
 
     def call_op(op, *args, **kwargs):
         symbolic_sizes.check_known(op, args)
+        _check_no_weights((args, kwargs))
         return op_call(unrolling.twin(op), *args, **kwargs)
 
     def record(operation, **arguments):
@@ -102,9 +130,15 @@ def _keras2(unrolling: Any, module: ModuleType):
     def call_layer(layer, inputs, args, kwargs, input_list):
         if unrolling.is_composite(layer):
             run = lambda: construct(layer, inputs, args, kwargs, input_list)  # noqa: E731
-            outputs = unrolling.composite(layer, run, kwargs.get("training"))
+            training, kwargs = _told(unrolling, kwargs)
+            outputs = unrolling.composite(layer, run, training)
             if outputs is not None:
                 return outputs
+        if op_name(layer) is not None:
+            _check_no_weights((inputs, args, kwargs))
+            for value in tf.nest.flatten((inputs, args, kwargs)):  # TensorFlow can read weights without their handle
+                if isinstance(value, tf.Tensor) and value.dtype.is_floating:
+                    raise ValueError("an op in it reads a tensor that is not computed from the inputs")
         twin = unrolling.twin(layer)
         if twin is layer:
             return construct(layer, inputs, args, kwargs, input_list)

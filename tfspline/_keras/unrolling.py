@@ -23,15 +23,26 @@ from tfspline._keras.copying import Copies
 from tfspline._keras.graph import is_graph, way_out
 from tfspline._keras.inputs import shapes_of_inputs
 from tfspline._keras.interception import intercepted
-from tfspline._keras.layers import op_name, sublayers
-from tfspline._keras.modules import keras_of, of_class
+from tfspline._keras.layers import is_builtin, op_name, sublayers
+from tfspline._keras.modules import is_model, keras_of, of_class
 from tfspline._keras.rebuilding import symbolic_input
 from tfspline._keras.references import is_weight
 from tfspline._keras.types import InputShape, KerasLayer, KerasModel
 
+
+class _Inherited:
+    """What a `call` that is recorded gets as `training`: the flat model decides it later, so code must not test it."""
+
+    def _refuse(self, *_):
+        raise ValueError("it branches on `training`")
+
+    __bool__ = __eq__ = __hash__ = __int__ = __index__ = _refuse
+
+
 # Attributes in which Keras keeps the weights of a layer, besides those that the layer's code uses.
 _TRACKED = ("_self_", "_trainable_", "_non_trainable_", "_obj_reference")
 _ADDED = ("_losses", "_metrics")  # lists of tf_keras that add_loss and add_metric append to
+_INHERITED: Any = _Inherited()
 _reasons: Any = weakref.WeakKeyDictionary()  # twin -> why its original was not unrolled
 
 
@@ -116,9 +127,22 @@ class _Unrolling:
         self._failed[id(layer)] = reason
         return None
 
+    def told(self, kwargs: dict) -> bool | None:
+        """What a call says about `training`; None if it leaves that to the call of the model."""
+        if self._module is keras and self._from_graph():  # Keras 3 passes on what the model was told
+            return self._training[-1]
+        value = kwargs.get("training")
+        return None if value is _INHERITED else value
+
+    def _from_graph(self):
+        return bool(self._open) and is_graph(self._open[-1])
+
     def arguments(self, layer: Any, kwargs: dict) -> dict:
         """The keyword arguments of the `call` of an open layer or of a twin: `training` only as the model says it."""
-        given = self._training[-1] if kwargs.get("training") is None else kwargs["training"]
+        own = self.told(kwargs)
+        if own is not None and self._module is keras and not self._from_graph():
+            raise ValueError(f"it fixes `training` of {layer.name!r}, which the call of a functional model overrides")
+        given = self._training[-1] if own is None else own
         others = {name: value for name, value in kwargs.items() if name != "training"}
         takes_it = "training" in inspect.signature(layer.call).parameters
         return others if given is None or not takes_it else others | {"training": given}
@@ -126,8 +150,11 @@ class _Unrolling:
     def opened(self, layer: Any, args: tuple, kwargs: dict) -> Any:
         """Runs the `call` of an open layer; Keras has filled in `training` by the default of its signature."""
         kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+        if kwargs.get("mask") is not None and self._module is not keras:
+            raise ValueError("it takes a mask")
         if "training" in inspect.signature(layer.call).parameters:
-            kwargs["training"] = self._training[-1]
+            told = self._training[-1]
+            kwargs["training"] = _INHERITED if told is None and not is_graph(layer) else told
         return layer.call(*args, **kwargs)
 
     def twin(self, layer: Any) -> Any:
@@ -135,17 +162,23 @@ class _Unrolling:
         if self.is_twin(layer):
             return layer
         if op_name(layer) is not None and not layer._inbound_nodes:
-            copy, name = layer, layer.name
+            copy, name = layer, re.sub(r"_\d+$", "", layer.name)
         elif id(layer) in self._twins:
             return self._twins[id(layer)]
         else:
-            copy = self._twins[id(layer)] = self._copies.of(layer)
+            copy = self._twins[id(layer)] = self._copy_of(layer)
             name = ".".join([*(part.name for part in self._open[1:]), layer.name])
             if id(layer) in self._failed:
                 _reasons[copy] = self._failed[id(layer)]
         self._is_twin.add(id(copy))
         _rename(copy, self._free(name))
         return copy
+
+    def _copy_of(self, layer):
+        if is_model(layer):
+            why = self._failed[id(layer)]
+            raise ValueError(f"Model {layer.name!r} ({type(layer).__name__}) cannot be unrolled, as {why}")
+        return self._copies.of(layer)
 
     def _free(self, name):
         name, number = name.lstrip("_."), 0
@@ -204,6 +237,12 @@ def _inputs(model, input_shape) -> Any:
             return module.Input(batch_shape=(None, *shape.shape[1:]), dtype=shape.dtype, name=name)
         return module.Input(tuple(shape), dtype="int32" if tokens and len(shape) < 2 else None, name=name)
 
+    parts = list(given.values()) if isinstance(given, dict) else given if isinstance(given, list) else []
+    if tokens and len(parts) > 1 and not all(hasattr(part, "dtype") for part in parts):
+        raise ValueError(
+            f"The dtypes of the inputs of {model.name!r} are not known. Give tfspline.functional an `input_shape` with "
+            "a keras.Input(shape, dtype=...) for each of them."
+        )
     if isinstance(given, dict):
         return {name: of(shape, name) for name, shape in given.items()}
     several = isinstance(given, list) or isinstance(given, tuple) and any(isinstance(x, tuple | list) for x in given)
@@ -232,12 +271,26 @@ def _known_shapes(model) -> Any:
 
 def _why_closed(layer) -> str | None:
     """Why the `call` of a layer cannot be recorded once for training and inference."""
+    call, module = inspect.signature(layer.call).parameters, keras_of(layer)
+    if "training" in call and call["training"].default is True:
+        return "its call trains unless it is told otherwise"
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in call.values()) and not is_graph(layer):
+        return "its call takes any keyword arguments, `training` among them"
+    if getattr(layer, "activity_regularizer", None) is not None or getattr(layer, "_callable_losses", None):
+        return "it has a regularizer of its own"
+    if module is not keras:
+        base: Any = next(base for base in type(layer).__mro__ if is_builtin(base))
+        if type(layer).compute_mask is not base.compute_mask:
+            return "it computes a mask of its own"
+        if isinstance(layer, module.Sequential) and type(layer).call is not module.Sequential.call:
+            return "it is a Sequential with a `call` of its own"
     code = getattr(layer.call, "__code__", None)
     if code is None or "training" not in code.co_varnames or is_graph(layer):
         return None
     instructions = list(dis.get_instructions(code))
-    for load, use in zip(instructions, instructions[1:], strict=False):
-        tests = use.opname.startswith(("POP_JUMP", "TO_BOOL", "UNARY_NOT", "JUMP_IF")) and "NONE" not in use.opname
+    for load, use, then in zip(instructions, instructions[1:], [*instructions[2:], None], strict=False):
+        is_test = use.opname == "LOAD_CONST" and then is not None and then.opname in ("IS_OP", "COMPARE_OP")
+        tests = is_test or use.opname.startswith(("POP_JUMP", "TO_BOOL", "UNARY_NOT", "JUMP_IF"))
         if tests and load.opname.startswith("LOAD_FAST") and load.argval == "training":
             return "its call branches on `training`"
     return None

@@ -1,13 +1,8 @@
 """`functional`: models with subclassed parts and composite layers as flat graphs, which the rest of tfspline reads."""
 
-import weakref
-from typing import Any
-
 from tfspline import _keras
 from tfspline._keras.types import InputShape, KerasLayer, KerasModel
 from tfspline.graph.layer_specs.registry import UNKNOWN, spec_of
-
-_unrolled: Any = weakref.WeakKeyDictionary()  # model -> its layers when it was unrolled, and the flat model
 
 
 def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
@@ -52,13 +47,10 @@ def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
         _keras.check_model(model)
     if input_shape is None and not _needs_unrolling(model):
         return _keras.check_model(model)
-    layers = [(id(layer), getattr(layer, "trainable", None)) for layer in (model, *_keras.sublayers(model))]
-    known = _unrolled.get(model)
-    if input_shape is not None or known is None or known[0] != layers:
-        with model.distribute_strategy.scope():
-            known = _unrolled[model] = layers, _keras.unroll(model, _is_leaf, input_shape)
-    _keras.share_loss(model, known[1])
-    return known[1]
+    with model.distribute_strategy.scope():
+        flat = _keras.unroll(model, _is_leaf, input_shape)
+    _keras.share_loss(model, flat)
+    return flat
 
 
 def _needs_unrolling(model) -> bool:
