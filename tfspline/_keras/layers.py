@@ -86,7 +86,9 @@ def builtin_class_name(layer: KerasLayer | type) -> str | None:
         if is_builtin(base):
             parts = [name for name in vars(base) if name.startswith("_") and not name.startswith("__")]
             names = (*_COMPUTING, *parts)  # a built-in class may compute in several methods, such as _compute_attention
-            changed = any(getattr(layer_class, name, None) is not getattr(base, name, None) for name in names)
+            # Static, since getattr makes a new object of a class method each time.
+            static = inspect.getattr_static
+            changed = any(static(layer_class, name, None) is not static(base, name, None) for name in names)
             return None if changed else base.__name__
     return None
 
