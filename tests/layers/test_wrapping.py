@@ -131,7 +131,7 @@ def test_models_without_a_graph_are_rejected(keras):
             return x
 
     for function in (tfspline.wrap, tfspline.unwrap):
-        with pytest.raises(ValueError, match="functional or Sequential"):
+        with pytest.raises(ValueError, match="input shape of the subclassed model Subclassed"):
             function(Subclassed())
         with pytest.raises(TypeError, match="int"):
             function(1)
