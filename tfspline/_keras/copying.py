@@ -13,11 +13,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tfspline._keras.constraints import Zeros
-from tfspline._keras.layers import config_of, from_config, op_name, sublayers
+from tfspline._keras.layers import config_of, from_config, op_name, rename, sublayers
 from tfspline._keras.modules import keras_of
 from tfspline._keras.references import (
     CALLS,
@@ -66,7 +65,7 @@ class Copies:
         )
         copy = type(layer)(**config) if nested else from_config(type(layer), config)
         if copy.name != layer.name:  # the config of a custom layer may lack its name
-            setattr(copy, "name" if isinstance(copy, keras.Operation) else "_name", layer.name)
+            rename(copy, layer.name)
         return copy
 
     def config(self, layer: KerasLayer, changes_of: Callable[[KerasLayer], dict] = lambda layer: {}) -> dict[str, Any]:

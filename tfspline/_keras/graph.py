@@ -10,20 +10,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspline._keras.layers import first_argument
+from tfspline._keras.layers import first_argument, is_builtin
 from tfspline._keras.modules import is_model, keras_modules, of_class
 from tfspline._keras.types import KerasLayer, KerasModel
 
 
 def is_graph(layer: KerasLayer) -> bool:
     """Whether a layer is a model whose graph is known: it is functional, or a Sequential that has been built."""
-    return is_model(layer) and hasattr(_functional(layer), "_nodes_by_depth") and not _has_own_call(type(layer))
+    return is_model(layer) and hasattr(_functional(layer), "_nodes_by_depth") and not has_own_call(type(layer))
 
 
-def _has_own_call(model_class) -> bool:
+def has_own_call(model_class: Any) -> bool:
     """Whether a user's class of functional or Sequential models computes something else than the graph."""
-    homes = ("keras", "tf_keras", "tensorflow")
-    base = next(base for base in model_class.__mro__ if base.__module__.partition(".")[0] in homes)
+    base: Any = next(filter(is_builtin, model_class.__mro__))
     return model_class.call is not base.call
 
 

@@ -32,6 +32,11 @@ def op_name(layer: KerasLayer) -> str | None:
     return name if home.partition(".")[0] in _HOMES else f"{home}.{name}"
 
 
+def rename(layer: KerasLayer, name: str) -> None:
+    """Gives a layer or bare op another name."""
+    setattr(layer, "name" if isinstance(layer, keras.Operation) else "_name", name)
+
+
 def own_activation(layer: KerasLayer, name: str = "activation") -> Any:
     """The activation that a layer holds, a function or another layer; None without one, or if it changes nothing."""
     activation: Any = getattr(layer, name, None)

@@ -20,10 +20,10 @@ from absl import logging
 
 from tfspline._keras.carriers import carrier
 from tfspline._keras.copying import Copies
-from tfspline._keras.graph import is_graph, way_out
+from tfspline._keras.graph import has_own_call, is_graph, way_out
 from tfspline._keras.inputs import shapes_of_inputs
 from tfspline._keras.interception import intercepted
-from tfspline._keras.layers import is_builtin, op_name, sublayers
+from tfspline._keras.layers import is_builtin, op_name, rename, sublayers
 from tfspline._keras.modules import is_model, keras_of, of_class
 from tfspline._keras.rebuilding import symbolic_input
 from tfspline._keras.references import is_weight
@@ -171,7 +171,7 @@ class _Unrolling:
             if id(layer) in self._failed:
                 _reasons[copy] = self._failed[id(layer)]
         self._is_twin.add(id(copy))
-        _rename(copy, self._free(name))
+        rename(copy, self._free(name))
         return copy
 
     def _copy_of(self, layer):
@@ -279,10 +279,10 @@ def _why_closed(layer) -> str | None:
     if getattr(layer, "activity_regularizer", None) is not None or getattr(layer, "_callable_losses", None):
         return "it has a regularizer of its own"
     if module is not keras:
-        base: Any = next(base for base in type(layer).__mro__ if is_builtin(base))
+        base: Any = next(filter(is_builtin, type(layer).__mro__))
         if type(layer).compute_mask is not base.compute_mask:
             return "it computes a mask of its own"
-        if isinstance(layer, module.Sequential) and type(layer).call is not module.Sequential.call:
+        if isinstance(layer, module.Sequential) and has_own_call(type(layer)):
             return "it is a Sequential with a `call` of its own"
     code = getattr(layer.call, "__code__", None)
     if code is None or "training" not in code.co_varnames or is_graph(layer):
@@ -307,10 +307,6 @@ def _map_weights(of, value):
     if isinstance(value, dict):
         return {key: of(part) if is_weight(part) else part for key, part in value.items()}
     return [of(part) if is_weight(part) else part for part in value]
-
-
-def _rename(layer, name):
-    setattr(layer, "name" if isinstance(layer, keras.Operation) else "_name", name)
 
 
 def _first_line(error):

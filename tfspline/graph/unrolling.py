@@ -17,13 +17,14 @@ def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
 
     Args:
         model: any model of Keras 3 or tf_keras. It is not changed.
-        input_shape: shapes without the batch, for a subclassed model that has not been called: a tuple, or a list or
-            dict of tuples as the model takes its inputs. Give a `keras.Input` in place of a tuple if the input is not
-            of float32.
+        input_shape: shapes without the batch, as the model takes its inputs: a tuple, or a list or dict of tuples. A
+            subclassed model that has not been called needs it; give a `keras.Input` in place of a tuple if the input is
+            not of float32. For any other model it fixes sizes that the model leaves open.
 
     Returns:
-        A functional model, uncompiled; `model` itself if there is nothing to unroll. A layer that cannot be unrolled,
-        because its `call` branches on data or on `training`, or does not run on symbolic tensors, is kept as one layer.
+        A functional model, compiled with the loss of `model` if that has one; `model` itself if there is nothing to
+        unroll. A layer that cannot be unrolled, because its `call` branches on data or on `training`, or does not run
+        on symbolic tensors, is kept as one layer.
 
     Raises:
         TypeError: `model` is not a Keras model.
@@ -43,9 +44,7 @@ def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
     >>> [layer.name for layer in tfspline.functional(model).layers[1:]]
     ['block.wide', 'block.narrow', 'head']
     """
-    if not _keras.is_model(model):
-        _keras.check_model(model)
-    if input_shape is None and not _needs_unrolling(model):
+    if not _keras.is_model(model) or (input_shape is None and not _needs_unrolling(model)):
         return _keras.check_model(model)
     with model.distribute_strategy.scope():
         flat = _keras.unroll(model, _is_leaf, input_shape)
