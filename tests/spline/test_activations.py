@@ -201,13 +201,17 @@ def test_activation_inside_another_layer_is_rejected(keras):
         def call(self, x):
             return self.relu(x)
 
-    for layer, name in [(Block(), "'hidden'"), (keras.layers.MultiHeadAttention(2, 3), "inside it")]:
+    def model_with(layer, *arguments):
         inputs = keras.Input((2, 6))
-        y = layer(inputs, inputs) if "inside" in name else layer(inputs)
-        model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.ReLU(name="seen")(y)))
-        with pytest.raises(ValueError, match=name):
-            region_codes(model, np.zeros((1, 2, 6)))
-        assert region_codes(model, np.zeros((1, 2, 6)), approximate=True).layers == ["seen"]
+        y = layer(*[inputs] * len(arguments or [1]))
+        return keras.Model(inputs, keras.layers.Dense(1)(keras.layers.ReLU(name="seen")(y)))
+
+    attention = model_with(keras.layers.MultiHeadAttention(2, 3), "query", "value")
+    with pytest.raises(ValueError, match="inside it"):
+        region_codes(attention, np.zeros((1, 2, 6)))
+    assert region_codes(attention, np.zeros((1, 2, 6)), approximate=True).layers == ["seen"]
+    # A composite layer is unrolled, so that its activation is seen.
+    assert region_codes(model_with(Block()), np.zeros((1, 2, 6))).layers == ["block.hidden", "seen"]
 
 
 @pytest.mark.sweep(2)
