@@ -37,6 +37,35 @@ def test_random_graphs_with_zero_kernels(keras, rng, seed):
     check(zero_kernels(scramble(model, rng), 0.4), rng, exact=1e-4)
 
 
+ADD_UP = {
+    "dot": lambda keras, x, other: keras.layers.Dot(2)([x, other]),
+    "dot with itself": lambda keras, x, other: keras.layers.Dot(2)([x, x]),
+    "attention": lambda keras, x, other: keras.layers.Attention()([x, keras.layers.Dense(3)(x), other]),
+    "matmul with a constant": lambda keras, x, other: ops_of(keras).matmul(x, np.ones((8, 2), "float32")),
+    "einsum": lambda keras, x, other: ops_of(keras).einsum("bic,bjc->bij", x, other),
+}
+
+
+def ops_of(keras):
+    return getattr(keras, "ops", tf)
+
+
+@pytest.mark.parametrize("sums", ADD_UP)
+def test_units_that_are_added_up_without_a_weight_are_read(keras, rng, sums):
+    """They may go only if they add nothing, as they or what they are multiplied with is zero."""
+    inputs = keras.Input((5, 3))
+    x, other = (keras.layers.Dense(8, "relu", name=name)(inputs) for name in ("x", "other"))
+    model = keras.Model(inputs, keras.layers.Dense(2)(ADD_UP[sums](keras, x, other)))
+    scramble(model, rng)
+    whole = check(model, rng)
+    assert [weight.shape for weight in whole.weights] == [weight.shape for weight in model.weights]
+    plan = tfspline.plan(model, {"x": 0.5})
+    masked = plan.mask(model)
+    assert check(masked, rng).get_layer("x").units == 4
+    fill(masked, "x", "bias", 0.7)
+    assert check(masked, rng).get_layer("x").units == (4 if sums in ("dot", "einsum") else 8)
+
+
 @pytest.mark.parametrize("family", [chain, inverted], ids=lambda family: family.__name__)
 def test_model_without_zeros_is_copied(keras, rng, family):
     model = scramble(family(keras), rng)

@@ -151,7 +151,11 @@ class _Unrolling:
         """Runs the `call` of an open layer; Keras has filled in `training` by the default of its signature."""
         kwargs = {name: value for name, value in kwargs.items() if name != "training"}
         if kwargs.get("mask") is not None and self._module is not keras:
-            raise ValueError("it takes a mask")
+            inputs, masks = tf.nest.flatten(args[:1]), tf.nest.flatten(kwargs["mask"])
+            passed_on = [getattr(x, "_keras_mask", None) for x in inputs]
+            # The layers of a graph take the masks that their inputs carry; an other mask would be lost.
+            if not is_graph(layer) or any(a is not b for a, b in zip(passed_on, masks, strict=True)):
+                raise ValueError("it takes a mask")
         if "training" in inspect.signature(layer.call).parameters:
             told = self._training[-1]
             kwargs["training"] = _INHERITED if told is None and not is_graph(layer) else told

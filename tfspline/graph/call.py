@@ -1,5 +1,6 @@
 """The call of a layer as its channel rule sees it."""
 
+import collections
 import copy
 import dataclasses
 import math
@@ -27,6 +28,8 @@ class Findings:
         self.resizes: dict[tuple[str, str | tuple], list[Callable]] = {}  # by layer and `Resize.key`, for each call
         self.parts: list[np.ndarray] = []  # ids of a part of a tensor, of which some must be kept
         self.sizes: dict[int, np.ndarray] = {}  # by the id of an output that holds sizes, the ids of the tensor
+        self.calls: collections.Counter[str] = collections.Counter()  # of each layer so far, by path
+        self.absorbed: dict[tuple[str, int], list[dict[int, np.ndarray]]] = {}  # see `Graph.absorbed`
         self.grids: list[np.ndarray] = []  # ids that a call has spread over several axes, of which one can be cut
         self.work: list[Work] = []
         self.batch = 1  # of the model's inputs; the work of that many is counted together
@@ -274,6 +277,14 @@ class Call:
             key = _keras.place_of(self.layer, key if isinstance(key, str) else key[0])
         key = self._inside + key if isinstance(key, str) else key
         self._findings.resizes.setdefault((self._path, key), []).append(value_of)
+
+    def absorb(self, *inputs: int) -> None:
+        """Declares that the call adds up units of these inputs without a weight, so that the output lacks them.
+
+        The sum must not change if a unit is removed that is zero in one of the inputs that hold it.
+        """
+        found = self._findings.absorbed.setdefault((self._path, self._findings.calls[self._path]), [])
+        found.append({i: self.inputs[i] for i in inputs})
 
     def part(self, ids: np.ndarray) -> None:
         """Declares that an output holds some of the ids of an input; at least one of their units is always kept."""

@@ -6,7 +6,6 @@ rules of the layers (`layer_specs`). Ids that can only be removed together are t
 counting all use that list.
 """
 
-import collections
 import functools
 import itertools
 from collections.abc import Callable
@@ -180,7 +179,6 @@ class _Walk:
         self._linear: list[Flow] = []  # what linear layers compute, call by call
         self._followers: list[tuple[Flow, str]] = []  # one of these, the BatchNormalization that reads it
         self._bent: list[np.ndarray] = []  # ids of what passes a call that is not positively homogeneous
-        self._calls: collections.Counter = collections.Counter()
         self._input_shapes: list[tuple] = []
         self.arguments: set[tuple[str, int]] = set()  # weights that calls read: (layer path, id of the tf.Variable)
 
@@ -200,7 +198,7 @@ class _Walk:
         return outputs
 
     def _visit(self, node, args, kwargs):
-        self._calls[node.path] += 1
+        self.findings.calls[node.path] += 1
         values = tf.nest.flatten((args, kwargs))
         flows = [flow for flow in values if isinstance(flow, Flow)]
         if isinstance(node.layer, _keras.Carrier) or (flows and all(flow.batchless for flow in flows)):
@@ -259,11 +257,11 @@ class _Walk:
         """Ties or protects the units that several calls of one layer read, so that all of them need the same size."""
         ids = self.findings.ids
         for (path, key), values in self.findings.resizes.items():
-            if self._calls[path] == 1:
+            if self.findings.calls[path] == 1:
                 continue
             reads = [_ids_read(value_of, ids.count) for value_of in values]
             unit_of, reasons = ids.units()
-            units, every_call = [unit_of[read] for read in reads], len(reads) >= self._calls[path]
+            units, every_call = [unit_of[read] for read in reads], len(reads) >= self.findings.calls[path]
             if every_call and all(np.array_equal(units[0], others) for others in units):
                 continue
             if every_call and len({read.size for read in reads}) == 1 and not reasons[np.concatenate(units)].any():
@@ -300,7 +298,11 @@ class _Walk:
             ],
             folded=self._folded(),
             reads={read: (axis, unit_of[ids]) for read, (axis, ids) in found.reads.items()},
-            shared=frozenset(path for path, calls in self._calls.items() if calls > 1)
+            absorbed={
+                call: [{i: unit_of[ids] for i, ids in inputs.items()} for inputs in sums]
+                for call, sums in found.absorbed.items()
+            },
+            shared=frozenset(path for path, calls in found.calls.items() if calls > 1)
             | {path for places in repeats.items() for path, _ in places},
             repeats=repeats,
             signature=signature,

@@ -81,6 +81,8 @@ class Graph:
     folded: dict[str, tuple[str | None, ...]]
     # (layer path, input number) -> the input's channel axis without the batch, and the units along it
     reads: dict[tuple[str, int], tuple[int, np.ndarray]]
+    # (layer path, number of the call from 1) -> sums without a weight: by input number, the units at each position
+    absorbed: dict[tuple[str, int], list[dict[int, np.ndarray]]]
     shared: frozenset[str]  # paths of the layers that are called more than once, or share a weight with another layer
     repeats: Repeats  # weights that an earlier layer has as well; the units of such layers are protected
     signature: Signature  # of the model

@@ -4,6 +4,8 @@ A unit whose kernel column or whose BatchNormalization gamma is zero is constant
 the activation. A walk over the graph finds for every number whether it depends on the input and, if not, its value.
 """
 
+import collections
+
 import numpy as np
 import tensorflow as tf
 from absl import logging
@@ -20,23 +22,26 @@ from tfspline.pruning.placement import rows
 _SIDES = 80, 96  # sizes for axes that the model leaves open; what is constant does not depend on them
 
 
-def constants(model: KerasModel, graph: Graph, free: np.ndarray) -> dict[str, np.ndarray]:
-    """Finds the constants that are read by layers which can fold them into their bias.
+def constants(model: KerasModel, graph: Graph, free: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Finds the constants that are read by layers which can fold them into their bias, and what else is not zero.
 
     Returns, by path of such a layer, the mean, smallest and largest value of each channel over all positions and calls,
     float64 [3, channels]; NaN for a channel that varies with the model's input. Units that are not `free` (bool
-    [units]) may be mixed with others before they are read, so they count as varying.
+    [units]) may be mixed with others before they are read, so they count as varying. Returns also, bool [units], which
+    units calls without a weight add up that are not zero.
     """
     walk = _Walk(graph, free)
     rng = np.random.default_rng(0)
     for side in _SIDES:
+        walk.calls.clear()
         inputs = [Signal(value, np.ones(value.shape, bool)) for value in random_inputs(model, rng, side)]
         _keras.run(model, inputs, walk.visit, nested=True)
     calls = {path: np.stack(rows, axis=1) for path, rows in walk.read.items()}
-    return {
+    found = {
         path: np.stack([mean.mean(axis=0), low.min(axis=0), high.max(axis=0)])
         for path, (mean, low, high) in calls.items()
     }
+    return found, walk.added_up
 
 
 class _Walk:
@@ -45,16 +50,34 @@ class _Walk:
     def __init__(self, graph: Graph, free: np.ndarray):
         self._graph, self._free = graph, free
         self.read: dict[str, list[list[np.ndarray]]] = {}  # layer path -> mean, smallest, largest value for each call
+        self.added_up = np.zeros(
+            graph.units, bool
+        )  # units that are not zero where a call without a weight adds them up
+        self.calls: collections.Counter[str] = collections.Counter()  # of each layer so far, by path
 
     def visit(self, node, args, kwargs):
         spec = spec_of(node.layer)
+        self.calls[node.path] += 1
         inputs = [signal for signal in tf.nest.flatten((args, kwargs)) if isinstance(signal, Signal)]
         values = _keras.call(node.layer, args, kwargs, Signal, lambda signal: signal.value)
         axis, units = self._graph.reads.get((node.path, 0), (None, None))
         call = SignalCall(node.layer, args, kwargs, inputs, None if axis is None else axis + 1, values)
         if spec.kernel is not None and spec.kernel.mixes:
             call.inputs[0] = self._note(node.path, call, units)
+        for summed in self._graph.absorbed.get((node.path, self.calls[node.path]), ()):
+            self.added_up |= self._not_zero(summed, inputs)
         return [Signal(*pair) for pair in zip(values, spec.dependence(call), strict=True)]
+
+    def _not_zero(self, summed, inputs):
+        """Which units, bool [units], are zero in none of the inputs that hold them; `summed` is of `Graph.absorbed`."""
+        held, zero = np.zeros((2, self._graph.units), bool)
+        for i, units in summed.items():
+            used = (inputs[i].varies | (np.asarray(inputs[i].value) != 0)).any(axis=0)
+            not_zero = np.zeros_like(held)
+            not_zero[np.broadcast_to(units, used.shape)[used]] = True
+            held[units] = True
+            zero[units] |= ~not_zero[units]
+        return held & ~zero
 
     def _note(self, path, call, units):
         """Notes the values that a layer reads; returns its input with all units that are not free varying."""
@@ -73,7 +96,7 @@ def constant_shifts(model: KerasModel, graph: Graph, removed: np.ndarray) -> dic
         is_scale = part.role == "produced" or part.weight == "gamma"
         if is_scale and not rows(value_of(_keras.weights(layers[part.layer])[part.index]), part.axis).any(1).all():
             try:
-                return shifts(model, graph, removed, constants(model, graph, graph.free))
+                return shifts(model, graph, removed, constants(model, graph, graph.free)[0])
             except tf.errors.UnimplementedError as error:  # such as convolutions that are channels-first, on a CPU
                 logging.warning("Constants that units of %r emit are not folded: %s", model.name, error)
                 return {}

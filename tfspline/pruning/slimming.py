@@ -125,8 +125,8 @@ def _slim(model, tolerance, allow_inexact, protect) -> tuple[KerasModel, Masks]:
     check_finite(model)
     if tolerance:
         model = without_small_slopes(model, graph, share("tolerance", tolerance))
-    read_constants = constants(model, graph, graph.free)
-    selection = _Selection(model, graph, read_constants, allow_inexact)
+    read_constants, added_up = constants(model, graph, graph.free)
+    selection = _Selection(model, graph, read_constants, added_up, allow_inexact)
     selection.keep_one_per_group(graph.groups)
     removed = ~selection.kept
     _log(model, graph, removed, selection.constant_but_kept)
@@ -151,11 +151,13 @@ class _Selection:
     which it reads a constant that cannot be folded exactly. `kept` are `needed` and, unless `allow_inexact`, `inexact`.
     """
 
-    def __init__(self, model: KerasModel, graph: Graph, read_constants: Mapping, allow_inexact: bool):
+    def __init__(
+        self, model: KerasModel, graph: Graph, read_constants: Mapping, added_up: np.ndarray, allow_inexact: bool
+    ):
         layers = _keras.layer_paths(model)
         self._allow_inexact = allow_inexact
         self._readers = []
-        self.needed, self.inexact = ~graph.free, np.zeros(graph.units, bool)
+        self.needed, self.inexact = ~graph.free | added_up, np.zeros(graph.units, bool)
         for part in graph.slices:
             if part.role != "read":
                 continue

@@ -126,6 +126,8 @@ def _scores(call: Call) -> list[np.ndarray]:
             call.protect(row, why)
     else:
         call.tie(*rows)
+        call.absorb(call.number_of(query))
+        call.absorb(call.number_of(key))
     if rows and len(getattr(call.layer.scale, "shape", ())):
         call.per_channel("scale", 0, rows[0])
         if isinstance(value, Flow) and value.shape[-1] == len(rows[0]):  # tf_keras wants it to be as wide
