@@ -132,18 +132,9 @@ def a_mask_for_each_head(layers, x):
     return layers.MultiHeadAttention(HEADS, 3, name="attention")(x, x, attention_mask=mask)
 
 
-def talking_heads(layers, x):
-    class Talking(layers.MultiHeadAttention):
-        def _compute_attention(self, query, key, value, *args, **kwargs):
-            return super()._compute_attention(query, key, value[:, :, ::-1], *args, **kwargs)
-
-    return Talking(HEADS, 3, name="attention")(x, x)
-
-
 KEPT = {
     "returns the scores of each head": scores_too,
     "has a mask for each head": a_mask_for_each_head,
-    "tfspline.register_channel_rule(Talking, rule)": talking_heads,
 }
 
 
@@ -152,7 +143,44 @@ def test_heads_are_kept_by_name(keras, rng, why):
     rows, slim = pruned(around(keras, KEPT[why]), rng)
     assert why in rows["attention"]["protected"] and "'attention'" in rows["attention"]["protected"]
     assert slim.get_layer("attention").get_config()["num_heads"] == HEADS
-    assert kept(rows["before"]) == ((8, 8) if "Talking" in why else (8, 4))
+    assert kept(rows["before"]) == (8, 4)
+
+
+def test_attention_with_other_scores_is_unrolled(keras, rng):
+    """A subclass that overrides a private method: what tfspline knows about heads need not hold for it."""
+
+    class Talking(keras.layers.MultiHeadAttention):
+        def _compute_attention(self, query, key, value, *args, **kwargs):
+            return super()._compute_attention(query, key, value[:, :, ::-1], *args, **kwargs)
+
+    model = around(keras, lambda layers, x: Talking(HEADS, 4, name="attention")(x, x))
+    rows, slim = pruned(model, rng)
+    assert kept(rows["before"]) == kept(rows["attention.attention_output"]) == (8, 4)
+    widths = [kept(rows[name]) for name in ("attention.query", "attention.key", "attention.value") if name in rows]
+    assert widths and set(widths) == {(4, 2)}
+    assert shape_of(slim, "attention_output") == (HEADS, 2, 4)
+
+
+@pytest.mark.parametrize("along", ["heads", "width", "a width without a scale", "heads with a mask"])
+def test_dot_product_attention(rng, along):
+    """The op of Keras 3."""
+    layers, ops = keras3.layers, keras3.ops
+    inputs = keras3.Input((6, 3))
+    x = layers.Dense(4, "relu")(inputs)
+    shape = (6, 1, 8) if "width" in along else (6, 8, 1)
+    rows = [layers.Reshape(shape)(layers.Dense(8, name=name)(x)) for name in ("query", "key", "value")]
+    options = {} if "without" in along else {"scale": 0.5}
+    if "mask" in along:
+        options["mask"] = np.ones((1, 8, 6, 6), bool)
+    x = layers.Flatten()(ops.dot_product_attention(*rows, **options))
+    plan = tfspline.plan(scramble(model := keras3.Model(inputs, layers.Dense(2)(x)), rng), 0.5, criterion="random")
+    check_cut(model, plan, rng)
+    after = {name: row["units_after"] for row in plan.rows() for name in (row["layer"], *row["tied"])}
+    assert (after["query"], after["value"]) == {
+        "heads": (4, 4), "width": (4, 4), "a width without a scale": (8, 8), "heads with a mask": (8, 8),
+    }[along]  # fmt: skip
+    if along == "width":
+        assert any({"query", "key"} <= {row["layer"], *row["tied"]} for row in plan.rows())
 
 
 def test_residual_attention(keras, rng):

@@ -95,7 +95,9 @@ def _keras3(unrolling: Any, module: ModuleType):
             outputs = unrolling.composite(layer, lambda: call(layer, *args, **kwargs), training)
             if outputs is not None:
                 return outputs
-        return unrolling.twin(layer)(*args, **unrolling.arguments(layer, kwargs))
+        twin = unrolling.twin(layer)
+        symbolic_sizes.complete(twin, *args)
+        return twin(*args, **unrolling.arguments(layer, kwargs))
 
     def call_symbolic(layer, *args, **kwargs):
         if unrolling.is_open(layer):

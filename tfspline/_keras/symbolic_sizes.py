@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from tfspline._keras.modules import of_class
 from tfspline._keras.types import KerasTensor
 
 
@@ -121,3 +122,19 @@ def _reshaped(new, old):
     if len(unknown) > 1:
         raise ValueError(_UNKNOWN)
     return tuple(-1 if axis in unknown else int(size) for axis, size in enumerate(new))
+
+
+def complete(layer: Any, *inputs: KerasTensor) -> None:
+    """Has an EinsumDense of Keras 3 infer the sizes of its output from its input, which its config leaves open.
+
+    A layer around it, such as attention, knows them; code that is unrolled must know them, too.
+    """
+    if not of_class(layer, "EinsumDense") or "..." in layer.equation or not inputs:
+        return
+    given, output = layer.equation.replace(" ", "").split("->")
+    sizes = dict(zip(given.split(",")[0], inputs[0].shape, strict=True))
+    open_sizes = zip(output[1:], layer.partial_output_shape, strict=True)
+    if not layer._inbound_nodes:
+        layer.partial_output_shape = tuple(sizes.get(letter) if n is None else n for letter, n in open_sizes)
+    else:
+        layer.partial_output_shape = tuple(n if sizes.get(letter, n) == n else None for letter, n in open_sizes)

@@ -1,6 +1,5 @@
 """The call of a layer as its channel rule sees it."""
 
-import collections
 import copy
 import dataclasses
 import math
@@ -12,31 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline.graph.channel_ids import ChannelIds
+from tfspline.graph.findings import Findings
 from tfspline.graph.flow import Flow, constants, each_step, kept_along, taken
 from tfspline.graph.structure import WeightSlice, Work
-
-
-class Findings:
-    """What the channel rules have reported so far."""
-
-    def __init__(self, allow_inexact: bool):
-        self.allow_inexact = allow_inexact
-        self.ids = ChannelIds()
-        self.slices: dict[tuple[int, int], WeightSlice] = {}  # by the id of the weight, and axis
-        self.producers: dict[str, dict[tuple, np.ndarray]] = {}  # by layer and weight axis, the ids that these produce
-        self.resizes: dict[tuple[str, str | tuple], list[Callable]] = {}  # by layer and `Resize.key`, for each call
-        self.parts: list[np.ndarray] = []  # ids of a part of a tensor, of which some must be kept
-        self.sizes: dict[int, np.ndarray] = {}  # by the id of an output that holds sizes, the ids of the tensor
-        self.calls: collections.Counter[str] = collections.Counter()  # of each layer so far, by path
-        self.absorbed: dict[tuple[str, int], list[dict[int, np.ndarray]]] = {}  # see `Graph.absorbed`
-        self.grids: list[np.ndarray] = []  # ids that a call has spread over several axes, of which one can be cut
-        self.work: list[Work] = []
-        self.batch = 1  # of the model's inputs; the work of that many is counted together
-        self.unknown: dict[str, str] = {}  # path of a layer with work that is not counted -> why
-        self.reads: dict[tuple[str, int], tuple[int, np.ndarray]] = {}  # by layer and input number
-        self.shared: dict[str, str] = {}  # path of a layer -> another layer with weights of it
-        self.kept: dict[str, str] = {}  # layers with weights -> why some of them are kept as they are
 
 
 class Call:
@@ -111,6 +88,11 @@ class Call:
             row = ids.reshape(-1)[:1]
         else:
             row = self.tie_groups(ids, ids.size // ids.shape[-1])
+        if self.shape(i)[axis] is None:
+            sizes = f"axis {axis} of an input of shape {self.shape(i)}"
+            self.refuse(
+                f"reads channels along {sizes}, whose size is not known; give tfspline.functional `input_shape`"
+            )
         channels = np.broadcast_to(row, self.shape(i)[axis])
         self._findings.reads.setdefault((self._path, i), (axis % ids.ndim + self._first_axis, channels))
         return channels

@@ -18,8 +18,9 @@ from tfspline import _keras
 from tfspline._keras.inputs import shapes_of_inputs
 from tfspline._keras.types import InputShape
 from tfspline._utils.checks import instance, known_layer
-from tfspline.graph.call import Call, Findings, Flow
+from tfspline.graph.call import Call, Flow
 from tfspline.graph.channel_ids import group_units
+from tfspline.graph.findings import Findings
 from tfspline.graph.fixed_arrays import holder, regularizes
 from tfspline.graph.layer_specs.registry import is_homogeneous, spec_of
 from tfspline.graph.layer_specs.spec import unknown

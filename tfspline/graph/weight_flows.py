@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline.graph.call import Call, Findings
+from tfspline.graph.call import Call
+from tfspline.graph.findings import Findings
 from tfspline.graph.flow import Flow
 
 

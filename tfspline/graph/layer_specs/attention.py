@@ -9,7 +9,7 @@ from tfspline import _keras
 from tfspline.graph.call import Call
 from tfspline.graph.flow import Flow
 from tfspline.graph.layer_specs.products import contract
-from tfspline.graph.layer_specs.spec import LayerSpec
+from tfspline.graph.layer_specs.spec import LayerSpec, unknown
 
 
 def _kernel(projection: str) -> str:
@@ -118,16 +118,9 @@ def _scores(call: Call) -> list[np.ndarray]:
     for mask in tf.nest.flatten(call.argument("mask")):
         if isinstance(mask, Flow):
             call.protect(mask.ids, f"{call.described()} uses it as a mask")
-    rows = [call.channels(call.number_of(flow)) for flow in (query, key) if isinstance(flow, Flow)]
-    known = [call.is_zero_when_off(call.number_of(flow)) for flow in (query, key) if isinstance(flow, Flow)]
-    if len(rows) < 2 or not all(known):
-        why = f"{call.described()} adds them up, and they, or what they meet, may not be zero when switched off"
-        for row in rows:
-            call.protect(row, why)
-    else:
-        call.tie(*rows)
-        call.absorb(call.number_of(query))
-        call.absorb(call.number_of(key))
+    inputs = [call.number_of(flow) for flow in (query, key) if isinstance(flow, Flow)]
+    rows = [call.channels(i) for i in inputs]
+    _add_up(call, inputs, rows)
     if rows and len(getattr(call.layer.scale, "shape", ())):
         call.per_channel("scale", 0, rows[0])
         if isinstance(value, Flow) and value.shape[-1] == len(rows[0]):  # tf_keras wants it to be as wide
@@ -142,6 +135,57 @@ def _scores(call: Call) -> list[np.ndarray]:
     row = call.channels(call.number_of(value))
     call.macs(None, *times, ids=row)
     return [call.place(row, -1), *call.opaque()[1:]]
+
+
+def _dot_product(call: Call) -> np.ndarray | list[np.ndarray]:
+    """dot_product_attention of queries, keys and values [batch, positions, heads, width].
+
+    Units are heads, which all three have, or lie along the width: then those of queries and keys are added up, and
+    those of values pass. Keras takes it that all three are equally wide.
+    """
+    names = ("query", "key", "value")
+    numbers = [i for i in map(call.input, names) if i is not None]
+    for name in ("bias", "mask"):
+        i = call.input(name)
+        if i is not None:
+            call.protect(call.inputs[i], f"{call.described()} uses it as a mask")
+    if len(numbers) < 3 or len({call.sizes(i)[-1] for i in numbers}) > 1:
+        return unknown(call, "attends to a constant, or to values of another width than that of the queries")
+    query, key, value = numbers
+    (_, queries, heads, width), (_, keys, kv_heads, _) = call.sizes(query), call.sizes(value)
+    if any(call.inputs[i].shape[1] > 1 for i in numbers):
+        rows = [call.channels(i, 1) for i in numbers]
+        if heads != kv_heads or any(call.argument(name) is not None for name in ("bias", "mask")):
+            for row in rows:
+                call.protect(
+                    row, f"{call.described()} has a mask for each head, or fewer heads of keys than of queries"
+                )
+        else:
+            call.tie(rows[0], rows[1])
+            call.tie(rows[0], rows[2])
+        call.macs(None, queries, keys, 2 * width, ids=rows[0])
+        return call.place(rows[0], 1)
+    rows = [call.channels(i, -1) for i in numbers]
+    if call.argument("scale") is None:
+        for row in rows[:2]:
+            call.protect(row, f"{call.described()} divides by the root of their number, unless `scale` is given")
+    _add_up(call, [query, key], rows[:2])
+    call.tie(rows[0], rows[2])
+    call.macs(None, queries, keys, heads, ids=rows[0])
+    call.macs(None, queries, keys, heads, ids=rows[2])
+    return call.place(rows[2], -1)
+
+
+def _add_up(call, inputs, rows):
+    """Ties channels of queries and keys, which are added up."""
+    if len(rows) == 2 and all(map(call.is_zero_when_off, inputs)):
+        call.tie(*rows)
+        for i in inputs:
+            call.absorb(i)
+        return
+    why = f"{call.described()} adds them up, and they, or what they meet, may not be zero when switched off"
+    for row in rows:
+        call.protect(row, why)
 
 
 def _rank(value):
@@ -171,3 +215,5 @@ LAYERS: dict[str, LayerSpec] = {
     **dict.fromkeys(["Attention", "AdditiveAttention"], LayerSpec(_scores)),
     "Dot": LayerSpec(_dot),
 }
+
+OPS: dict[str, LayerSpec] = {"dotproductattention": LayerSpec(_dot_product)}
