@@ -109,6 +109,19 @@ for options in ({"batch_size": 255}, {"validation_split": 0.06, "batch_size": 25
         run(odd, f"{sys.argv[2]}/odd", publish=False, verbose=0)
     except ValueError as error:
         refused.append(str(error))
+if sys.argv[1] == "tf_keras":
+    import numpy as np, tf_keras as keras, tfspline
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)])
+        model.compile("sgd", "mse")
+    data = np.eye(4, dtype="float32"), np.zeros((4, 2), "float32")
+    try:
+        tfspline.plan(model, 0.5, criterion="taylor", data=data)
+    except ValueError as error:
+        assert "on 2 replicas; choose a criterion other than taylor and snip" in str(error)
+        tfspline.plan(model, 0.5, criterion="spline_affine", data=data[0])
+    else:
+        raise AssertionError("a gradient on two replicas")
 print(json.dumps([replicas, rows, refused]))
 """
 

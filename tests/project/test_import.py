@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
@@ -50,6 +51,15 @@ assert tf.keras.__version__.startswith("3"), tf.keras.__version__
 assert "TF_USE_LEGACY_KERAS" not in os.environ
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_other_backend_is_refused_by_name():
+    """The other backends of Keras need packages that are not installed here, so only its name is another one."""
+    code = "import keras; keras.backend.backend = lambda: 'jax'; import tfspline"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "KERAS_BACKEND='jax'; set KERAS_BACKEND=tensorflow before keras is imported" in done.stderr
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
+    subprocess.run([sys.executable, "-c", "import tfspline"], env=environment, check=True)
 
 
 def test_unknown_attribute_raises():

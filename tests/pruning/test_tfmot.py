@@ -149,6 +149,8 @@ def test_invalid_models_raise(tfmot, rng):
     with pytest.raises(ValueError, match=r"Layers \['b'\] .* tfmot has not wrapped"):
         masks.to_tfmot(some)
     assert np.array_equal(mask_values(some)["a"][0], before)
+    masks.to_tfmot(prune_all(tfmot, model))  # what the message advises
+    masks.apply(model)
     relu = keras.Sequential([keras.Input((4,)), prune_all(tfmot, keras.layers.ReLU()), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="without such a wrapper"):
         Masks.from_tfmot(relu)  # a wrapper that masks nothing
