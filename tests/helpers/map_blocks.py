@@ -86,7 +86,8 @@ def twice(g, x):
 
 @block("map")
 def layer_norm(g, x):
-    return g.layers.LayerNormalization()(x)
+    kind = g.pick("LayerNormalization", "RMSNormalization") if g.is_keras3 else "LayerNormalization"
+    return getattr(g.layers, kind)()(x)
 
 
 @block("map")

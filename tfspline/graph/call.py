@@ -241,14 +241,15 @@ class Call:
         """Declares that a weight reads the channels `ids` along an axis."""
         self._slice(weight, axis, self.checked(ids, repr(weight)), "read")
 
-    def per_channel(self, weight: str, axis: int, ids: np.ndarray, statistic: bool = False) -> None:
+    def per_channel(self, weight: str, axis: int, ids: np.ndarray, statistic: bool = False, power: float = 0.0) -> None:
         """Declares that a weight has one entry for each channel along an axis; ignored if the layer lacks the weight.
 
-        `statistic` marks a moving statistic, which is not trained and not masked.
+        `statistic` marks a moving statistic, which is not trained and not masked. A cut that leaves K of D entries
+        multiplies them by (D / K) ** power.
         """
         if _keras.weight(self.layer, weight) is not None or not self._may_lack(weight):
             ids = self.checked(ids, repr(weight))
-            self._slice(weight, axis, ids, "statistic" if statistic else "per_channel")
+            self._slice(weight, axis, ids, "statistic" if statistic else "per_channel", power=power)
 
     def resize(self, key: str | tuple, value_of: Callable[[np.ndarray], Any]) -> None:
         """Declares that the config entry `key` becomes `value_of(kept)`, with `kept` a bool array indexed by id.
@@ -297,7 +298,7 @@ class Call:
         """Declares that work of the layer is not counted, for the reason `why`."""
         self._findings.unknown.setdefault(self._path, why)
 
-    def _slice(self, weight, axis, ids, role, gates=1):
+    def _slice(self, weight, axis, ids, role, gates=1, power=0.0):
         variable = self._variable(weight)
         shape = tuple(variable.shape)
         if not -len(shape) <= axis < len(shape):
@@ -316,7 +317,8 @@ class Call:
         index = self._index(weight)
         if ids.shape != (shape[axis],):
             self.refuse(f"must give {shape[axis]} channel ids for axis {axis} of {weight!r}. Received: {ids.shape}")
-        self._findings.slices[place] = WeightSlice(self._path, self._inside + weight, index, axis, ids, role, gates)
+        name = self._inside + weight
+        self._findings.slices[place] = WeightSlice(self._path, name, index, axis, ids, role, gates, power)
         return ids
 
     def _may_lack(self, weight):

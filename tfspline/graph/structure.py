@@ -29,6 +29,7 @@ class WeightSlice:
     units: np.ndarray  # int64 [positions]
     role: str
     gates: int = 1  # how often `units` repeats all units, one gate of a recurrent layer after the other
+    power: float = 0.0  # if K of D positions are kept, the weight is multiplied by (D / K) ** power
 
 
 @dataclasses.dataclass

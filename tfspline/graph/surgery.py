@@ -80,13 +80,15 @@ def _slice_weights(sources, copies, graph, kept, changes):
     parts = {}
     for part in graph.slices:
         if not kept[part.units].all():
-            parts.setdefault((part.layer, part.index), []).append((part.axis, np.flatnonzero(kept[part.units])))
+            positions = np.flatnonzero(kept[part.units])
+            factor = (part.units.size / positions.size) ** part.power
+            parts.setdefault((part.layer, part.index), []).append((part.axis, positions, factor))
     for path in changes:
         pairs = zip(_keras.weights(sources[path]), _keras.weights(copies[path]), strict=False)
         for i, (source, copy) in enumerate(pairs):
             value = tf.convert_to_tensor(source)
-            for axis, positions in parts.get((path, i), ()):
-                value = tf.gather(value, positions, axis=axis)
+            for axis, positions, factor in parts.get((path, i), ()):
+                value = tf.gather(value, positions, axis=axis) * tf.cast(factor, value.dtype)
             if tuple(value.shape) != tuple(copy.shape):
                 raise ValueError(
                     f"Layer {path!r} ({type(sources[path]).__name__}) needs a weight of shape {tuple(copy.shape)}, but "

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline.graph.flow import Flow
-from tfspline.graph.layer_specs.dependence import moved, product
+from tfspline.graph.layer_specs.dependence import moved, product, zero_stays_zero
 from tfspline.graph.layer_specs.registry import spec_of
 
 
@@ -17,7 +17,7 @@ def off_values(node: _keras.Node, args: tuple, kwargs: dict, makes_units: bool) 
     if makes_units or spec.kernel is not None or hasattr(getattr(layer, "gamma", None), "shape"):
         activation = _keras.own_activation(layer)
         value = 0.0 if activation is None else float(np.ravel(activation(tf.zeros([1, 1])))[0])
-    elif spec.elementwise or spec.dependence is moved:
+    elif spec.elementwise or spec.dependence in (moved, zero_stays_zero):
         values = {id(flow): flow.off() for flow in flows}
         if spec.dependence is product and not all(map(np.any, values.values())):
             value = 0.0

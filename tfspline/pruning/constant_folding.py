@@ -41,7 +41,21 @@ def constants(model: KerasModel, graph: Graph, free: np.ndarray) -> tuple[dict[s
         path: np.stack([mean.mean(axis=0), low.min(axis=0), high.max(axis=0)])
         for path, (mean, low, high) in calls.items()
     }
-    return found, walk.added_up
+    return found, walk.added_up & ~_zero_units(model, graph)
+
+
+def _zero_units(model, graph):
+    """The units, bool [units], of which all weights that produce or scale them are zero.
+
+    Where calls without a weight add units up, these are zero, or else the channel rules protect them: no walk is needed
+    to find that out.
+    """
+    layers, (produced, used) = _keras.layer_paths(model), np.zeros((2, graph.units), bool)
+    for part in graph.slices:
+        produced[part.units] |= part.role == "produced"
+        if part.role in ("produced", "per_channel"):
+            used[part.units[rows(_keras.weights(layers[part.layer])[part.index].numpy(), part.axis).any(axis=1)]] = True
+    return produced & ~used
 
 
 class _Walk:

@@ -78,6 +78,12 @@ def scaled_by_gamma(call: SignalCall) -> list[np.ndarray]:
     return [varies & np.reshape(call.layer.gamma != 0, [n if i in axes else 1 for i, n in enumerate(varies.shape)])]
 
 
+def zero_stays_zero(call: SignalCall) -> list[np.ndarray]:
+    """RMSNormalization: a number that is zero stays zero, and where the scale is zero so is the output."""
+    x = call.inputs[0]
+    return [(x.varies | (np.asarray(x.value) != 0)) & (np.asarray(call.layer.scale) != 0)]
+
+
 def table_rows(call: SignalCall) -> list[np.ndarray]:
     """Embedding: a channel depends on the input unless it is the same in all rows of the table."""
     table = call.layer.embeddings.numpy()

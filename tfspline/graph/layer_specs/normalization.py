@@ -1,11 +1,13 @@
 """Normalization layers."""
 
+import math
+
 import numpy as np
 
 from tfspline.graph.call import Call
 from tfspline.graph.layer_specs.activations import activated
-from tfspline.graph.layer_specs.dependence import scaled_by_gamma
-from tfspline.graph.layer_specs.spec import LayerSpec
+from tfspline.graph.layer_specs.dependence import scaled_by_gamma, zero_stays_zero
+from tfspline.graph.layer_specs.spec import LayerSpec, unknown
 
 
 def _batch_normalization(call: Call) -> np.ndarray:
@@ -29,10 +31,34 @@ def _over_channels(call: Call) -> np.ndarray:
     for i, axis in enumerate(np.atleast_1d(call.layer.axis)):
         if call.inputs[0].shape[call.axis(axis)] > 1:
             ids = call.channels(axis=call.axis(axis))
-            for weight in ("gamma", "beta", "scale"):
+            for weight in ("gamma", "beta"):
                 if hasattr(getattr(call.layer, weight, None), "shape"):  # in tf_keras, scale=True is a flag
                     call.per_channel(weight, i, ids)
             call.protect(ids, f"{call.described()} normalizes over channels", inexact=True)
+    return call.inputs[0]
+
+
+def _rms_normalization(call: Call) -> np.ndarray | list[np.ndarray]:
+    """RMSNormalization over D channels, of which all but K are zero, is one over these K with other numbers.
+
+    With m the mean square over D channels, that over K is m D / K, so
+
+        x / sqrt(m + epsilon) = sqrt(D / K) x / sqrt(m D / K + epsilon D / K).
+    """
+    axes, rows = sorted(call.axis(axis) for axis in np.atleast_1d(call.layer.axis)), []
+    if axes != list(range(call.inputs[0].ndim))[-len(axes) :]:
+        return unknown(call, "normalizes over other axes than the last ones, along which its scale is broadcast")
+    for i, axis in enumerate(axes):
+        if call.inputs[0].shape[axis] > 1:
+            rows.append(call.channels(axis=axis))
+            call.per_channel("scale", i, rows[-1], power=0.5)
+    if rows:
+        epsilon = call.layer.epsilon
+        call.resize("epsilon", lambda kept: epsilon / math.prod(float(kept[row].mean()) for row in rows))
+        call.absorb(0)
+        if not call.is_zero_when_off(0):
+            why = f"{call.described()} normalizes over channels that may not be zero when switched off"
+            call.protect(call.inputs[0], why, inexact=True)
     return call.inputs[0]
 
 
@@ -56,6 +82,7 @@ def _group_normalization(call: Call) -> np.ndarray:
 
 LAYERS: dict[str, LayerSpec] = {
     "BatchNormalization": LayerSpec(_batch_normalization, affine=True, dependence=scaled_by_gamma),
-    **dict.fromkeys(["LayerNormalization", "UnitNormalization", "RMSNormalization"], LayerSpec(_over_channels)),
+    **dict.fromkeys(["LayerNormalization", "UnitNormalization"], LayerSpec(_over_channels)),
+    "RMSNormalization": LayerSpec(_rms_normalization, dependence=zero_stays_zero),
     "GroupNormalization": LayerSpec(_group_normalization),
 }
