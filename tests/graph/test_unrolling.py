@@ -1,8 +1,13 @@
 """Unrolling: subclassed models and composite layers become flat graphs with the same weights."""
 
+import subprocess
+import sys
+
+import keras as keras3
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from helpers.composites import block_class, model_class, patches_class
 from helpers.cutting import EXACT
 from helpers.zoo import difference, scramble
@@ -97,8 +102,9 @@ def test_masks_and_callbacks_work_on_the_original(keras, rng):
     tfspline.Masks.release(model)
 
 
-def test_patches_with_a_class_token_and_positions(keras, rng):
-    model = patches_class(keras)(width=8)
+@pytest.mark.parametrize("positions", ["a weight", "a part of a weight", "an embedding"])
+def test_patches_with_a_class_token_and_positions(keras, rng, positions):
+    model = patches_class(keras, positions)(width=8)
     x = rng.normal(size=(3, 8, 8, 2)).astype("float32")
     model(x)
     scramble(model, rng)
@@ -107,8 +113,20 @@ def test_patches_with_a_class_token_and_positions(keras, rng):
     for samples in (1, 3):  # any batch
         assert difference(model(x[:samples]), flat.predict(x[:samples], verbose=0)) <= EXACT
     plan = tfspline.plan(model, 0.5)
-    assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= EXACT
-    assert plan.cost()["params"][1] < plan.cost()["params"][0]
+    slim = plan.apply(model)
+    assert difference(plan.mask(model)(x), slim(x)) <= EXACT
+    assert slim.get_layer("patch").filters == 4 and slim.count_params() == plan.cost()["params"][1]
+
+
+def test_models_with_carriers_are_loaded_in_a_new_process(tmp_path):
+    code = ["import keras, numpy as np, tf_keras, tfspline"]
+    for keras in (keras3, tf_keras):
+        model = patches_class(keras, "an embedding")(width=8)
+        model(np.zeros((1, 8, 8, 2), "float32"))
+        path = str(tmp_path / f"{keras.__name__}.keras")
+        tfspline.functional(model).save(path)
+        code.append(f"assert {keras.__name__}.models.load_model({path!r}).count_params() == {model.count_params()}")
+    subprocess.run([sys.executable, "-c", "\n".join(code)], check=True)
 
 
 def leaf(keras, call):

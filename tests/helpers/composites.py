@@ -50,13 +50,19 @@ def model_class(keras):
     return Blocks
 
 
-def patches_class(keras):
-    """A small vision transformer: patches, a class token, positions, and reshapes by the size of the batch."""
+def patches_class(keras, positions="a weight"):
+    """A small vision transformer: patches, a class token, positions, and reshapes by the size of the batch.
+
+    Positions are "a weight", "a part of a weight", or "an embedding" of constants.
+    """
     layers = keras.layers
     if hasattr(keras, "ops"):
         ops = keras.ops
     else:
-        ops = types.SimpleNamespace(shape=tf.shape, reshape=tf.reshape, tile=tf.tile, concatenate=tf.concat)
+        ops = types.SimpleNamespace(
+            shape=tf.shape, reshape=tf.reshape, tile=tf.tile, concatenate=tf.concat, slice=tf.slice,
+            expand_dims=tf.expand_dims,
+        )  # fmt: skip
 
     class Patches(keras.Model):
         def __init__(self, width):
@@ -66,12 +72,22 @@ def patches_class(keras):
             self.wide, self.narrow = layers.Dense(4 * width, "relu", name="wide"), layers.Dense(width, name="narrow")
             self.head = layers.Dense(3, name="head")
             self.token = self.add_weight(name="token", shape=(1, 1, width), initializer="ones")
-            self.position = self.add_weight(name="position", shape=(1, 5, width), initializer="ones")
+            if positions == "an embedding":
+                self.embedding = layers.Embedding(5, width, name="position")
+            else:
+                sizes = (9, width) if "part" in positions else (1, 5, width)
+                self.position = self.add_weight(name="position", shape=sizes, initializer="ones")
 
         def call(self, x):
             batch = ops.shape(x)[0]
             x = ops.reshape(self.patch(x), (batch, 4, self.width))
-            x = ops.concatenate([ops.tile(self.token, (batch, 1, 1)), x], axis=1) + self.position
+            x = ops.concatenate([ops.tile(self.token, (batch, 1, 1)), x], axis=1)
+            if positions == "an embedding":
+                x = x + self.embedding(tf.range(5)[None])
+            elif positions == "a part of a weight":
+                x = x + ops.expand_dims(ops.slice(self.position, (2, 0), (5, self.width)), 0)
+            else:
+                x = x + self.position
             x = x + self.narrow(self.wide(x))
             return self.head(x[:, 0])
 

@@ -3,7 +3,7 @@
 No other package asks which of the two Keras versions a model belongs to.
 """
 
-from tfspline._keras.carriers import Carrier
+from tfspline._keras.carriers import Carrier, carrier_classes
 from tfspline._keras.fit import (
     Callback,
     StepCallback,

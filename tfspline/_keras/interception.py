@@ -54,7 +54,8 @@ def _no_constants() -> Iterator[None]:
         return own.fget(variable)
 
     def check(op_type, inputs, attrs, outputs, op_name=None, graph=None):
-        if graph is None and ("Random" in op_type or op_type == "Multinomial"):
+        name = tf.compat.as_str(op_type)
+        if graph is None and ("Random" in name or name == "Multinomial"):
             raise ValueError("it draws random numbers, which would be recorded as constants")
 
     op_callbacks.add_op_callback(check)
@@ -63,6 +64,10 @@ def _no_constants() -> Iterator[None]:
             yield
     finally:
         op_callbacks.remove_op_callback(check)
+
+
+def _is_symbolic(args: tuple, kwargs: dict) -> bool:
+    return any(map(is_symbolic, tf.nest.flatten((args, kwargs))))
 
 
 def _check_no_weights(arguments: Any) -> None:
@@ -87,8 +92,9 @@ def _keras3(unrolling: Any, module: ModuleType):
     node = layers.Node
 
     def call_layer(layer, *args, **kwargs):
-        symbolic = any(map(is_symbolic, tf.nest.flatten((args, kwargs))))
-        if not symbolic or unrolling.is_twin(layer):
+        if not _is_symbolic(args, kwargs) and layer.variables and tf.executing_eagerly():
+            args, kwargs = unrolling.symbolic(layer, (args, kwargs))
+        if not _is_symbolic(args, kwargs) or unrolling.is_twin(layer):
             return call(layer, *args, **kwargs)
         if unrolling.is_composite(layer):
             training, kwargs = _told(unrolling, kwargs)
@@ -125,9 +131,15 @@ def _keras3(unrolling: Any, module: ModuleType):
 def _keras2(unrolling: Any, module: ModuleType):
     """Intercepts the calls of tf_keras, whose bare ops are layers."""
     base = module.layers.Layer
+    call = base.__call__
     construct, infer, connect = (
         base._functional_construction_call, base._keras_tensor_symbolic_call, base._set_connectivity_metadata,
     )  # fmt: skip
+
+    def call_any(layer, *args, **kwargs):
+        if not _is_symbolic(args, kwargs) and layer.variables and tf.executing_eagerly():
+            args, kwargs = unrolling.symbolic(layer, (args, kwargs))
+        return call(layer, *args, **kwargs)
 
     def call_layer(layer, inputs, args, kwargs, input_list):
         if unrolling.is_composite(layer):
@@ -160,6 +172,7 @@ def _keras2(unrolling: Any, module: ModuleType):
         return outputs if unrolling.is_open(layer) else connect(layer, args, kwargs, outputs)
 
     return _replaced(
+        (base, "__call__", call_any),
         (base, "_functional_construction_call", call_layer),
         (base, "_keras_tensor_symbolic_call", call_symbolic),
         (base, "_set_connectivity_metadata", record),

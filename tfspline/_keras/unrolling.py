@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfspline._keras.carriers import carrier
+from tfspline._keras.carriers import carrier, constant
 from tfspline._keras.copying import Copies
 from tfspline._keras.graph import has_own_call, is_graph, way_out
 from tfspline._keras.inputs import shapes_of_inputs
@@ -72,7 +73,7 @@ class _Unrolling:
         self._module = keras_of(model)
         self._twins: dict[int, Any] = {}  # by the id of the original
         self._is_twin: set[int] = set()  # ids of twins and of the ops that were recorded
-        self._carriers: dict[int, Any] = {}  # by the id of the weight: the tensor with its value
+        self._carriers: dict[int, Any] = {}  # by the id of a weight or constant: this, and the tensor with its value
         self._failed: dict[int, str] = {}
         self._names: set[str] = set()
         self._open: list[Any] = []  # the composite layers whose `call` is running, from the outermost on
@@ -215,12 +216,28 @@ class _Unrolling:
             held.update(before)
 
     def _carried(self, layer, name, weight):
-        if id(weight) not in self._carriers:
-            path = ".".join([*(part.name for part in self._open[1:]), name.lstrip("_")])
-            new = carrier(self._module, weight, layer, self._free(path))
+        return self._carry(weight, name.lstrip("_"), lambda name: carrier(self._module, weight, layer, name))
+
+    def symbolic(self, layer: Any, arguments: Any) -> Any:
+        """The arguments of a call of a layer with weights, with symbolic tensors in place of constants.
+
+        Called on constants, the layer would give a constant.
+        """
+
+        def of(value):
+            if not isinstance(value, tf.Tensor | np.ndarray):
+                return value
+            return self._carry(value, f"{layer.name}_input", lambda name: constant(self._module, value, name))
+
+        return tf.nest.map_structure(of, arguments)
+
+    def _carry(self, value, name, make):
+        """The tensor that stands for a weight or constant in the graph."""
+        if id(value) not in self._carriers:
+            new = make(self._free(".".join([*(part.name for part in self._open[1:]), name])))
             self._is_twin.add(id(new))
-            self._carriers[id(weight)] = weight, new(self.anchor)
-        return self._carriers[id(weight)][1]
+            self._carriers[id(value)] = value, new(self.anchor)
+        return self._carriers[id(value)][1]
 
 
 def _inputs(model, input_shape) -> Any:

@@ -199,11 +199,12 @@ class _Walk:
         return outputs
 
     def _visit(self, node, args, kwargs):
-        self.findings.calls[node.path] += 1
         values = tf.nest.flatten((args, kwargs))
         flows = [flow for flow in values if isinstance(flow, Flow)]
-        if isinstance(node.layer, _keras.Carrier) or (flows and all(flow.batchless for flow in flows)):
-            return of_weights(self.findings, node, flows)
+        outputs = of_weights(self.findings, node, args, kwargs, self._visit)
+        if outputs is not None:
+            return outputs
+        self.findings.calls[node.path] += 1
         args, kwargs = beside_inputs(args, kwargs, flows)
         values = tf.nest.flatten((args, kwargs))
         arguments = [flow for flow in values if isinstance(flow, Flow)]

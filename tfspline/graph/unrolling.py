@@ -11,7 +11,7 @@ def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
     A composite layer is one of a user's class that holds other layers. Its `call` is run on symbolic tensors, so that
     the layers and ops in it become layers of the result, named after their place ("block.attention"). The weights are
     those of `model`, not copies: training one trains the other. Weights that a composite layer holds itself become
-    layers of the class `Weight`; import tfspline before you load a saved model with them.
+    layers of the class `tfspline.layers.Weight`; import tfspline before you load a saved model with them.
 
     The other functions of tfspline do this themselves. Use it to look at the layers, or to plan with other sizes.
 

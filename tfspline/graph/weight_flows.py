@@ -4,6 +4,8 @@ A layer `Weight` returns its weight, and ops may compute with it before it meets
 no batch axis.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,25 +15,104 @@ from tfspline import _keras
 from tfspline.graph.call import Call
 from tfspline.graph.findings import Findings
 from tfspline.graph.flow import Flow
+from tfspline.graph.layer_specs.registry import UNKNOWN, spec_of
+
+# Ops that only move numbers, and the names of their arguments that say how many channels there are.
+_MOVES = {"slice", "stridedslice", "getitem", "expanddims", "squeeze", "reshape", "broadcastto", "tile", "take", "cast"}
+_SIZES = "shape", "newshape", "size"
 
 
-def of_weights(findings: Findings, node: _keras.Node, flows: list[Flow]) -> list[Flow]:
-    """The outputs of a call that reads only weights. Ids of a weight are along its last axis; ops do not pass them
-    on."""
-    outputs = []
-    for shape, dtype in zip(node.output_shapes, node.output_dtypes, strict=True):
-        flow = Flow(findings.ids.of_tensor(shape), shape, tf.TensorSpec(shape, dtype), batchless=True)
-        outputs.append(flow)
-        if isinstance(node.layer, _keras.Carrier) and shape and shape[-1] > 1:
-            call = Call(findings, node, (), {}, [flow.spec])
-            call.per_channel("weight", len(shape) - 1, np.ravel(flow.ids))
-            call.resize("weight_shape", _with_last(shape, flow.ids))
-            continue
-        is_number = isinstance(node.layer, _keras.Carrier)
-        why = f"{node.path!r} is a weight for all of them" if is_number else f"{node.path!r} computes it from weights"
-        for read in (flow, *flows):
-            findings.ids.protect(read.ids, why)
+def of_weights(
+    findings: Findings, node: _keras.Node, args: tuple, kwargs: dict, visit: Callable[..., list[Flow]]
+) -> list[Flow] | None:
+    """The outputs of a call that reads only weights; None for other calls. `visit` reads a call whose inputs have a
+    batch."""
+    flows = [value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, Flow)]
+    if isinstance(node.layer, _keras.Carrier):
+        return [_carried(findings, node)]
+    if not all(flow.batchless for flow in flows):
+        return _for_each_sample(findings, node, args, kwargs)
+    if not flows:
+        return None
+    if _has_batch(node, flows):
+        return [_without_batch(flow) for flow in visit(node, *_with_batch(args, kwargs))]
+    specs = [tf.TensorSpec(*spec) for spec in zip(node.output_shapes, node.output_dtypes, strict=True)]
+    call = Call(findings, node, args, kwargs, specs)
+    ids = _moved(call, flows[0], tuple(specs[0].shape)) if len(flows) == len(specs) == 1 else None
+    if ids is not None:
+        return [Flow(ids, tuple(specs[0].shape), specs[0], batchless=True)]
+    outputs = [Flow(findings.ids.of_tensor(spec.shape), tuple(spec.shape), spec, batchless=True) for spec in specs]
+    for read in (*outputs, *flows):
+        findings.ids.protect(read.ids, f"{node.path!r} computes it from weights")
     return outputs
+
+
+def _carried(findings: Findings, node: _keras.Node) -> Flow:
+    """What a carrier returns: the ids of a weight are along its last axis, and a constant has none."""
+    (shape,), (dtype,) = node.output_shapes, node.output_dtypes
+    if not _keras.weights(node.layer):
+        ids = findings.ids.fresh(1).reshape([1] * len(shape))
+        findings.ids.protect(ids, f"{node.path!r} is a constant")
+        return Flow(ids, shape, tf.TensorSpec(shape, dtype), batchless=True)
+    flow = Flow(findings.ids.of_tensor(shape), shape, tf.TensorSpec(shape, dtype), batchless=True)
+    if shape and shape[-1] > 1:
+        call = Call(findings, node, (), {}, [flow.spec])
+        call.per_channel("weight", len(shape) - 1, np.ravel(flow.ids))
+        call.resize("weight_shape", _with_last(shape, flow.ids))
+    else:
+        findings.ids.protect(flow.ids, f"{node.path!r} is a weight for all of them")
+    return flow
+
+
+def _for_each_sample(findings, node, args, kwargs) -> list[Flow] | None:
+    """The output of `tf.tile(weight, [batch, 1, 1])` with a batch that the graph computes; None for other calls."""
+    if _keras.op_name(node.layer) != "tile":
+        return None
+    weight, times = list(_keras.arguments(node.layer, args, kwargs).values())[:2]
+    first, *others = times if isinstance(times, list | tuple) else [None]
+    if not isinstance(weight, Flow) or not weight.batchless or not isinstance(first, Flow) or {*others} - {1}:
+        return None
+    shape = weight.shape[1:]
+    return [Flow(weight.ids[0], shape, tf.TensorSpec((findings.batch, *shape), weight.spec.dtype))]
+
+
+def _has_batch(node, flows) -> bool:
+    """Whether a call can be read as if the first axis of its inputs were the batch, which layers do not mix."""
+    is_layer = _keras.op_name(node.layer) is None or (spec_of(node.layer).elementwise and len(flows) == 1)
+    return is_layer and spec_of(node.layer) is not UNKNOWN and all(flow.ids.shape[:1] == (1,) for flow in flows)
+
+
+def _with_batch(args, kwargs):
+    """The arguments of such a call with the first axis as the batch."""
+
+    def of(value):
+        if not isinstance(value, Flow):
+            return value
+        return dataclasses.replace(value, ids=value.ids[0], shape=value.shape[1:], batchless=False)
+
+    return tf.nest.map_structure(of, (args, kwargs))
+
+
+def _without_batch(flow: Flow) -> Flow:
+    """An output of such a call with all its axes."""
+    return dataclasses.replace(flow, ids=flow.ids[None], shape=tuple(flow.spec.shape), batchless=True)
+
+
+def _moved(call: Call, flow: Flow, shape: tuple) -> np.ndarray | None:
+    """The ids of the output of an op that only moves numbers, and leaves all channels along the last axis; otherwise
+    None."""
+    op = _keras.op_name(call.layer)
+    if op is None or op.replace("_", "") not in _MOVES or flow.shape[-1:] != shape[-1:]:
+        return None
+    row = np.ravel(flow.ids)
+    positions = np.broadcast_to(np.arange(row.size), flow.shape)
+    (after,) = call.run([tf.constant(positions, tf.int32)])
+    if row.size != shape[-1] or not (np.asarray(after) == np.arange(row.size)).all():
+        return None
+    sizes = next((name for name in _SIZES if call.argument(name) is not None), None)
+    if sizes is not None and (given := call.argument(sizes))[-1] != -1:
+        call.resize(sizes, _with_last(given, row))
+    return row.reshape([1] * (len(shape) - 1) + [-1])
 
 
 def beside_inputs(args: tuple, kwargs: dict, flows: list[Flow]) -> Any:

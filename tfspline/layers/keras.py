@@ -3,8 +3,10 @@
 import keras
 import tensorflow as tf
 
+from tfspline import _keras
 from tfspline.layers.base import SplineUnitBase
 
+Weight, Constant = _keras.carrier_classes(keras)
 _FUSED_DTYPES = ("float16", "bfloat16", "float32")
 
 

@@ -2,7 +2,10 @@
 
 import tf_keras
 
+from tfspline import _keras
 from tfspline.layers.base import SplineUnitBase
+
+Weight, Constant = _keras.carrier_classes(tf_keras)
 
 
 @tf_keras.utils.register_keras_serializable("tfspline")
