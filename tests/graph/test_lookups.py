@@ -1,9 +1,11 @@
 """Layers that look words up, whose vocabulary tf_keras keeps among the weights although it is no tensor."""
 
+import keras as keras3
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.zoo import difference
+from helpers.cutting import EXACT
+from helpers.zoo import difference, scramble
 
 import tfspline
 
@@ -81,3 +83,31 @@ def test_callbacks(keras, kind):
     model.fit(dataset, epochs=2, verbose=0, callbacks=[early_bird, mask_bird, pruning])
     assert np.isfinite(early_bird.distances[1]) and np.isfinite(mask_bird.distances[1])
     assert pruning.sparsity == 0.5
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_reversible_embedding(rng, tied):
+    """Tokens are looked up in a table, and scored by it or by another one. A subclass becomes the layer of Keras."""
+
+    class Own(keras3.layers.ReversibleEmbedding):
+        pass
+
+    class Block(keras3.layers.Layer):
+        def __init__(self):
+            super().__init__(name="block")
+            self.dense = keras3.layers.Dense(8, name="dense")
+
+        def call(self, x):
+            return x + self.dense(x)
+
+    table = Own(20, 8, tie_weights=tied, name="table")
+    inputs = keras3.Input((6,), dtype="int32")
+    model = scramble(keras3.Model(inputs, table(Block()(table(inputs)), reverse=True)), rng)
+    plan = tfspline.plan(model, 0.5)
+    slim, x = plan.apply(model), rng.integers(0, 20, (3, 6))
+    masked = plan.mask(model)
+    assert type(slim.get_layer("table")) is keras3.layers.ReversibleEmbedding
+    assert difference(masked(x), slim(x)) <= EXACT and slim.count_params() == plan.cost()["params"][1]
+    for whole, smaller in ((model, tfspline.functional(model)), (masked, slim)):
+        found = tfspline.slim_report(whole)
+        assert found.difference <= EXACT and found.model.count_params() == smaller.count_params()

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,6 +97,16 @@ def builtin_class_name(layer: KerasLayer | type) -> str | None:
             changed = any(static(layer_class, name, None) is not static(base, name, None) for name in names)
             return None if changed else base.__name__
     return None
+
+
+def builtin_base(layer_class: type) -> type | None:
+    """The built-in class of which a class of a user differs only in how it is made; None without one."""
+    own = list(itertools.takewhile(lambda base: not is_builtin(base), layer_class.__mro__))
+    if not own or builtin_class_name(layer_class) is None:
+        return None
+    base = layer_class.__mro__[len(own)]
+    changed = {name for kind in own for name in vars(kind) if hasattr(base, name) and not name.startswith("__")}
+    return base if changed <= {"build", "get_config", "from_config"} else None
 
 
 def is_builtin(layer_class: type) -> bool:

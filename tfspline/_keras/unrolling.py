@@ -24,7 +24,7 @@ from tfspline._keras.copying import Copies
 from tfspline._keras.graph import has_own_call, is_graph, way_out
 from tfspline._keras.inputs import shapes_of_inputs
 from tfspline._keras.interception import intercepted
-from tfspline._keras.layers import is_builtin, op_name, rename, sublayers
+from tfspline._keras.layers import builtin_base, is_builtin, op_name, rename, sublayers
 from tfspline._keras.modules import is_model, keras_of, of_class
 from tfspline._keras.rebuilding import symbolic_input
 from tfspline._keras.references import is_weight
@@ -183,7 +183,11 @@ class _Unrolling:
         if is_model(layer):
             why = self._failed[id(layer)]
             raise ValueError(f"Model {layer.name!r} ({type(layer).__name__}) cannot be unrolled, as {why}")
-        return self._copies.of(layer)
+        copy = self._copies.of(layer)
+        base = builtin_base(type(layer))
+        if base is not None:  # so that it can be loaded without the module of its own class
+            object.__setattr__(copy, "__class__", base)
+        return copy
 
     def _free(self, name):
         name, number = name.lstrip("_."), 0

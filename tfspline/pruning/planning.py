@@ -146,7 +146,7 @@ def choose(
     """
     groups = [group for group in graph.groups if not group.protected]
     if not groups:
-        reasons = {group.name: group.protected for group in graph.groups}
+        reasons = {group.name: group.protected for group in graph.groups} | graph.kept
         raise ValueError(f"No unit of {model.name!r} can be removed: {reasons or 'no layer produces channels'}")
     check_finite(model)
     on = np.ones(graph.units, bool) if off is None else ~off
