@@ -1,4 +1,4 @@
-"""RMSNormalization (Keras 3): the channels that it normalizes over are removed exactly."""
+"""RMSNormalization (Keras 3) and layers that compute the same: channels that they run over are removed exactly."""
 
 import keras
 import numpy as np
@@ -124,3 +124,53 @@ def test_half_precision(rng):
     slim = plan.apply(model)
     assert slim.layers[2].epsilon == pytest.approx(4e-6) and slim.layers[2].scale.dtype == "float16"
     assert difference(plan.mask(model)(x), slim(x)) < 5e-3
+
+
+class Norm(layers.Layer):
+    """A user's own RMSNormalization; `wrong` are faults that make it another function."""
+
+    def __init__(self, eps=0.1, wrong="", **kwargs):
+        super().__init__(**kwargs)
+        self.eps, self.wrong = eps, wrong
+
+    def build(self, shape):
+        self.g = self.add_weight(name="g", shape=shape[-1:], initializer="ones")
+
+    def call(self, hidden):
+        x = hidden - keras.ops.mean(hidden, -1, keepdims=True) if "mean" in self.wrong else hidden
+        square = keras.ops.mean(keras.ops.square(x), 1 if "axis" in self.wrong else -1, keepdims=True)
+        if "inside" in self.wrong:
+            return x * self.g / (keras.ops.sqrt(square) + self.eps)
+        return x * keras.ops.rsqrt(square + self.eps) * (1 + self.g if "1 +" in self.wrong else self.g)
+
+    def get_config(self):
+        return super().get_config() | {"eps": self.eps, "wrong": self.wrong}
+
+
+def test_a_layer_of_a_user_that_computes_the_same(rng):
+    model = scramble(model_of(lambda x: Norm(name="norm")(hidden=Norm(name="first")(x)) + x), rng)
+    flat, x = tfspline.functional(model), inputs_for(model, rng)
+    twin = flat.get_layer("norm")
+    assert type(twin) is layers.RMSNormalization and twin.epsilon == 0.1
+    assert twin.scale is model.get_layer("norm").g and difference(model(x), flat(x)) <= 1e-6
+    plan = tfspline.plan(model, 0.5)
+    assert group_of(plan, "before") == (8, 4, None)
+    slim = check_cut(model, plan, rng)
+    assert keras.Model.from_config(slim.get_config()).count_params() == slim.count_params()
+    plan.masks.apply(model)
+    assert difference(model(x), tfspline.slim(model)(x)) <= 1e-5 and not model.get_layer("norm").g.numpy().all()
+
+
+@pytest.mark.parametrize("wrong", ["mean", "axis", "inside", "1 +"])
+def test_layers_of_a_user_that_compute_something_else(wrong):
+    flat = tfspline.functional(model_of(lambda x: Norm(wrong=wrong, name="norm")(x)))
+    assert not any(isinstance(layer, layers.RMSNormalization) for layer in flat.layers)
+
+
+def test_a_channel_rule_of_the_user_comes_first():
+    class Known(Norm):
+        pass
+
+    tfspline.register_channel_rule(Known, lambda call: call.inputs[0])
+    model = model_of(lambda x: Known()(x))
+    assert tfspline.functional(model) is model

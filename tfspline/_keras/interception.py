@@ -103,7 +103,10 @@ def _keras3(unrolling: Any, module: ModuleType):
                 return outputs
         twin = unrolling.twin(layer)
         symbolic_sizes.complete(twin, *args)
-        return twin(*args, **unrolling.arguments(layer, kwargs))
+        kwargs = unrolling.arguments(layer, kwargs)
+        if not args and len(kwargs) == 1:  # a layer of Keras can have another name for its input
+            args, kwargs = tuple(kwargs.values()), {}
+        return twin(*args, **kwargs)
 
     def call_symbolic(layer, *args, **kwargs):
         if unrolling.is_open(layer):

@@ -52,24 +52,30 @@ def why_not_unrolled(layer: KerasLayer) -> str | None:
     return _reasons.get(layer) if op_name(layer) is None else None
 
 
-def unroll(model: KerasModel, is_leaf: Callable[[Any], bool], input_shape: InputShape = None) -> KerasModel:
+def unroll(
+    model: KerasModel,
+    is_leaf: Callable[[Any], bool],
+    stock: Callable[[Any], Any] = lambda layer: None,
+    input_shape: InputShape = None,
+) -> KerasModel:
     """A functional model that computes the same with the same weights, without composite layers as far as possible.
 
     Args:
         is_leaf: whether a layer is to be kept as one layer.
+        stock: the layer of Keras with the same weights that takes the place of a user's layer, or None.
         input_shape: the shapes of the inputs, as for `tfspline.functional`, where the model does not tell them.
 
     Raises:
         ValueError: the graph of the model cannot be recorded.
     """
-    return _Unrolling(model, is_leaf).run(_inputs(model, input_shape))
+    return _Unrolling(model, is_leaf, stock).run(_inputs(model, input_shape))
 
 
 class _Unrolling:
     """The twins of the layers of one model, and where in it the recording is."""
 
-    def __init__(self, model, is_leaf):
-        self._model, self._is_leaf = model, is_leaf
+    def __init__(self, model, is_leaf, stock):
+        self._model, self._is_leaf, self._stock = model, is_leaf, stock
         self._module = keras_of(model)
         self._twins: dict[int, Any] = {}  # by the id of the original
         self._is_twin: set[int] = set()  # ids of twins and of the ops that were recorded
@@ -183,6 +189,9 @@ class _Unrolling:
         if is_model(layer):
             why = self._failed[id(layer)]
             raise ValueError(f"Model {layer.name!r} ({type(layer).__name__}) cannot be unrolled, as {why}")
+        stock = self._stock(layer)
+        if stock is not None:
+            return stock
         copy = self._copies.of(layer)
         base = builtin_base(type(layer))
         if base is not None:  # so that it can be loaded without the module of its own class

@@ -9,7 +9,8 @@ def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
     """Turns a model with composite layers, or a subclassed model, into a functional model with the same weights.
 
     A composite layer is one of a user's class that holds other layers. Its `call` is run on symbolic tensors, so that
-    the layers and ops in it become layers of the result, named after their place ("block.attention"). The weights are
+    the layers and ops in it become layers of the result, named after their place ("block.attention"). A layer of a user
+    that computes the same as RMSNormalization (Keras 3) is replaced by one with its weight. The weights are
     those of `model`, not copies: training one trains the other. Weights that a composite layer holds itself become
     layers of the class `tfspline.layers.Weight`; import tfspline before you load a saved model with them.
 
@@ -47,7 +48,7 @@ def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
     if not _keras.is_model(model) or (input_shape is None and not _needs_unrolling(model)):
         return _keras.check_model(model)
     with model.distribute_strategy.scope():
-        flat = _keras.unroll(model, _is_leaf, input_shape)
+        flat = _keras.unroll(model, _is_leaf, _stock, input_shape)
     _keras.share_loss(model, flat)
     return flat
 
@@ -56,7 +57,8 @@ def _needs_unrolling(model) -> bool:
     if not _keras.is_graph(model):
         return not _keras.is_unbuilt_sequential(model)
     layers = _keras.layer_paths(model).values()
-    return any(_keras.op_name(layer) is None and not _keras.is_graph(layer) and not _is_leaf(layer) for layer in layers)
+    layers = [layer for layer in layers if _keras.op_name(layer) is None and not _keras.is_graph(layer)]
+    return any(not _is_leaf(layer) or _stock(layer) is not None for layer in layers)
 
 
 def _is_leaf(layer: KerasLayer) -> bool:
@@ -64,4 +66,9 @@ def _is_leaf(layer: KerasLayer) -> bool:
     if _keras.is_model(layer):
         return False
     is_known = spec_of(layer) is not UNKNOWN or _keras.builtin_class_name(layer) is not None
-    return is_known or not _keras.sublayers(layer)
+    return is_known or not _keras.sublayers(layer) or _stock(layer) is not None
+
+
+def _stock(layer: KerasLayer) -> KerasLayer | None:
+    """The layer of Keras that computes what a user's layer does, with the same weights, if one is known to."""
+    return _keras.stock_rms_norm(layer) if spec_of(layer) is UNKNOWN else None
