@@ -4,7 +4,7 @@ import keras as keras3
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.cutting import EXACT
+from helpers.cutting import EXACT, check_cut
 from helpers.zoo import difference, scramble
 
 import tfspline
@@ -111,3 +111,12 @@ def test_reversible_embedding(rng, tied):
     for whole, smaller in ((model, tfspline.functional(model)), (masked, slim)):
         found = tfspline.slim_report(whole)
         assert found.difference <= EXACT and found.model.count_params() == smaller.count_params()
+
+
+def test_reversible_embedding_that_is_never_reversed(rng):
+    """Its second table is cut, too."""
+    inputs = keras3.Input((6,), dtype="int32")
+    x = keras3.layers.ReversibleEmbedding(20, 8, tie_weights=False, name="table")(inputs)
+    model = scramble(keras3.Model(inputs, keras3.layers.Dense(2)(x)), rng)
+    slim = check_cut(model, tfspline.plan(model, 0.5), rng)
+    assert slim.get_layer("table").reverse_embeddings.shape == (4, 20)

@@ -16,15 +16,14 @@ def _embedding(call: Call) -> np.ndarray:
 
 def _reversible_embedding(call: Call) -> np.ndarray | list[np.ndarray]:
     """ReversibleEmbedding: called with `reverse`, it multiplies its inputs by the table, or by a second one."""
+    outputs, channels = _embedding(call), call.produce("embeddings", 1)
+    if not call.layer.tie_weights:  # it has the second table even if it is never called with `reverse`
+        call.consume("reverse_embeddings", 0, channels)
     if not call.argument("reverse"):
-        return _embedding(call)
-    channels = call.channels()
-    call.tie(call.produce("embeddings", 1), channels)
-    call.resize("output_dim", lambda kept: int(kept[channels].sum()))
+        return outputs
+    call.tie(channels, call.channels())
     if call.layer.tie_weights:
         call.absorb(0)
-    else:
-        call.consume("reverse_embeddings", 0, channels)
     call.macs("embeddings" if call.layer.tie_weights else "reverse_embeddings", call.positions(0))
     why = f"{call.described()} has a number for each token"
     return call.fixed((*[1] * (len(call.output_shapes[0]) - 1), call.layer.input_dim), why)
