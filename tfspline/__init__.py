@@ -22,6 +22,7 @@ from tfspline.pruning.criteria import register_criterion
 from tfspline.pruning.masks import Masks
 from tfspline.pruning.planning import plan, prune
 from tfspline.pruning.plans import Plan
+from tfspline.pruning.rms_conversion import with_rms_norm
 from tfspline.pruning.slimming import SlimReport, slim, slim_report
 from tfspline.spline.affine import affine_map
 from tfspline.spline.codes import Codes, region_codes
@@ -67,6 +68,7 @@ __all__ = [
     "slim_report",
     "training_flops",
     "unwrap",
+    "with_rms_norm",
     "wrap",
 ]
 

@@ -18,7 +18,19 @@ from tfspline.graph.flow import Flow
 from tfspline.graph.layer_specs.registry import UNKNOWN, spec_of
 
 # Ops that only move numbers, and the names of their arguments that say how many channels there are.
-_MOVES = {"slice", "stridedslice", "getitem", "expanddims", "squeeze", "reshape", "broadcastto", "tile", "take", "cast"}
+MOVES = {
+    "slice",
+    "stridedslice",
+    "getitem",
+    "expanddims",
+    "squeeze",
+    "reshape",
+    "broadcastto",
+    "tile",
+    "take",
+    "cast",
+    "converttotensor",
+}
 _SIZES = "shape", "newshape", "size"
 
 
@@ -40,7 +52,7 @@ def of_weights(
     call = Call(findings, node, args, kwargs, specs)
     ids = _moved(call, flows[0], tuple(specs[0].shape)) if len(flows) == len(specs) == 1 else None
     if ids is not None:
-        return [Flow(ids, tuple(specs[0].shape), specs[0], batchless=True)]
+        return [Flow(ids, tuple(specs[0].shape), specs[0], off=_off_of(flows[0]), batchless=True)]
     outputs = [Flow(findings.ids.of_tensor(spec.shape), tuple(spec.shape), spec, batchless=True) for spec in specs]
     for read in (*outputs, *flows):
         findings.ids.protect(read.ids, f"{node.path!r} computes it from weights")
@@ -59,6 +71,7 @@ def _carried(findings: Findings, node: _keras.Node) -> Flow:
         call = Call(findings, node, (), {}, [flow.spec])
         call.per_channel("weight", len(shape) - 1, np.ravel(flow.ids))
         call.resize("weight_shape", _with_last(shape, flow.ids))
+        flow.off = lambda: np.array(0.0)
     else:
         findings.ids.protect(flow.ids, f"{node.path!r} is a weight for all of them")
     return flow
@@ -73,7 +86,7 @@ def _for_each_sample(findings, node, args, kwargs) -> list[Flow] | None:
     if not isinstance(weight, Flow) or not weight.batchless or not isinstance(first, Flow) or {*others} - {1}:
         return None
     shape = weight.shape[1:]
-    return [Flow(weight.ids[0], shape, tf.TensorSpec((findings.batch, *shape), weight.spec.dtype))]
+    return [Flow(weight.ids[0], shape, tf.TensorSpec((findings.batch, *shape), weight.spec.dtype), off=_off_of(weight))]
 
 
 def _has_batch(node, flows) -> bool:
@@ -102,7 +115,7 @@ def _moved(call: Call, flow: Flow, shape: tuple) -> np.ndarray | None:
     """The ids of the output of an op that only moves numbers, and leaves all channels along the last axis; otherwise
     None."""
     op = _keras.op_name(call.layer)
-    if op is None or op.replace("_", "") not in _MOVES or flow.shape[-1:] != shape[-1:]:
+    if op is None or op.replace("_", "") not in MOVES or flow.shape[-1:] != shape[-1:]:
         return None
     row = np.ravel(flow.ids)
     positions = np.broadcast_to(np.arange(row.size), flow.shape)
@@ -136,7 +149,12 @@ def _beside(flow, rank, varying):
     shape = flow.shape[1:] if missing < 0 else (1,) * missing + flow.shape
     if any(varies and size > 1 == known for varies, size, known in zip(varying, shape, ids.shape, strict=True)):
         return None
-    return Flow(ids, shape, tf.TensorSpec((1, *shape), flow.spec.dtype))
+    return Flow(ids, shape, tf.TensorSpec((1, *shape), flow.spec.dtype), off=_off_of(flow))
+
+
+def _off_of(flow):
+    """What a part of a flow is if all units are switched off: zero if the flow is."""
+    return lambda: np.array(np.nan if np.any(flow.off()) else 0.0)
 
 
 def _with_last(shape, ids):

@@ -44,6 +44,11 @@ def everywhere(call: SignalCall) -> list[np.ndarray]:
     return [np.ones(output.shape, bool) for output in call.outputs]
 
 
+def nowhere(call: SignalCall) -> list[np.ndarray]:
+    """No number depends on the input."""
+    return [np.zeros(output.shape, bool) for output in call.outputs]
+
+
 def same_position(call: SignalCall) -> list[np.ndarray]:
     """A number depends on the input if the number at the same position of the first argument does."""
     return [call.inputs[0].varies]

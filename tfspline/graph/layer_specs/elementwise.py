@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline.graph.call import Call
-from tfspline.graph.layer_specs.dependence import any_input, product, same_position
+from tfspline.graph.layer_specs.dependence import any_input, nowhere, product, same_position
 from tfspline.graph.layer_specs.functions import NOT_FINITE, NUMERIC
 from tfspline.graph.layer_specs.spec import LayerSpec, each_dimension, unknown
 from tfspline.graph.piecewise import ArgmaxChoice
@@ -95,6 +95,11 @@ def dropout(call: Call) -> np.ndarray:
     return ids
 
 
+def _zeros(call: Call) -> np.ndarray:
+    """zeros_like: reads no values. Unrolling adds it to a weight to give this the shape of a batch."""
+    return call.fixed((1,) * len(call.output_shapes[0]), f"{call.described()} is zero for all of them")
+
+
 def _candidates(args: tuple, kwargs: dict) -> tf.Tensor:
     """The candidates of Maximum and Minimum: the arguments of the call, broadcast against each other."""
     values: Any = (*args, *kwargs.values())
@@ -155,4 +160,5 @@ OPS: dict[str, LayerSpec] = {
     **dict.fromkeys(["power", "pow"], LayerSpec(power, elementwise=True, dependence=any_input)),
     "addn": _SUM,
     "neg": _AFFINE_MERGE,
+    "zeroslike": LayerSpec(_zeros, affine=True, elementwise=True, dependence=nowhere),
 }

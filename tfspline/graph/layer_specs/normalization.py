@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from tfspline import _keras
 from tfspline.graph.call import Call
 from tfspline.graph.layer_specs.activations import activated
 from tfspline.graph.layer_specs.dependence import scaled_by_gamma, zero_stays_zero
@@ -28,13 +29,18 @@ def _batch_normalization(call: Call) -> np.ndarray:
 
 def _over_channels(call: Call) -> np.ndarray:
     """LayerNormalization and similar: protects channels, since removing one changes how the others are normalized."""
+    is_layer_norm = _keras.of_class(call.layer, "LayerNormalization")
+    has_rms_norm = hasattr(_keras.keras_of(call.layer).layers, "RMSNormalization")
+    way = (
+        "; in a pre-LN network tfspline.with_rms_norm(model) makes that exact" if is_layer_norm and has_rms_norm else ""
+    )
     for i, axis in enumerate(np.atleast_1d(call.layer.axis)):
         if call.inputs[0].shape[call.axis(axis)] > 1:
             ids = call.channels(axis=call.axis(axis))
             for weight in ("gamma", "beta"):
                 if hasattr(getattr(call.layer, weight, None), "shape"):  # in tf_keras, scale=True is a flag
                     call.per_channel(weight, i, ids)
-            call.protect(ids, f"{call.described()} normalizes over channels", inexact=True)
+            call.protect(ids, f"{call.described()} normalizes over channels{way}", inexact=True)
     return call.inputs[0]
 
 

@@ -1,0 +1,293 @@
+"""Residual streams: sums of what linear layers compute, which LayerNormalization alone reads.
+
+A walk over the graph finds the streams, and how the beta of each LayerNormalization reaches the biases of its readers.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfspline import _keras
+from tfspline._keras.types import KerasLayer, KerasModel
+from tfspline.graph.layer_specs.registry import spec_of
+from tfspline.graph.layer_specs.spec import each_dimension
+from tfspline.graph.structure import Graph
+from tfspline.graph.weight_flows import MOVES
+from tfspline.pruning.constant_folding import random_inputs
+
+_WITH_BIAS = "Dense", "EinsumDense", *each_dimension("Conv")
+_ATTENTION = "MultiHeadAttention", "GroupedQueryAttention"
+_LINEAR = *_WITH_BIAS, *_ATTENTION, "Embedding", "ReversibleEmbedding"  # in their weights, without an activation
+_SHARED = "is called several times or has weights that others use, too"
+_HOOKS = "beta_regularizer", "gamma_regularizer", "beta_constraint", "gamma_constraint"
+
+
+class Stream:
+    """A sum of the outputs of layers, and the norms that read it."""
+
+    def __init__(self, *writers: str):
+        self.writers, self.norms = {*writers}, set[str]()  # paths of layers
+        self.why: str | None = None  # why its norms have to stay as they are
+        self._joined: Stream | None = None
+
+    def root(self) -> "Stream":
+        """The stream that this one has become a part of."""
+        return self if self._joined is None else self._joined.root()
+
+    def join(self, other: "Stream") -> "Stream":
+        """Makes both one stream."""
+        one, other = self.root(), other.root()
+        if one is not other:
+            one.writers, one.norms, one.why = one.writers | other.writers, one.norms | other.norms, one.why or other.why
+            other._joined = one
+        return one
+
+    def spoil(self, why: str) -> None:
+        """Notes why the norms have to stay; of several reasons, the first counts."""
+        self.root().why = self.root().why or why
+
+
+@dataclasses.dataclass(eq=False)
+class Tensor:
+    """A tensor on the walk."""
+
+    value: tf.Tensor  # for one random input
+    origin: str  # what computes it, or the part of a sum because of which it is no stream
+    stream: Stream | None = None  # None if it is not a sum of what linear layers compute
+    offsets: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)  # by norm: the part that its beta makes up
+
+
+class Walk:
+    """One walk over a model of Keras 3. Its layers are called without their activations, so it should be a copy.
+
+    Attributes:
+        streams: those that some LayerNormalization reads.
+        shifts: (path of a layer, weight) -> for each norm, by its path, what its beta adds to this bias.
+        without_bias: path of a layer without a bias -> the norms whose beta it reads.
+        refused: paths of the LayerNormalizations that read no stream -> why.
+    """
+
+    def __init__(self, model: KerasModel, graph: Graph):
+        self.shifts: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        self.without_bias: dict[str, set[str]] = {}
+        self.refused: dict[str, str] = {}
+        self._unfolded: dict[str, str] = {}  # norm -> why its beta cannot be folded
+        self._written: dict[str, Stream] = {}  # by the path of a linear layer
+        self._rng = np.random.default_rng(0)
+        self._arguments: set[int] = set()  # ids of tf.Variables that calls read as arguments
+        inputs = [Tensor(value, "an input of the model") for value in random_inputs(model, self._rng)]
+        for tensor in _keras.run(model, inputs, self._visit, nested=True):
+            self._spoil([tensor], "the stream is an output of the model")
+            self._fail(tensor.offsets, "is added to an output of the model")
+        self._keep_shared(model, graph)
+        roots = {id(stream.root()): stream.root() for stream in self._written.values()}
+        self.streams = [stream for stream in roots.values() if stream.norms]
+        for stream in self.streams:
+            for norm in sorted(stream.norms & (self._unfolded.keys() | self.refused.keys())):
+                stream.spoil(f"of {norm!r}: {self.refused[norm]}" if norm in self.refused else self._unfolded[norm])
+
+    def _keep_shared(self, model, graph):
+        """Notes what cannot change because a layer is called again, or because another one has its weights."""
+        shared = set(graph.shared)
+        for path, layer in _keras.layer_paths(model).items():
+            if (
+                self._arguments
+                and {id(_keras.variable_of(weight)) for weight in _keras.weights(layer)} & self._arguments
+            ):
+                shared.add(path)
+        for (path, _), norms in self.shifts.items():
+            if path in shared:
+                self._fail(norms, f"is read by {path!r}, which {_SHARED}")
+        for path in shared & self._written.keys():
+            self._written[path].spoil(f"{path!r} {_SHARED}")
+        for stream in self._written.values():
+            for norm in sorted(shared & stream.root().norms):
+                stream.spoil(f"{norm!r} {_SHARED}")
+
+    def _visit(self, node, args, kwargs):
+        given = tf.nest.flatten((args, kwargs))
+        inputs = [value for value in given if isinstance(value, Tensor)]
+        self._arguments |= {id(_keras.variable_of(value)) for value in given if _keras.is_weight(value)}
+        values = _keras.call(node.layer, args, kwargs, Tensor, lambda tensor: tensor.value)
+        outputs = [Tensor(value, f"{node.path!r} ({type(node.layer).__name__})") for value in values]
+        name = (_keras.op_name(node.layer) or "").replace("_", "") or _keras.builtin_class_name(node.layer)
+        if name == "shape":
+            return outputs
+        if name == "LayerNormalization" and not getattr(node.layer, "rms_scaling", False):
+            self._normalize(node, inputs[0], outputs[0])
+            return outputs
+        for output, offsets in zip(outputs, self._passed_on(node, name, args, kwargs, inputs, values), strict=True):
+            output.offsets = offsets
+        stream = self._stream(node, name, args, kwargs, inputs)
+        others = [tensor.origin for tensor in inputs if tensor.stream is None]
+        others = others if _is_affine(node) and name not in _LINEAR else []
+        return [Tensor(x.value, (others or [x.origin])[0], stream, x.offsets) for x in outputs]
+
+    def _spoil(self, tensors, why):
+        for tensor in tensors:
+            if tensor.stream is not None:
+                tensor.stream.spoil(why)
+
+    def _fail(self, norms, why):
+        for norm in norms:
+            self._unfolded.setdefault(norm, f"the beta of {norm!r} {why}")
+
+    def _normalize(self, node, x, output):
+        """The call of a LayerNormalization."""
+        layer, path = node.layer, node.path
+        if np.ravel(layer.axis).tolist() not in ([-1], [len(output.value.shape) - 1]):
+            self.refused[path] = f"it normalizes over the axes {layer.axis}"
+        elif any(getattr(layer, name) is not None for name in _HOOKS):
+            self.refused[path] = "it has a regularizer or constraint, which RMSNormalization cannot have"
+        elif getattr(x.value, "_keras_mask", None) is not None:
+            self.refused[path] = "it passes on a mask, which RMSNormalization does not"
+        elif x.stream is None:
+            self.refused[path] = f"it reads {x.origin}, which is not a sum of what linear layers compute"
+        self._fail(x.offsets, f"is read by {path!r} (LayerNormalization), which is not linear")
+        if x.stream is not None:
+            x.stream.root().norms.add(path)
+        if path not in self.refused and layer.beta is not None and np.any(layer.beta):
+            beta = tf.cast(tf.convert_to_tensor(layer.beta), output.value.dtype)
+            output.offsets = {path: tf.broadcast_to(beta, output.value.shape)}
+
+    def _stream(self, node, name, args, kwargs, inputs) -> Stream | None:
+        """The stream that a call writes or passes on."""
+        layer, read = node.layer, [tensor for tensor in inputs if tensor.value.dtype.is_floating]
+        is_weight = isinstance(layer, _keras.Carrier) and bool(_keras.weights(layer))
+        if name in _LINEAR or is_weight:
+            self._spoil(read, f"{node.path!r} ({type(layer).__name__}) reads the stream without LayerNormalization")
+            stream = self._written.setdefault(node.path, Stream(node.path))
+            if getattr(layer, "quantization_mode", None):
+                stream.spoil(f"{node.path!r} is quantized")
+            if name == "ReversibleEmbedding" and _keras.arguments(layer, args, kwargs).get("reverse"):
+                stream.spoil(f"{node.path!r} also scores tokens by its table")
+                return None
+            return None if _keras.own_activation(layer) is not None else stream.root()
+        if name == "zeroslike":  # to give a weight the shape of a batch
+            return Stream()
+        streams = [tensor.stream for tensor in read if tensor.stream is not None]
+        others = [tensor.origin for tensor in read if tensor.stream is None]
+        if not streams:
+            return None
+        if others or not _is_affine(node) or not self._keeps_mean(node, args, kwargs):
+            what = f" with {others[0]}, which is not a sum of what linear layers compute" if others else ""
+            self._spoil(read, f"{node.path!r} ({type(layer).__name__}) reads the stream{what}")
+            return None
+        for stream in streams[1:]:
+            streams[0].join(stream)
+        return streams[0].root()
+
+    def _keeps_mean(self, node, args, kwargs) -> bool:
+        """Whether a call gives the same if the mean over channels is subtracted before it and after it."""
+        values: dict[int, tf.Tensor] = {}
+
+        def random(tensor):
+            if not tensor.value.dtype.is_floating:
+                return tensor.value
+            drawn = self._rng.normal(size=tensor.value.shape)
+            return values.setdefault(id(tensor), tf.cast(drawn, tensor.value.dtype))
+
+        after = [_centred(value) for value in _keras.call(node.layer, args, kwargs, Tensor, random)]
+        before = _keras.call(node.layer, args, kwargs, Tensor, lambda tensor: _centred(random(tensor)))
+        return all(_close(*pair) for pair in zip(before, after, strict=True))
+
+    def _passed_on(self, node, name, args, kwargs, inputs, values) -> list[dict]:
+        """The offsets of the outputs of a call; those that a layer with a bias reads go into its bias."""
+        norms = {norm: None for tensor in inputs for norm in tensor.offsets}
+        found: list[dict] = [{} for _ in values]
+        is_linear = name in _WITH_BIAS or (_is_affine(node) and _keras.own_activation(node.layer) is None)
+        is_linear = is_linear and all(value.dtype.is_floating for value in values)
+        if norms and name in _ATTENTION:
+            self._fold_into_attention(node, _keras.arguments(node.layer, args, kwargs))
+        elif norms and not is_linear:
+            self._fail(norms, f"is read by {node.path!r} ({type(node.layer).__name__}), which is not linear")
+        elif norms:
+            zero = self._parts(node, args, kwargs, None)
+            for norm in norms:
+                added = [part - base for part, base in zip(self._parts(node, args, kwargs, norm), zero, strict=True)]
+                if name in _WITH_BIAS:
+                    self._fold(node.path, node.layer, "bias", norm, added[0])
+                else:
+                    for offsets, part in zip(found, added, strict=True):
+                        offsets[norm] = part
+        return found
+
+    def _parts(self, node, args, kwargs, norm) -> list[tf.Tensor]:
+        """What a call, without its activation, makes of the parts that the beta of a norm makes up; zeros for None."""
+
+        def of(tensor):
+            if not tensor.value.dtype.is_floating:  # indices
+                return tensor.value
+            return tensor.offsets.get(norm, tf.zeros_like(tensor.value))
+
+        with _without_activation(node.layer):
+            return _keras.call(node.layer, args, kwargs, Tensor, of)
+
+    def _fold_into_attention(self, node, arguments):
+        """Folds what the query, key and value of an attention layer hold into the biases of the projections."""
+        for argument, value in arguments.items():
+            if not isinstance(value, Tensor) or not value.offsets:
+                continue
+            if argument not in ("query", "key", "value"):
+                self._fail(value.offsets, f"is read by {node.path!r} as its {argument}")
+                continue
+            both = argument == "value" and arguments.get("key") is None
+            for projection in ["value", "key"] if both else [argument]:
+                bias = _keras.attention_weight(projection, "bias")
+                part = _keras.weight(node.layer, bias.rpartition(".")[0])
+                for norm, offset in value.offsets.items():
+                    self._fold(node.path, part, bias, norm, part(offset) - part(tf.zeros_like(offset)))
+
+    def _fold(self, path, layer, weight, norm, added):
+        """Notes what a beta adds to what a layer computes before its activation, as a shift of its bias."""
+        if layer.bias is None:
+            self.without_bias.setdefault(path, set()).add(norm)
+            return
+        added, shape = np.asarray(added, np.float64), tuple(layer.bias.shape)
+        first = added.ndim - len(shape)
+        axes = [i for i in range(added.ndim) if i < first or shape[i - first] == 1]
+        shift = added.mean(axis=tuple(axes), keepdims=True)
+        if not _close(np.broadcast_to(shift, added.shape), added):
+            self._fail(
+                [norm], f"adds different numbers to the outputs of {path!r}, which has padding or mixes positions"
+            )
+            return
+        shifts = self.shifts.setdefault((path, weight), {})
+        shifts[norm] = shifts.get(norm, 0) + shift.reshape(shape)
+
+
+def _is_affine(node) -> bool:
+    affine = spec_of(node.layer).affine
+    return (_keras.op_name(node.layer) or "").replace("_", "") in MOVES or (
+        affine(node) if callable(affine) else affine
+    )
+
+
+@contextlib.contextmanager
+def _without_activation(layer: KerasLayer) -> Iterator[None]:
+    own: Any = getattr(layer, "activation", None)
+    if own is None:
+        yield
+        return
+    layer.activation = None
+    try:
+        yield
+    finally:
+        layer.activation = own
+
+
+def _centred(value):
+    return value - tf.reduce_mean(value, -1, keepdims=True) if value.dtype.is_floating else value
+
+
+def _close(a, b) -> bool:
+    """Whether two tensors are equal up to rounding."""
+    if tuple(a.shape) != tuple(b.shape):
+        return False
+    exact = 1e-4 if tf.as_dtype(b.dtype).size >= 4 else 2e-2
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return bool(np.abs(a - b).max(initial=0) <= exact * np.abs(b).max(initial=0))
