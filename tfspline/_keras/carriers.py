@@ -4,6 +4,7 @@
 """
 
 import functools
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +29,7 @@ def carrier_classes(module: ModuleType) -> Any:
     class Weight(Carrier, base):
         """Returns its one weight, whatever it is called on."""
 
-        def __init__(self, weight_shape, **kwargs):
+        def __init__(self, weight_shape: Sequence[int], **kwargs: Any):
             super().__init__(**kwargs)
             self.weight_shape = tuple(weight_shape)
             self.weight = None
@@ -51,7 +52,7 @@ def carrier_classes(module: ModuleType) -> Any:
     class Constant(Carrier, base):
         """Returns a constant, whatever it is called on: `value`, a nested list of numbers, as a tensor of a type."""
 
-        def __init__(self, value, value_dtype, **kwargs):
+        def __init__(self, value: list | float, value_dtype: str, **kwargs: Any):
             super().__init__(**kwargs)
             self.value, self.value_dtype = value, value_dtype
 
