@@ -18,6 +18,7 @@ from tfspline._keras.graph import (
     Node,
     call,
     check_model,
+    computes_mask,
     every_path,
     is_graph,
     is_symbolic,
@@ -26,6 +27,7 @@ from tfspline._keras.graph import (
     nodes,
     pruning_wrappers,
     run,
+    shapes_called_on,
 )
 from tfspline._keras.layers import (
     arguments,
@@ -34,6 +36,7 @@ from tfspline._keras.layers import (
     clear_losses,
     finalize,
     first_argument,
+    first_builtin,
     function_graph,
     function_name,
     innermost,

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspline._keras.layers import first_argument, is_builtin
+from tfspline._keras.layers import first_argument, first_builtin
 from tfspline._keras.modules import is_model, keras_modules, of_class
 from tfspline._keras.types import KerasLayer, KerasModel
 
@@ -22,8 +22,7 @@ def is_graph(layer: KerasLayer) -> bool:
 
 def has_own_call(model_class: Any) -> bool:
     """Whether a user's class of functional or Sequential models computes something else than the graph."""
-    base: Any = next(filter(is_builtin, model_class.__mro__))
-    return model_class.call is not base.call
+    return model_class.call is not first_builtin(model_class).call
 
 
 def _functional(model):
@@ -166,6 +165,18 @@ def _results(node, values, visit, nested) -> list:
         own = {} if isinstance(node.layer, keras.Layer) else {k: v for k, v in kwargs.items() if v is not None}
         kwargs = kwargs | {"training": node.training} | own
     return tf.nest.flatten(visit(node, args, kwargs))
+
+
+def shapes_called_on(layer: KerasLayer) -> list[tuple]:
+    """The shapes of the one tensor that a layer reads in each of its calls, batch included; none if it reads several."""
+    is_3 = isinstance(layer, keras.Layer)
+    calls = [node.input_tensors if is_3 else tf.nest.flatten(node.keras_inputs) for node in layer._inbound_nodes]
+    return [tuple(inputs[0].shape) for inputs in calls] if all(len(inputs) == 1 for inputs in calls) else []
+
+
+def computes_mask(layer: KerasLayer) -> bool:
+    """Whether a user's layer computes a mask in a way of its own."""
+    return type(layer).compute_mask is not first_builtin(type(layer)).compute_mask
 
 
 def model_inputs(model: KerasModel, args: tuple, kwargs: dict) -> list:

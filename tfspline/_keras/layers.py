@@ -114,6 +114,11 @@ def is_builtin(layer_class: type) -> bool:
     return layer_class.__module__.partition(".")[0] in _HOMES
 
 
+def first_builtin(layer_class: type) -> Any:
+    """The class of Keras that a class of layers is, or derives from."""
+    return next(filter(is_builtin, layer_class.__mro__))
+
+
 def attention_weight(projection: str, name: str) -> str:
     """The path of a projection's ("query", "value", "key", "gate", "output") kernel or bias in MultiHeadAttention."""
     return f"_{projection}_dense.{name}"  # Keras 3 has public names for the projections, but tf_keras has not

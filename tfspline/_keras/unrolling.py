@@ -21,10 +21,10 @@ from absl import logging
 
 from tfspline._keras.carriers import carrier, constant
 from tfspline._keras.copying import Copies
-from tfspline._keras.graph import has_own_call, is_graph, way_out
+from tfspline._keras.graph import computes_mask, has_own_call, is_graph, way_out
 from tfspline._keras.inputs import shapes_of_inputs
 from tfspline._keras.interception import intercepted
-from tfspline._keras.layers import builtin_base, is_builtin, op_name, rename, sublayers
+from tfspline._keras.layers import builtin_base, op_name, rename, sublayers
 from tfspline._keras.modules import is_model, keras_of, of_class
 from tfspline._keras.rebuilding import symbolic_input
 from tfspline._keras.references import is_weight
@@ -308,13 +308,13 @@ def _why_closed(layer) -> str | None:
     call, module = inspect.signature(layer.call).parameters, keras_of(layer)
     if "training" in call and call["training"].default is True:
         return "its call trains unless it is told otherwise"
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in call.values()) and not is_graph(layer):
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in call.values())
+    if takes_any and "training" not in call and not is_graph(layer):
         return "its call takes any keyword arguments, `training` among them"
     if getattr(layer, "activity_regularizer", None) is not None or getattr(layer, "_callable_losses", None):
         return "it has a regularizer of its own"
     if module is not keras:
-        base: Any = next(filter(is_builtin, type(layer).__mro__))
-        if type(layer).compute_mask is not base.compute_mask:
+        if computes_mask(layer):
             return "it computes a mask of its own"
         if isinstance(layer, module.Sequential) and has_own_call(type(layer)):
             return "it is a Sequential with a `call` of its own"

@@ -1,18 +1,20 @@
-"""`functional`: models with subclassed parts and composite layers as flat graphs, which the rest of tfspline reads."""
+"""`functional`: models with subclassed parts and layers of users as flat graphs, which the rest of tfspline reads."""
 
 from tfspline import _keras
 from tfspline._keras.types import InputShape, KerasLayer, KerasModel
-from tfspline.graph.layer_specs.registry import UNKNOWN, spec_of
+from tfspline.graph.layer_specs import functions
+from tfspline.graph.layer_specs.registry import is_custom, is_declared
 
 
 def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
     """Turns a model with composite layers, or a subclassed model, into a functional model with the same weights.
 
-    A composite layer is one of a user's class that holds other layers. Its `call` is run on symbolic tensors, so that
-    the layers and ops in it become layers of the result, named after their place ("block.attention"). A layer of a user
-    that computes the same as RMSNormalization (Keras 3) is replaced by one with its weight. The weights are
-    those of `model`, not copies: training one trains the other. Weights that a composite layer holds itself become
-    layers of the class `tfspline.layers.Weight`; import tfspline before you load a saved model with them.
+    The `call` of a layer of a user's class is run on symbolic tensors, so that the layers and ops in it become layers
+    of the result, named after their place ("block.attention"). So is the function of a `Lambda` layer, unless it acts
+    on each number alone. A layer of a user that computes the same as RMSNormalization (Keras 3) is replaced by one with
+    its weight. The weights are those of `model`, not copies: training one trains the other. Weights that a user's layer
+    holds itself become layers of the class `tfspline.layers.Weight`; import tfspline before you load a saved model with
+    them.
 
     The other functions of tfspline do this themselves. Use it to look at the layers, or to plan with other sizes.
 
@@ -62,13 +64,18 @@ def _needs_unrolling(model) -> bool:
 
 
 def _is_leaf(layer: KerasLayer) -> bool:
-    """Whether a layer stays one layer. Weights of built-in layers have rules; the code of other leaves is not read."""
+    """Whether a layer stays one layer: tfspline has a rule for its class, or the layer of Keras that it derives from
+    has weights, which ops could not follow."""
     if _keras.is_model(layer):
         return False
-    is_known = spec_of(layer) is not UNKNOWN or _keras.builtin_class_name(layer) is not None
-    return is_known or not _keras.sublayers(layer) or _stock(layer) is not None
+    if _keras.builtin_class_name(layer) == "Lambda" and not is_custom(layer):
+        function = functions.of_lambda(layer)
+        return functions.known_name(function) is not None or functions.objection(function) is None
+    if is_declared(layer) or _stock(layer) is not None:
+        return True
+    return _keras.first_builtin(type(layer)).__name__ != "Layer" and bool(_keras.weights(layer))
 
 
 def _stock(layer: KerasLayer) -> KerasLayer | None:
     """The layer of Keras that computes what a user's layer does, with the same weights, if one is known to."""
-    return _keras.stock_rms_norm(layer) if spec_of(layer) is UNKNOWN else None
+    return None if is_declared(layer) else _keras.stock_rms_norm(layer)

@@ -122,6 +122,7 @@ def _scales(node: _keras.Node) -> bool:
     return operands in (["x"], ["x1"]) or (_keras.op_name(node.layer) == "multiply" and len(operands) == 1)
 
 
+ELEMENTWISE = LayerSpec(pass_through, elementwise=True, dependence=same_position)
 _PASS_THROUGH = LayerSpec(pass_through, affine=True, elementwise=True, dependence=same_position)
 _DROPOUT = dataclasses.replace(_PASS_THROUGH, rule=dropout)
 _MERGE = LayerSpec(merge, elementwise=True, dependence=any_input)
@@ -151,7 +152,10 @@ LAYERS: dict[str, LayerSpec] = {
 OPS: dict[str, LayerSpec] = {
     "add": _SUM,
     **dict.fromkeys(["subtract", "negative", "identity", "stopgradient"], _AFFINE_MERGE),
-    "cast": LayerSpec(merge, affine=True, elementwise=True, dependence=any_input, float64=lambda op, x: x),
+    **dict.fromkeys(
+        ["cast", "converttotensor"],
+        LayerSpec(merge, affine=True, elementwise=True, dependence=any_input, float64=lambda op, x: x),
+    ),
     **dict.fromkeys(NUMERIC - {"negative", "identity", "stopgradient"}, _MERGE),
     "multiply": LayerSpec(merge, affine=_scales, elementwise=True, dependence=product),
     **dict.fromkeys(["divide", "truedivide", "truediv", "realdiv"], _QUOTIENT),

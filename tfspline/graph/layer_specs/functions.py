@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasLayer
+from tfspline.graph.layer_specs.elementwise_trace import is_elementwise, is_finite_at_zero
 from tfspline.graph.piecewise import PiecewiseAffine, Smooth
 
 Arguments = dict[str, Any]  # of a function by name, without the first, which is the number that it acts on
@@ -90,9 +91,10 @@ _registered: list[Callable] = []
 def register_elementwise(function: Callable) -> None:
     """Declares that a function acts on each number alone, so that units can be pruned through it.
 
-    The functions of Keras and TensorFlow are known. Any other function that is an `activation` or that a `Lambda` layer
-    calls may mix channels, so the units that it reads are not pruned unless it is registered. Functions are recognised
-    by identity: register the very object that the layer holds, in each process, before the plan is made.
+    The functions of Keras and TensorFlow are known, and so are functions that are made of their elementwise operations
+    only. Any other function that is an `activation` or that a `Lambda` layer calls may mix channels, so the units that
+    it reads are not pruned unless it is registered. Functions are recognised by identity: register the very object
+    that the layer holds, in each process, before the plan is made.
 
     Args:
         function: takes a float tensor of any shape; returns a tensor of the same shape and dtype in which each number
@@ -107,7 +109,7 @@ def register_elementwise(function: Callable) -> None:
 
     >>> import keras, tfspline
     >>> def low(x):
-    ...     return keras.ops.minimum(keras.ops.relu(x), 0.1)
+    ...     return keras.ops.reshape(keras.ops.minimum(keras.ops.reshape(x, -1), 0.1), keras.ops.shape(x))
     >>> tfspline.register_elementwise(low)
     >>> layers = [keras.Input((4,)), keras.layers.Dense(8, activation=low, name="hidden"), keras.layers.Dense(2)]
     >>> tfspline.plan(keras.Sequential(layers), 0.5, criterion="l1").rows()[0]["units_after"]
@@ -126,15 +128,12 @@ def register_elementwise(function: Callable) -> None:
 
 def _fault(function: Callable) -> str | None:
     """What keeps channels from passing through a function, as far as trying it shows; None if nothing does."""
-    x, zero = tf.constant(np.random.default_rng(0).normal(size=(2, 3, 4)), tf.float32), tf.zeros([1, 1, 1])
+    x = tf.constant(np.random.default_rng(0).normal(size=(2, 3, 4)), tf.float32)
     try:
         y = np.asarray(function(x))
         parts = [*np.ndindex(*x.shape)][::5]
         alone = [np.asarray(function(tf.reshape(x[part], [1, 1, 1]))) for part in parts]
-        with tf.GradientTape() as tape:
-            tape.watch(zero)
-            value = function(zero)
-        slope = tape.gradient(value, zero, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        is_finite = is_finite_at_zero(function)
     except Exception as error:  # a user's function, which can raise anything
         return f"fails for tensors of shape (2, 3, 4) or (1, 1, 1): {str(error).partition(chr(10))[0]}"
     if y.shape != x.shape or y.dtype != np.float32:
@@ -142,7 +141,7 @@ def _fault(function: Callable) -> str | None:
     same = np.allclose(np.ravel(alone), [y[part] for part in parts], 1e-4, 1e-5, equal_nan=True)
     if not same or {one.shape for one in alone} != {(1, 1, 1)}:
         return "computes something else for a tensor than for each of its numbers alone"
-    return None if np.isfinite(value).all() and np.isfinite(slope).all() else NOT_FINITE
+    return None if is_finite else NOT_FINITE
 
 
 NOT_FINITE = "has no finite value and slope at 0, where units are that are switched off"
@@ -186,6 +185,8 @@ def objection(function: Callable) -> str | None:
     if any(np.ndim(value) for value in given.values()):
         return "has an argument that is not a number and cannot be cut"
     if name is None and inner not in _registered:
+        if is_elementwise(function):
+            return None if is_finite_at_zero(function) else NOT_FINITE
         return "may mix channels; if it acts on each number alone, declare that with tfspline.register_elementwise"
     return _fault(function) if given else None
 

@@ -1,6 +1,8 @@
 """Finds the `LayerSpec` and the activation of a layer, and registers the specs of custom layers."""
 
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +26,7 @@ from tfspline.graph.layer_specs import (
     shapes,
     slicing,
 )
+from tfspline.graph.layer_specs.elementwise_trace import is_elementwise_layer
 from tfspline.graph.layer_specs.spec import Kernel, LayerSpec, unknown
 from tfspline.graph.piecewise import Activation, ArgmaxChoice, PiecewiseAffine, Smooth
 
@@ -36,6 +39,7 @@ OPS = {name: spec for module in _MODULES for name, spec in getattr(module, "OPS"
 UNKNOWN = LayerSpec()
 
 _custom: dict[type, LayerSpec] = {}
+_elementwise: Any = weakref.WeakKeyDictionary()  # layer of a user's class -> whether it acts on each number alone
 
 
 def _time_distributed(call: Call) -> list[np.ndarray]:
@@ -63,7 +67,21 @@ def spec_of(layer: KerasLayer) -> LayerSpec:
     op = _keras.op_name(layer)
     if op is not None:
         return OPS.get(op.replace("_", ""), UNKNOWN)
-    return LAYERS.get(_keras.builtin_class_name(layer) or "", UNKNOWN)
+    return LAYERS.get(_keras.builtin_class_name(layer) or "") or _traced(layer)
+
+
+def _traced(layer) -> LayerSpec:
+    """The spec of a layer of a user, by what its `call` is made of."""
+    if _keras.is_builtin(type(layer)) or _keras.is_model(layer):
+        return UNKNOWN
+    if layer not in _elementwise:
+        _elementwise[layer] = is_elementwise_layer(layer)
+    return elementwise.ELEMENTWISE if _elementwise[layer] else UNKNOWN
+
+
+def is_declared(layer: KerasLayer) -> bool:
+    """Whether tfspline knows a layer by its class."""
+    return is_custom(layer) or _keras.builtin_class_name(layer) is not None
 
 
 def is_custom(layer: KerasLayer) -> bool:
