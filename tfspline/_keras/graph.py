@@ -168,10 +168,31 @@ def _results(node, values, visit, nested) -> list:
 
 
 def shapes_called_on(layer: KerasLayer) -> list[tuple]:
-    """The shapes of the one tensor that a layer reads in each of its calls, batch included; none if it reads several."""
-    is_3 = isinstance(layer, keras.Layer)
-    calls = [node.input_tensors if is_3 else tf.nest.flatten(node.keras_inputs) for node in layer._inbound_nodes]
+    """The shapes, batch included, of the one tensor that each call of a layer reads; none if a call reads several."""
+    calls = list(map(_read_by, layer._inbound_nodes))
     return [tuple(inputs[0].shape) for inputs in calls] if all(len(inputs) == 1 for inputs in calls) else []
+
+
+def _read_by(node) -> list:
+    """The symbolic tensors that a node of a Keras graph reads."""
+    return node.input_tensors if hasattr(node, "operation") else tf.nest.flatten(node.keras_inputs)
+
+
+def calls_between(inputs: list, outputs: list) -> list[tuple[Any, list, Any]]:
+    """The calls by which symbolic tensors are computed from others, in an order in which they can be run: the layer or
+    op, the tensors that it reads, and the tensor that it computes."""
+    calls: list[tuple[Any, list, Any]] = []
+    waiting, seen = [(tensor, False) for tensor in outputs], {id(tensor) for tensor in inputs}
+    while waiting:
+        tensor, is_ready = waiting.pop()
+        layer, index, _ = tensor._keras_history
+        reads = _read_by(layer._inbound_nodes[index])
+        if is_ready:
+            calls.append((layer, reads, tensor))
+        elif id(tensor) not in seen:
+            seen.add(id(tensor))
+            waiting += [(tensor, True), *((read, False) for read in reads)]
+    return calls
 
 
 def computes_mask(layer: KerasLayer) -> bool:

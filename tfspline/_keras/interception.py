@@ -98,7 +98,7 @@ def _keras3(unrolling: Any, module: ModuleType):
             return call(layer, *args, **kwargs)
         if unrolling.is_composite(layer):
             training, kwargs = _told(unrolling, kwargs)
-            outputs = unrolling.composite(layer, lambda: call(layer, *args, **kwargs), training)
+            outputs = unrolling.composite(layer, lambda: call(layer, *args, **kwargs), training, (args, kwargs))
             if outputs is not None:
                 return outputs
         twin = unrolling.twin(layer)
@@ -148,7 +148,7 @@ def _keras2(unrolling: Any, module: ModuleType):
         if unrolling.is_composite(layer):
             run = lambda: construct(layer, inputs, args, kwargs, input_list)  # noqa: E731
             training, kwargs = _told(unrolling, kwargs)
-            outputs = unrolling.composite(layer, run, training)
+            outputs = unrolling.composite(layer, run, training, (inputs, args, kwargs))
             if outputs is not None:
                 return outputs
         if op_name(layer) is not None:

@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfspline._keras.carriers import carrier, constant
+from tfspline._keras.carriers import Carrier, carrier, constant
 from tfspline._keras.copying import Copies
-from tfspline._keras.graph import computes_mask, has_own_call, is_graph, way_out
+from tfspline._keras.graph import calls_between, computes_mask, has_own_call, is_graph, is_symbolic, way_out
 from tfspline._keras.inputs import shapes_of_inputs
 from tfspline._keras.interception import intercepted
 from tfspline._keras.layers import builtin_base, op_name, rename, sublayers
@@ -55,6 +55,7 @@ def why_not_unrolled(layer: KerasLayer) -> str | None:
 def unroll(
     model: KerasModel,
     is_leaf: Callable[[Any], bool],
+    takes_weights: Callable[[Any], bool] = lambda layer: True,
     stock: Callable[[Any], Any] = lambda layer: None,
     input_shape: InputShape = None,
 ) -> KerasModel:
@@ -62,20 +63,22 @@ def unroll(
 
     Args:
         is_leaf: whether a layer is to be kept as one layer.
+        takes_weights: whether channels can be followed through a layer or op if some of its inputs are weights. A layer
+            without sublayers is kept as one layer if an op in it is not of this kind.
         stock: the layer of Keras with the same weights that takes the place of a user's layer, or None.
         input_shape: the shapes of the inputs, as for `tfspline.functional`, where the model does not tell them.
 
     Raises:
         ValueError: the graph of the model cannot be recorded.
     """
-    return _Unrolling(model, is_leaf, stock).run(_inputs(model, input_shape))
+    return _Unrolling(model, is_leaf, takes_weights, stock).run(_inputs(model, input_shape))
 
 
 class _Unrolling:
     """The twins of the layers of one model, and where in it the recording is."""
 
-    def __init__(self, model, is_leaf, stock):
-        self._model, self._is_leaf, self._stock = model, is_leaf, stock
+    def __init__(self, model, is_leaf, takes_weights, stock):
+        self._model, self._is_leaf, self._takes_weights, self._stock = model, is_leaf, takes_weights, stock
         self._module = keras_of(model)
         self._twins: dict[int, Any] = {}  # by the id of the original
         self._is_twin: set[int] = set()  # ids of twins and of the ops that were recorded
@@ -117,15 +120,18 @@ class _Unrolling:
         """Whether the `call` of this layer is running."""
         return any(layer is other for other in self._open)
 
-    def composite(self, layer: Any, call: Callable, training: Any) -> Any:
-        """The outputs of a composite layer, as `call()` records them with the layer opened; a twin's if it fails."""
+    def composite(self, layer: Any, call: Callable, training: Any, inputs: Any) -> Any:
+        """The outputs of a composite layer, as `call()` records them with the layer opened; None if it fails."""
         reason = _why_closed(layer)
         if reason is None:
             self._open.append(layer)
             self._training.append(self._training[-1] if training is None else training)
             try:
                 with self._symbolic_weights(layer):
-                    return call()
+                    outputs = call()
+                if not sublayers(layer):
+                    self._check_products(*(filter(is_symbolic, tf.nest.flatten(part)) for part in (inputs, outputs)))
+                return outputs
             except Exception as error:  # the code of users
                 reason = f"its call does not run on symbolic tensors ({type(error).__name__}: {_first_line(error)})"
             finally:
@@ -133,6 +139,15 @@ class _Unrolling:
                 self._training.pop()
         self._failed[id(layer)] = reason
         return None
+
+    def _check_products(self, inputs, outputs):
+        """Refuses a layer whose own weights meet its inputs in an op through which channels cannot be followed."""
+        of_weights: dict[int, bool] = {}
+        for layer, reads, tensor in calls_between([*inputs, self.anchor], list(outputs)):
+            kinds = {of_weights.get(id(read), False) for read in reads}
+            of_weights[id(tensor)] = isinstance(layer, Carrier) or kinds == {True}
+            if kinds == {True, False} and not self._takes_weights(layer):
+                raise ValueError(f"its {op_name(layer)!r} combines inputs with a weight of its own")
 
     def told(self, kwargs: dict) -> bool | None:
         """What a call says about `training`; None if it leaves that to the call of the model."""

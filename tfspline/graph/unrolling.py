@@ -3,7 +3,8 @@
 from tfspline import _keras
 from tfspline._keras.types import InputShape, KerasLayer, KerasModel
 from tfspline.graph.layer_specs import functions
-from tfspline.graph.layer_specs.registry import is_custom, is_declared
+from tfspline.graph.layer_specs.dependence import moved
+from tfspline.graph.layer_specs.registry import is_custom, is_declared, spec_of
 
 
 def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
@@ -50,7 +51,7 @@ def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
     if not _keras.is_model(model) or (input_shape is None and not _needs_unrolling(model)):
         return _keras.check_model(model)
     with model.distribute_strategy.scope():
-        flat = _keras.unroll(model, _is_leaf, _stock, input_shape)
+        flat = _keras.unroll(model, _is_leaf, _takes_weights, _stock, input_shape)
     _keras.share_loss(model, flat)
     return flat
 
@@ -79,3 +80,9 @@ def _is_leaf(layer: KerasLayer) -> bool:
 def _stock(layer: KerasLayer) -> KerasLayer | None:
     """The layer of Keras that computes what a user's layer does, with the same weights, if one is known to."""
     return None if is_declared(layer) else _keras.stock_rms_norm(layer)
+
+
+def _takes_weights(layer: KerasLayer) -> bool:
+    """Whether channels are followed through a layer or op that combines inputs with weights."""
+    spec = spec_of(layer)
+    return spec.elementwise or spec.dependence is moved
