@@ -15,6 +15,7 @@ from tfspline import _keras
 from tfspline.graph.call import Call
 from tfspline.graph.findings import Findings
 from tfspline.graph.flow import Flow
+from tfspline.graph.layer_specs.elementwise import merge
 from tfspline.graph.layer_specs.registry import UNKNOWN, spec_of
 
 # Ops that only move numbers, and the names of their arguments that say how many channels there are.
@@ -53,7 +54,11 @@ def of_weights(
     ids = _moved(call, flows[0], tuple(specs[0].shape)) if len(flows) == len(specs) == 1 else None
     if ids is not None:
         return [Flow(ids, tuple(specs[0].shape), specs[0], off=_off_of(flows[0]), batchless=True)]
-    outputs = [Flow(findings.ids.of_tensor(spec.shape), tuple(spec.shape), spec, batchless=True) for spec in specs]
+    numbers = all(np.ndim(value) == 0 for value in call.constants().values())
+    if len(flows) == len(specs) == 1 and spec_of(node.layer).rule is merge and numbers:
+        return [Flow(flows[0].ids, flows[0].shape, specs[0], batchless=True)]
+    pairs = [(tuple(spec.shape), spec) for spec in specs]
+    outputs = [Flow(findings.ids.of_tensor(shape), shape, spec, batchless=True) for shape, spec in pairs]
     for read in (*outputs, *flows):
         findings.ids.protect(read.ids, f"{node.path!r} computes it from weights")
     return outputs
