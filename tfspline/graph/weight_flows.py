@@ -120,7 +120,7 @@ def _moved(call: Call, flow: Flow, shape: tuple) -> np.ndarray | None:
     """The ids of the output of an op that only moves numbers, and leaves all channels along the last axis; otherwise
     None."""
     op = _keras.op_name(call.layer)
-    if op is None or op.replace("_", "") not in MOVES or flow.shape[-1:] != shape[-1:]:
+    if op is None or op.replace("_", "") not in MOVES or not shape or flow.shape[-1:] != shape[-1:]:
         return None
     row = np.ravel(flow.ids)
     positions = np.broadcast_to(np.arange(row.size), flow.shape)
