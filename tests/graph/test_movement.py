@@ -45,6 +45,11 @@ def same(function):
     return function, function
 
 
+def gated(parts):
+    """The product of two tensors."""
+    return parts[0] * parts[1]
+
+
 MAP, ROWS = (4, 4, 8), (6, 8)
 # Shape of the input; the op in Keras 3 and in TensorFlow; how many of the 8 units stay, None if that varies.
 OPS = {
@@ -62,6 +67,7 @@ OPS = {
     "split at": (MAP, lambda o, x: o.split(x, [3], -1)[1], lambda o, x: tf.split(x, [3, 5], -1)[1], None),
     "split of rows": (ROWS, lambda o, x: o.split(x, 2, 1)[1], lambda o, x: tf.split(x, 2, 1)[1], 4),
     "unstack": (ROWS, lambda o, x: o.unstack(x, axis=1)[2], lambda o, x: tf.unstack(x, axis=1)[2], 4),
+    "unstack of gates": (ROWS, *same(lambda o, x: gated(o.unstack(o.reshape(x, (-1, 6, 2, 4)), axis=2))), None),
     "take": (MAP, lambda o, x: o.take(x, [5, 1, 2, 1], -1), lambda o, x: tf.gather(x, [5, 1, 2, 1], axis=-1), None),
     "take rows": (ROWS, lambda o, x: o.take(x, [5, 1], 1), lambda o, x: tf.gather(x, np.array([5, 1]), axis=1), 4),
     "stack": (ROWS, *same(lambda o, x: o.stack([x, -x], 1)), 4),

@@ -116,6 +116,8 @@ _MOVES = LayerSpec(_keep_channels, affine=True, dependence=moved)
 
 LAYERS: dict[str, LayerSpec] = {
     **dict.fromkeys(each_dimension("AveragePooling", "ZeroPadding", "Cropping", "UpSampling"), _MOVES),
+    **dict.fromkeys(["Resizing", *each_dimension("AdaptiveAveragePooling")], _MOVES),
+    **dict.fromkeys(each_dimension("AdaptiveMaxPooling"), LayerSpec(_keep_channels, dependence=moved)),
     "AveragePooling3D": LayerSpec(_keep_channels, affine=True, dependence=moved, float64=_mean_of_windows),
     **dict.fromkeys(each_dimension("MaxPooling"), LayerSpec(_keep_channels, activation=_max_pooling, dependence=moved)),
     **dict.fromkeys(each_dimension("GlobalAveragePooling"), LayerSpec(_global_pool, affine=True, dependence=moved)),

@@ -107,9 +107,13 @@ def _array_split(call: Call) -> list[np.ndarray]:
 
 
 def _unstack(call: Call) -> list[np.ndarray]:
-    axis = axis_of(call, 0)
+    """All parts lose the same channels, such as queries, keys and values."""
+    ids, axis = call.inputs[0], axis_of(call, 0)
     if varying(call, axis):
-        call.protect(call.inputs[0], f"{call.described()} takes them apart")
+        if ids.shape[axis] == ids.size:
+            call.protect(ids, f"{call.described()} takes them apart")
+        else:
+            call.tie_groups(np.moveaxis(ids, axis, 0), ids.shape[axis])
     return move(call)
 
 
