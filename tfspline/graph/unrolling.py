@@ -65,8 +65,8 @@ def _needs_unrolling(model) -> bool:
 
 
 def _is_leaf(layer: KerasLayer) -> bool:
-    """Whether a layer stays one layer: tfspline has a rule for its class, or the layer of Keras that it derives from
-    has weights, which ops could not follow."""
+    """Whether a layer stays one layer: tfspline has a rule for its class, or it derives from a layer of Keras with a
+    kernel or other weights, which ops read in ways that tfspline cannot follow."""
     if _keras.is_model(layer):
         return False
     if _keras.builtin_class_name(layer) == "Lambda" and not is_custom(layer):
@@ -74,7 +74,8 @@ def _is_leaf(layer: KerasLayer) -> bool:
         return functions.known_name(function) is not None or functions.objection(function) is None
     if is_declared(layer) or _stock(layer) is not None:
         return True
-    return _keras.first_builtin(type(layer)).__name__ != "Layer" and bool(_keras.weights(layer))
+    holds_weights = bool(_keras.weights(layer)) and not _keras.sublayers(layer)
+    return holds_weights and _keras.first_builtin(type(layer)).__name__ != "Layer"
 
 
 def _stock(layer: KerasLayer) -> KerasLayer | None:
