@@ -32,15 +32,18 @@ def pytest_collection_modifyitems(items):
             seen[key] += 1
 
 
-def pytest_collection_finish():
-    """Keras 3's clear_session has garbage collected, before half of the tests: not among all that was imported."""
+@pytest.fixture(autouse=True, scope="module")
+def _garbage():
+    """Collects garbage once for each module, and not again among what is left, such as all that was imported."""
+    gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(params=KERAS, ids=["keras3", "tf_keras"])
 def keras(request):
     """Keras 3, then tf_keras, each with names, seeds and global state as in a new process."""
-    request.param.backend.clear_session()
+    options = {"free_memory": False} if request.param is keras3 else {}
+    request.param.backend.clear_session(**options)
     request.param.utils.set_random_seed(0)
     return request.param
 
