@@ -133,7 +133,7 @@ def a_layer_with_weights_as_activation(keras, folder):
 @case("register_elementwise")
 def an_activation_of_the_user(keras, folder):
     def own(x):
-        return tf.minimum(tf.nn.relu(x), 0.1)
+        return tf.nn.relu(x) + 0.0 * tf.reduce_sum(x)  # what it computes acts on each number, but not its ops
 
     model = sequential(keras, keras.layers.Dense(8, activation=own, name="a"))
     right = lambda: tfspline.register_elementwise(own) or units_of(model, ratio=0.5, criterion="l1") == 4  # noqa: E731
@@ -236,8 +236,8 @@ def a_layer_in_a_deque(keras, folder):
             super().__init__(**options)
             self.held = kind([keras.layers.Dense(8)])
 
-        def call(self, x):
-            return self.held[0](x)
+        def call(self, x, training=None):
+            return self.held[0](x) if training else self.held[0](x)  # so that it is copied, not unrolled
 
         def compute_output_shape(self, shape):
             return (*shape[:-1], 8)

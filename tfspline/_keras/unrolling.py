@@ -29,6 +29,10 @@ from tfspline._keras.symbolic_inputs import symbolic_inputs
 from tfspline._keras.types import InputShape, KerasLayer, KerasModel
 
 
+class _NotCopied(ValueError):
+    """A layer cannot be copied, whether it is unrolled or a layer around it is kept whole."""
+
+
 class _Inherited:
     """What a `call` that is recorded gets as `training`: the flat model decides it later, so code must not test it."""
 
@@ -130,6 +134,8 @@ class _Unrolling:
                 if not sublayers(layer):
                     self._check_products(*(filter(is_symbolic, tf.nest.flatten(part)) for part in (inputs, outputs)))
                 return outputs
+            except _NotCopied:
+                raise
             except Exception as error:  # the code of users
                 reason = f"its call does not run on symbolic tensors ({type(error).__name__}: {_first_line(error)})"
             finally:
@@ -205,7 +211,10 @@ class _Unrolling:
         stock = self._stock(layer)
         if stock is not None:
             return stock
-        copy = self._copies.of(layer)
+        try:
+            copy = self._copies.of(layer)
+        except ValueError as error:
+            raise _NotCopied(f"Layer {layer.name!r} ({type(layer).__name__}) cannot be copied: {error}") from error
         base = builtin_base(type(layer))
         if base is not None:  # so that it can be loaded without the module of its own class
             object.__setattr__(copy, "__class__", base)
