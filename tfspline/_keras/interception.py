@@ -146,7 +146,7 @@ def _keras2(unrolling: Any, module: ModuleType):
 
     def call_layer(layer, inputs, args, kwargs, input_list):
         if unrolling.is_composite(layer):
-            run = lambda: construct(layer, inputs, args, kwargs, input_list)  # noqa: E731
+            run = lambda: construct(layer, inputs, args, {**kwargs}, input_list)  # noqa: E731 - Keras adds a mask
             training, kwargs = _told(unrolling, kwargs)
             outputs = unrolling.composite(layer, run, training, (inputs, args, kwargs))
             if outputs is not None:

@@ -115,11 +115,11 @@ class _Rebuilding:
         outputs = run(model, inputs, visit)
         if isinstance(model, module.Sequential):
             layers = [*itertools.chain(*(self._copies[id(unwrapped(layer))] for layer in model.layers))]
-            copy = _of_same_class(model, module.Sequential, layers=[*inputs, *layers])
+            copy = of_same_class(model, module.Sequential, layers=[*inputs, *layers])
         else:
             structures = {"inputs": (model.input, inputs), "outputs": (model.output, outputs)}
             packed = {name: tf.nest.pack_sequence_as(*pair) for name, pair in structures.items()}
-            copy = _of_same_class(model, module.Model, **packed)
+            copy = of_same_class(model, module.Model, **packed)
         self._open.remove(id(model))
         if copy.trainable != model.trainable:  # it is in no config, and setting it sets that of all layers
             copy.trainable = model.trainable
@@ -194,7 +194,7 @@ def symbolic_input(module: ModuleType, tensor: KerasTensor, shape: Sequence[int 
     return module.Input(batch_shape=shape, dtype=tensor.dtype, name=layer.name, **flags)
 
 
-def _of_same_class(model, base, **graph):
+def of_same_class(model: KerasModel, base: Any, **graph: Any) -> Any:
     """A model of this graph, of the class of `model` if its constructor takes a graph, else of Keras' own class."""
     own = type(model)
     if not is_builtin(own):

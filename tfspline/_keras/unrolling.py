@@ -24,6 +24,7 @@ from tfspline._keras.graph import calls_between, computes_mask, has_own_call, is
 from tfspline._keras.interception import intercepted
 from tfspline._keras.layers import builtin_base, op_name, rename, sublayers
 from tfspline._keras.modules import is_model, keras_of
+from tfspline._keras.rebuilding import of_same_class
 from tfspline._keras.references import is_weight
 from tfspline._keras.symbolic_inputs import symbolic_inputs
 from tfspline._keras.types import InputShape, KerasLayer, KerasModel
@@ -105,7 +106,11 @@ class _Unrolling:
                 f"The graph of the subclassed model {type(self._model).__name__} ({self._model.name!r}) cannot be "
                 f"recorded: {self._failed[id(self._model)]}. Write its `call` with layers and ops of Keras only"
             )
-        flat = self._module.Model(inputs, outputs, name=self._model.name)
+        base: Any = self._module.Model
+        if is_graph(self._model) and not isinstance(self._model, self._module.Sequential):
+            flat = of_same_class(self._model, base, inputs=inputs, outputs=outputs)
+        else:
+            flat = base(inputs, outputs, name=self._model.name)
         if flat.trainable != self._model.trainable:
             flat.trainable = self._model.trainable
         return flat
