@@ -62,13 +62,13 @@ def test_batch_norm_is_folded_where_it_directly_follows(keras):
 
 
 @pytest.mark.sweep(2)
-@pytest.mark.parametrize("what", ["custom", "softmax", "layer_norm", "lambda", "subclass", "constant"])
+@pytest.mark.parametrize("what", ["custom", "softmax", "layer_norm", "subclass", "constant"])
 def test_unknown_layer_protects_with_a_reason(keras, rng, what):
     layers = keras.layers
 
     class Halves(layers.Layer):
-        def call(self, x):
-            return x - x[..., ::-1]
+        def call(self, x, training=None):
+            return x - x[..., ::-1] if training else x + x[..., ::-1]  # so that it is not unrolled
 
     class OddDense(layers.Dense):
         def call(self, x):
@@ -79,7 +79,6 @@ def test_unknown_layer_protects_with_a_reason(keras, rng, what):
             "custom": lambda: Halves(name="culprit")(x),
             "softmax": lambda: layers.Softmax(name="culprit")(x),
             "layer_norm": lambda: layers.LayerNormalization(name="culprit")(x),
-            "lambda": lambda: layers.Lambda(lambda y: y[:, ::-1], name="culprit")(x),
             "subclass": lambda: OddDense(8, name="culprit")(x),
             "constant": lambda: x + np.ones(8, "float32"),
         }[what]()
@@ -88,8 +87,8 @@ def test_unknown_layer_protects_with_a_reason(keras, rng, what):
     x = layers.Dense(8, "relu", name="before")(inputs)
     x = layers.Dense(8, "relu", name="after")(between(x))
     model = scramble(keras.Model(inputs, layers.Dense(2)(x)), rng)
-    groups = groups_of(model)
     plan = tfspline.plan(model, 0.5)
+    groups = {group.name: group for group in plan.graph.groups}
     assert groups["after"].protected is None
     if what == "constant":  # it is cut with the channels
         assert groups["before"].protected is None

@@ -152,7 +152,7 @@ def test_what_keeps_units(keras, rng):
     check_cut(model, plan, rng)
     rows = {row["layer"]: row for row in plan.rows()}
     assert {name for name, row in rows.items() if not row["protected"]} == {"before", "masked"}
-    assert "input of the model" in rows["given"]["protected"] and "threshold" in rows["mask"]["protected"]
+    assert "input of the model" in rows["given"]["protected"] and "as a mask" in rows["mask"]["protected"]
     assert "'softmax'" in rows["mixing"]["protected"] and "'softmax'" in rows["mixing_gates"]["protected"]
 
 
