@@ -155,7 +155,7 @@ MODELS = {
         f"kimm {name}": kimm(name)
         for name in (
             "ConvMixer736D32", "ConvNeXtAtto", "DenseNet121", "EfficientNetB0", "EfficientNetLiteB0",
-            "EfficientNetV2B0", "GhostNet100", "GhostNetV3W100", "HGNetBase", "HGNetV2B0", "InceptionNeXtTiny",
+            "EfficientNetV2B0", "GhostNetW100", "GhostNetV3W100", "HGNetBase", "HGNetV2B0", "InceptionNeXtTiny",
             "InceptionV3", "LCNet100", "MobileNetV2W100", "MobileNetV3W100Small", "MobileOneS0", "MobileViTS",
             "RegNetY002", "RepVGGA0", "ResNet18", "ResNet50", "TinyNetA", "VGG11", "VisionTransformerTiny16",
             "Xception",
