@@ -3,12 +3,15 @@
 import pytest
 
 from tfspline.graph.layer_specs.registry import LAYERS, OPS, UNKNOWN, activation_of, kernel_of, spec_of
-from tfspline.graph.layer_specs.spec import Kernel, LayerSpec, unknown
+from tfspline.graph.layer_specs.spec import Kernel, LayerSpec, each_dimension, unknown
 from tfspline.graph.piecewise import PiecewiseAffine
 
 OF_APPLICATIONS = {"CustomScaleLayer", "LayerScale", "StochasticDepth"}
 ONLY_IN_TF_KERAS = {"ThresholdedReLU"}
-ONLY_IN_KERAS_3 = {"GroupedQueryAttention", "ReversibleEmbedding", "RMSNormalization"}
+ONLY_IN_KERAS_3 = {
+    "GroupedQueryAttention", "ReversibleEmbedding", "RMSNormalization",
+    *each_dimension("AdaptiveAveragePooling", "AdaptiveMaxPooling"),
+}  # fmt: skip
 
 
 def test_layer_specs_have_names_of_keras_layers(keras):
