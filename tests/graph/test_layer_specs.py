@@ -124,12 +124,18 @@ def test_units_go_through_bare_ops(keras, rng, what):
 
 
 # A layer and the rank of its input. All its input channels are protected, and the plan names the layer.
+def reverse(x, training=None):
+    """The channels in reverse order; a function that tests `training` is not unrolled."""
+    return x[..., ::-1] if training else x[..., ::-1]
+
+
 PROTECTED = {
     "Masking": (2, lambda k: k.Masking(name="culprit")),
     "LayerNormalization": (2, lambda k: k.LayerNormalization(name="culprit")),
     "LayerNormalization over all": (2, lambda k: k.LayerNormalization(axis=[1, 2], name="culprit")),
     "GroupNormalization": (2, lambda k: k.GroupNormalization(groups=4, name="culprit")),
     "UnitNormalization": (2, lambda k: k.UnitNormalization(name="culprit")),
+    "Lambda": (2, lambda k: k.Lambda(reverse, name="culprit", output_shape=(6, 8))),
 }
 
 

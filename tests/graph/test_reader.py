@@ -62,13 +62,16 @@ def test_batch_norm_is_folded_where_it_directly_follows(keras):
 
 
 @pytest.mark.sweep(2)
-@pytest.mark.parametrize("what", ["custom", "softmax", "layer_norm", "subclass", "constant"])
+@pytest.mark.parametrize("what", ["custom", "softmax", "layer_norm", "lambda", "subclass", "constant"])
 def test_unknown_layer_protects_with_a_reason(keras, rng, what):
     layers = keras.layers
 
     class Halves(layers.Layer):
         def call(self, x, training=None):
             return x - x[..., ::-1] if training else x + x[..., ::-1]  # so that it is not unrolled
+
+    def reverse(x, training=None):
+        return x[:, ::-1] if training else x[:, ::-1]  # as above
 
     class OddDense(layers.Dense):
         def call(self, x):
@@ -79,6 +82,7 @@ def test_unknown_layer_protects_with_a_reason(keras, rng, what):
             "custom": lambda: Halves(name="culprit")(x),
             "softmax": lambda: layers.Softmax(name="culprit")(x),
             "layer_norm": lambda: layers.LayerNormalization(name="culprit")(x),
+            "lambda": lambda: layers.Lambda(reverse, name="culprit")(x),
             "subclass": lambda: OddDense(8, name="culprit")(x),
             "constant": lambda: x + np.ones(8, "float32"),
         }[what]()
