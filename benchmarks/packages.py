@@ -10,6 +10,7 @@ in a process where the package cannot be imported. The packages are installed by
         keras-applications
 """
 
+import collections
 import json
 import os
 import subprocess
@@ -110,7 +111,6 @@ def measure(name):
     slim, masked = plan.apply(flat), plan.mask(flat)
     x = tf.nest.pack_sequence_as(flat.input, inputs)
     expected = slim(x)
-    kept = plan.rows()
     row = {
         "model": name,
         "with_rms_norm": is_rms,
@@ -123,11 +123,11 @@ def measure(name):
         "slim": difference(masked(x), expected),
         "changed": difference(flat(x), expected),
     }
-    reasons = {}
-    for line in kept:
+    reasons = collections.Counter()
+    for line in plan.rows():
         if line["protected"]:
-            reasons[line["protected"]] = reasons.get(line["protected"], 0) + line["units_before"]
-    row["reason"] = max(reasons, key=reasons.get) if reasons else ""
+            reasons[line["protected"]] += line["units_before"]
+    row["reason"] = max(reasons, key=reasons.get, default="")
     row["reload"] = reloaded(slim, tf.nest.flatten(x), tf.nest.flatten(expected))
     return row
 

@@ -13,9 +13,8 @@ import statistics
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
 import keras  # noqa: E402
-import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import Results, markdown, setting, spread  # noqa: E402
+from common import Results, accuracy, markdown, setting, spread  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import datasets  # noqa: E402
@@ -102,15 +101,6 @@ def trained(given, dataset, seed):
     return keras.models.load_model(path)
 
 
-def accuracy(model, dataset, split):
-    """Measure the accuracy in percent."""
-    right = [
-        (np.argmax(model(x, training=False), axis=1) == np.asarray(y)).mean() * len(y)
-        for x, y in dataset.evaluation_batches(500, split)
-    ]
-    return 100 * float(sum(right)) / len(getattr(dataset, split))
-
-
 def pruned(given, dense, criterion, way, probe):
     """Remove half of the units of a network; the network itself without a criterion."""
     if criterion is None:
@@ -137,7 +127,7 @@ class Measurements:
         found = self.results.find(**cell)
         if found is None:
             model = pruned(self.given, self.dense, criterion, way, self.probe)
-            values = {"accuracy": accuracy(model, self.dataset, split), "parameters": model.count_params()}
+            values = {"accuracy": 100 * accuracy(model, self.dataset, split), "parameters": model.count_params()}
             print(found := self.results.add(cell | values), flush=True)
         return found["accuracy"]
 

@@ -70,6 +70,13 @@ def _is_symbolic(args: tuple, kwargs: dict) -> bool:
     return any(map(is_symbolic, tf.nest.flatten((args, kwargs))))
 
 
+def _on_symbols(unrolling: Any, layer: Any, args: tuple, kwargs: dict) -> Any:
+    """The arguments of a call, with symbolic tensors in place of constants if the layer has weights."""
+    if _is_symbolic(args, kwargs) or not layer.variables or not tf.executing_eagerly():
+        return args, kwargs
+    return unrolling.symbolic((args, kwargs), f"{layer.name}_input")
+
+
 def _check_no_weights(arguments: Any) -> None:
     """Refuses an op that reads weights of layers directly: a functional model would not train and save them."""
     if any(map(is_weight, tf.nest.flatten(arguments))):
@@ -78,9 +85,13 @@ def _check_no_weights(arguments: Any) -> None:
 
 def _told(unrolling, kwargs) -> tuple[bool | None, dict]:
     """What a call says about `training`, and its keyword arguments as Keras takes them."""
-    training = unrolling.told(kwargs)
-    others = {name: value for name, value in kwargs.items() if name != "training"}
+    training, others = unrolling.told(kwargs), without_training(kwargs)
     return training, others if training is None else others | {"training": training}
+
+
+def without_training(kwargs: dict) -> dict:
+    """The keyword arguments of a call besides `training`."""
+    return {name: value for name, value in kwargs.items() if name != "training"}
 
 
 def _keras3(unrolling: Any, module: ModuleType):
@@ -92,8 +103,7 @@ def _keras3(unrolling: Any, module: ModuleType):
     node = layers.Node
 
     def call_layer(layer, *args, **kwargs):
-        if not _is_symbolic(args, kwargs) and layer.variables and tf.executing_eagerly():
-            args, kwargs = unrolling.symbolic(layer, (args, kwargs))
+        args, kwargs = _on_symbols(unrolling, layer, args, kwargs)
         if not _is_symbolic(args, kwargs) or unrolling.is_twin(layer):
             return call(layer, *args, **kwargs)
         if unrolling.is_composite(layer):
@@ -140,8 +150,7 @@ def _keras2(unrolling: Any, module: ModuleType):
     )  # fmt: skip
 
     def call_any(layer, *args, **kwargs):
-        if not _is_symbolic(args, kwargs) and layer.variables and tf.executing_eagerly():
-            args, kwargs = unrolling.symbolic(layer, (args, kwargs))
+        args, kwargs = _on_symbols(unrolling, layer, args, kwargs)
         return call(layer, *args, **kwargs)
 
     def call_layer(layer, inputs, args, kwargs, input_list):

@@ -16,15 +16,18 @@ _SCALES = 1e-3, 1.0, 30.0  # of random inputs; epsilon matters for the small one
 _epsilons: Any = weakref.WeakKeyDictionary()  # layer -> its epsilon as an RMSNormalization, or None
 
 
-def stock_rms_norm(layer: KerasLayer) -> Any:
-    """An RMSNormalization of Keras 3 that has the weight of a user's layer and computes the same; None if none does.
+def is_rms_norm(layer: KerasLayer) -> bool:
+    """Whether a user's layer computes what an RMSNormalization of Keras 3 with its weight does.
 
     That is found by running the layer on random inputs with random weights.
     """
     if layer not in _epsilons:
         _epsilons[layer] = _epsilon(layer) if _may_be_one(layer) else None
-    if _epsilons[layer] is None:
-        return None
+    return _epsilons[layer] is not None
+
+
+def stock_rms_norm(layer: KerasLayer) -> Any:
+    """The RMSNormalization that has the weight of a layer of which `is_rms_norm` is true."""
     stock = keras.layers.RMSNormalization(epsilon=_epsilons[layer], dtype=layer.dtype_policy, name=layer.name)
     (stock.scale,), stock.built = layer.weights, True
     stock.trainable = layer.trainable

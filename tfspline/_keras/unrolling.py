@@ -21,11 +21,12 @@ import tensorflow as tf
 from tfspline._keras.carriers import Carrier, carrier, constant
 from tfspline._keras.copying import Copies
 from tfspline._keras.graph import calls_between, computes_mask, has_own_call, is_graph, is_symbolic
-from tfspline._keras.interception import intercepted
+from tfspline._keras.interception import intercepted, without_training
 from tfspline._keras.layers import builtin_base, op_name, rename, sublayers
 from tfspline._keras.modules import is_model, keras_of
 from tfspline._keras.rebuilding import of_same_class
 from tfspline._keras.references import is_weight
+from tfspline._keras.rms_norms import stock_rms_norm
 from tfspline._keras.symbolic_inputs import symbolic_inputs
 from tfspline._keras.types import InputShape, KerasLayer, KerasModel
 
@@ -58,9 +59,9 @@ def why_not_unrolled(layer: KerasLayer) -> str | None:
 def unroll(
     model: KerasModel,
     is_leaf: Callable[[Any], bool],
-    takes_weights: Callable[[Any], bool] = lambda layer: True,
-    stock: Callable[[Any], Any] = lambda layer: None,
-    input_shape: InputShape = None,
+    takes_weights: Callable[[Any], bool],
+    is_rms_norm: Callable[[Any], bool],
+    input_shape: InputShape,
 ) -> KerasModel:
     """A functional model that computes the same with the same weights, without composite layers as far as possible.
 
@@ -68,20 +69,21 @@ def unroll(
         is_leaf: whether a layer is to be kept as one layer.
         takes_weights: whether channels can be followed through a layer or op if some of its inputs are weights. A layer
             without sublayers is kept as one layer if an op in it is not of this kind.
-        stock: the layer of Keras with the same weights that takes the place of a user's layer, or None.
+        is_rms_norm: whether an RMSNormalization of Keras with the same weight takes the place of a user's layer.
         input_shape: the shapes of the inputs, as for `tfspline.functional`, where the model does not tell them.
 
     Raises:
         ValueError: the graph of the model cannot be recorded.
     """
-    return _Unrolling(model, is_leaf, takes_weights, stock).run(symbolic_inputs(model, input_shape))
+    return _Unrolling(model, is_leaf, takes_weights, is_rms_norm).run(symbolic_inputs(model, input_shape))
 
 
 class _Unrolling:
     """The twins of the layers of one model, and where in it the recording is."""
 
-    def __init__(self, model, is_leaf, takes_weights, stock):
-        self._model, self._is_leaf, self._takes_weights, self._stock = model, is_leaf, takes_weights, stock
+    def __init__(self, model, is_leaf, takes_weights, is_rms_norm):
+        self._model, self._is_leaf, self._takes_weights = model, is_leaf, takes_weights
+        self._is_rms_norm = is_rms_norm
         self._module = keras_of(model)
         self._twins: dict[int, Any] = {}  # by the id of the original
         self._is_twin: set[int] = set()  # ids of twins and of the ops that were recorded
@@ -174,17 +176,17 @@ class _Unrolling:
         if own is not None and self._module is keras and not self._from_graph():
             raise ValueError(f"it fixes `training` of {layer.name!r}, which the call of a functional model overrides")
         given = self._training[-1] if own is None else own
-        others = {name: value for name, value in kwargs.items() if name != "training"}
+        others = without_training(kwargs)
         takes_it = "training" in inspect.signature(layer.call).parameters
         return others if given is None or not takes_it else others | {"training": given}
 
     def opened(self, layer: Any, args: tuple, kwargs: dict) -> Any:
         """Runs the `call` of an open layer; Keras has filled in `training` by the default of its signature."""
-        kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+        kwargs = without_training(kwargs)
         if kwargs.get("mask") is not None and self._module is not keras:
             inputs, masks = tf.nest.flatten(args[:1]), tf.nest.flatten(kwargs["mask"])
             passed_on = [getattr(x, "_keras_mask", None) for x in inputs]
-            # The layers of a graph take the masks that their inputs carry; an other mask would be lost.
+            # The layers of a graph take the masks that their inputs carry; another mask would be lost.
             if not is_graph(layer) or any(a is not b for a, b in zip(passed_on, masks, strict=True)):
                 raise ValueError("it takes a mask")
         if "training" in inspect.signature(layer.call).parameters:
@@ -213,9 +215,8 @@ class _Unrolling:
         if is_model(layer):
             why = self._failed[id(layer)]
             raise ValueError(f"Model {layer.name!r} ({type(layer).__name__}) cannot be unrolled, as {why}")
-        stock = self._stock(layer)
-        if stock is not None:
-            return stock
+        if self._is_rms_norm(layer):
+            return stock_rms_norm(layer)
         try:
             copy = self._copies.of(layer)
         except ValueError as error:
@@ -258,16 +259,16 @@ class _Unrolling:
     def _carried(self, layer, name, weight):
         return self._carry(weight, name.lstrip("_"), lambda name: carrier(self._module, weight, layer, name))
 
-    def symbolic(self, layer: Any, arguments: Any) -> Any:
+    def symbolic(self, arguments: Any, name: str) -> Any:
         """The arguments of a call of a layer with weights, with symbolic tensors in place of constants.
 
-        Called on constants, the layer would give a constant.
+        Called on constants, the layer would give a constant. `name` is that of the layers that return them.
         """
 
         def of(value):
             if not isinstance(value, tf.Tensor | np.ndarray):
                 return value
-            return self._carry(value, f"{layer.name}_input", lambda name: constant(self._module, value, name))
+            return self._carry(value, name, lambda name: constant(self._module, value, name))
 
         return tf.nest.map_structure(of, arguments)
 

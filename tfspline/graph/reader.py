@@ -199,12 +199,15 @@ class _Walk:
         return outputs
 
     def _visit(self, node, args, kwargs):
+        self.findings.calls[node.path] += 1
+        return self._read(node, args, kwargs)
+
+    def _read(self, node, args, kwargs):
         values = tf.nest.flatten((args, kwargs))
         flows = [flow for flow in values if isinstance(flow, Flow)]
-        outputs = of_weights(self.findings, node, args, kwargs, self._visit)
+        outputs = of_weights(self.findings, node, args, kwargs, self._read)
         if outputs is not None:
             return outputs
-        self.findings.calls[node.path] += 1
         args, kwargs = beside_inputs(args, kwargs, flows)
         values = tf.nest.flatten((args, kwargs))
         arguments = [flow for flow in values if isinstance(flow, Flow)]

@@ -51,7 +51,7 @@ def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
     if not _keras.is_model(model) or (input_shape is None and not _needs_unrolling(model)):
         return _keras.check_model(model)
     with model.distribute_strategy.scope():
-        flat = _keras.unroll(model, _is_leaf, _takes_weights, _stock, input_shape)
+        flat = _keras.unroll(model, _is_leaf, _takes_weights, _is_rms_norm, input_shape)
     _keras.share_loss(model, flat)
     return flat
 
@@ -61,7 +61,7 @@ def _needs_unrolling(model) -> bool:
         return not _keras.is_unbuilt_sequential(model)
     layers = _keras.layer_paths(model).values()
     layers = [layer for layer in layers if _keras.op_name(layer) is None and not _keras.is_graph(layer)]
-    return any(not _is_leaf(layer) or _stock(layer) is not None for layer in layers)
+    return any(not _is_leaf(layer) or _is_rms_norm(layer) for layer in layers)
 
 
 def _is_leaf(layer: KerasLayer) -> bool:
@@ -72,15 +72,15 @@ def _is_leaf(layer: KerasLayer) -> bool:
     if _keras.builtin_class_name(layer) == "Lambda" and not is_custom(layer):
         function = functions.of_lambda(layer)
         return functions.known_name(function) is not None or functions.objection(function) is None
-    if is_declared(layer) or _stock(layer) is not None:
+    if is_declared(layer) or _is_rms_norm(layer):
         return True
     holds_weights = bool(_keras.weights(layer)) and not _keras.sublayers(layer)
     return holds_weights and _keras.first_builtin(type(layer)).__name__ != "Layer"
 
 
-def _stock(layer: KerasLayer) -> KerasLayer | None:
-    """The layer of Keras that computes what a user's layer does, with the same weights, if one is known to."""
-    return None if is_declared(layer) else _keras.stock_rms_norm(layer)
+def _is_rms_norm(layer: KerasLayer) -> bool:
+    """Whether a layer of Keras with the same weights takes the place of a user's layer."""
+    return not is_declared(layer) and _keras.is_rms_norm(layer)
 
 
 def _takes_weights(layer: KerasLayer) -> bool:

@@ -36,9 +36,9 @@ _SIZES = "shape", "newshape", "size"
 
 
 def of_weights(
-    findings: Findings, node: _keras.Node, args: tuple, kwargs: dict, visit: Callable[..., list[Flow]]
+    findings: Findings, node: _keras.Node, args: tuple, kwargs: dict, read: Callable[..., list[Flow]]
 ) -> list[Flow] | None:
-    """The outputs of a call that reads only weights; None for other calls. `visit` reads a call whose inputs have a
+    """The outputs of a call that reads only weights; None for other calls. `read` reads a call whose inputs have a
     batch."""
     flows = [value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, Flow)]
     if isinstance(node.layer, _keras.Carrier):
@@ -48,7 +48,7 @@ def of_weights(
     if not flows:
         return None
     if _has_batch(node, flows):
-        return [_without_batch(flow) for flow in visit(node, *_with_batch(args, kwargs))]
+        return [_without_batch(flow) for flow in read(node, *_with_batch(args, kwargs))]
     specs = [tf.TensorSpec(*spec) for spec in zip(node.output_shapes, node.output_dtypes, strict=True)]
     call = Call(findings, node, args, kwargs, specs)
     ids = _moved(call, flows[0], tuple(specs[0].shape)) if len(flows) == len(specs) == 1 else None
@@ -59,8 +59,8 @@ def of_weights(
         return [Flow(flows[0].ids, flows[0].shape, specs[0], batchless=True)]
     pairs = [(tuple(spec.shape), spec) for spec in specs]
     outputs = [Flow(findings.ids.of_tensor(shape), shape, spec, batchless=True) for shape, spec in pairs]
-    for read in (*outputs, *flows):
-        findings.ids.protect(read.ids, f"{node.path!r} computes it from weights")
+    for flow in (*outputs, *flows):
+        findings.ids.protect(flow.ids, f"{node.path!r} computes it from weights")
     return outputs
 
 

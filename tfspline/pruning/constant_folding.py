@@ -64,9 +64,7 @@ class _Walk:
     def __init__(self, graph: Graph, free: np.ndarray):
         self._graph, self._free = graph, free
         self.read: dict[str, list[list[np.ndarray]]] = {}  # layer path -> mean, smallest, largest value for each call
-        self.added_up = np.zeros(
-            graph.units, bool
-        )  # units that are not zero where a call without a weight adds them up
+        self.added_up = np.zeros(graph.units, bool)  # units that are not zero where calls without a weight add them up
         self.calls: collections.Counter[str] = collections.Counter()  # of each layer so far, by path
 
     def visit(self, node, args, kwargs):

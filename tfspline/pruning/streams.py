@@ -261,10 +261,8 @@ class Walk:
 
 
 def _is_affine(node) -> bool:
-    affine = spec_of(node.layer).affine
-    return (_keras.op_name(node.layer) or "").replace("_", "") in MOVES or (
-        affine(node) if callable(affine) else affine
-    )
+    name = (_keras.op_name(node.layer) or "").replace("_", "")
+    return name in MOVES or spec_of(node.layer).is_affine(node)
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ def _step(call: CallActivation, logits: bool, copies: dict) -> Step:
         affine = activation.candidates
     elif activation is not None and not call.fused:
         affine = _keras.first_argument
-    elif _is_affine(node):
+    elif spec_of(_keras.innermost(node.layer)).is_affine(node):
         affine = without_activation(node, copies)
     else:
         raise ValueError(
@@ -95,11 +95,6 @@ def _step(call: CallActivation, logits: bool, copies: dict) -> Step:
             f"{call.path!r} ({type(node.layer).__name__}), which is not, or is not known to be"
         )
     return Step(node.key, call.path, affine, None if smooth else activation)
-
-
-def _is_affine(node) -> bool:
-    affine = spec_of(_keras.innermost(node.layer)).affine
-    return affine(node) if callable(affine) else affine
 
 
 def without_activation(node: _keras.Node, copies: dict[int, Any]) -> Callable[[tuple, dict], Any]:

@@ -101,7 +101,7 @@ def _keep_what_is_not_zero(call, rows, numbers, output):
         if summed and not any(call.is_zero_when_off(i) for i in holders):
             call.protect(row.ids, f"{call.described()} adds them up, and they may not be zero when switched off")
         elif summed == row.varying() != []:
-            call.absorb(*dict.fromkeys(numbers))
+            call.absorb(*numbers)
 
 
 def _passed_on(call, rows, output) -> np.ndarray:

@@ -77,6 +77,10 @@ class LayerSpec:
     reads_own: str | None = None
     float64: Callable | None = None
 
+    def is_affine(self, node: _keras.Node) -> bool:
+        """Whether a call of such a layer or op is affine, apart from its own activation."""
+        return self.affine(node) if callable(self.affine) else self.affine
+
 
 def each_dimension(*names: str, dimensions: tuple[int, ...] = (1, 2, 3)) -> list[str]:
     """The names of layer classes in each number of dimensions: "Conv" -> ["Conv1D", "Conv2D", "Conv3D"]."""
