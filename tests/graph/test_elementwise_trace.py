@@ -10,6 +10,7 @@ from helpers.cutting import cut_and_trained, group_of
 
 import tfspline
 from tfspline.graph.layer_specs.elementwise_trace import is_elementwise
+from tfspline.graph.layer_specs.registry import UNKNOWN, spec_of
 
 ELEMENTWISE = {
     "hard swish": lambda x: x * tf.nn.relu6(x + 3) / 6,
@@ -91,3 +92,14 @@ def test_leaf_layers_that_may_mix_channels_protect(keras):
         model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(8), layer(), keras.layers.Dense(2)])
         with pytest.raises(ValueError, match="No unit"):
             tfspline.plan(model, 0.5)
+
+
+def test_layer_that_joins_a_graph_later_is_looked_at_again(keras):
+    class Halves(keras.layers.Layer):
+        def call(self, x, training=None):
+            return 0.5 * x if training else x / 2
+
+    layer = Halves()
+    assert spec_of(layer) is UNKNOWN
+    layer(keras.Input((3,)))
+    assert spec_of(layer).elementwise

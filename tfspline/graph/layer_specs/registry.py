@@ -39,7 +39,7 @@ OPS = {name: spec for module in _MODULES for name, spec in getattr(module, "OPS"
 UNKNOWN = LayerSpec()
 
 _custom: dict[type, LayerSpec] = {}
-_elementwise: Any = weakref.WeakKeyDictionary()  # layer of a user's class -> whether it acts on each number alone
+_traced: Any = weakref.WeakKeyDictionary()  # layer of a user's class -> the shapes that it was traced for, its spec
 
 
 def _time_distributed(call: Call) -> list[np.ndarray]:
@@ -67,16 +67,17 @@ def spec_of(layer: KerasLayer) -> LayerSpec:
     op = _keras.op_name(layer)
     if op is not None:
         return OPS.get(op.replace("_", ""), UNKNOWN)
-    return LAYERS.get(_keras.builtin_class_name(layer) or "") or _traced(layer)
+    return LAYERS.get(_keras.builtin_class_name(layer) or "") or _spec_by_trace(layer)
 
 
-def _traced(layer) -> LayerSpec:
+def _spec_by_trace(layer) -> LayerSpec:
     """The spec of a layer of a user, by what its `call` is made of."""
     if _keras.is_builtin(type(layer)) or _keras.is_model(layer):
         return UNKNOWN
-    if layer not in _elementwise:
-        _elementwise[layer] = is_elementwise_layer(layer)
-    return elementwise.ELEMENTWISE if _elementwise[layer] else UNKNOWN
+    shapes = _keras.shapes_called_on(layer)
+    if layer not in _traced or _traced[layer][0] != shapes:
+        _traced[layer] = shapes, elementwise.ELEMENTWISE if is_elementwise_layer(layer) else UNKNOWN
+    return _traced[layer][1]
 
 
 def is_declared(layer: KerasLayer) -> bool:
