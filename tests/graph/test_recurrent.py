@@ -143,7 +143,10 @@ def test_what_keeps_units(keras, rng):
     x = layers.Dense(WIDTH, name="before")(inputs)
     y = layers.GRU(6, return_sequences=True, name="given", **FAST)(x, initial_state=state)
     z = layers.Dense(STEPS, "sigmoid", name="mask")(layers.Flatten()(y))
-    whole = lambda value, training=None: value > 0.5 if training else value > 0.5  # noqa: E731 - not unrolled
+
+    def whole(value, training=None):  # neither unrolled nor elementwise
+        return value > tf.reduce_mean(value) if training else value > tf.reduce_mean(value)
+
     mask = layers.Lambda(whole, name="threshold")(z)
     y = layers.GRU(6, return_sequences=True, name="masked", **FAST)(y, mask=mask)
     y = layers.SimpleRNN(6, return_sequences=True, activation="softmax", name="mixing", **FAST)(y)
@@ -238,3 +241,23 @@ def test_time_distributed_protects_what_it_mixes(keras, rng):
     model = joined(keras, lambda layers, x: layers.TimeDistributed(layers.Dense(6))(layers.Permute((2, 1))(x)))
     assert "each step" in why(model, "before")
     assert pruned(model, rng)[0]["before"] == (WIDTH, WIDTH)
+
+
+GIVEN_STATES = {
+    "LSTM": lambda layers, x, a, b: layers.LSTM(6)(x, initial_state=[a, b]),
+    "Bidirectional": lambda layers, x, a, b: layers.Bidirectional(layers.GRU(6))(x, initial_state=[a, b]),
+    "a cell": lambda layers, x, a, b: layers.RNN(layers.GRUCell(6))(x, initial_state=a),
+    "the second call only": lambda layers, x, a, b: (gru := layers.GRU(6))(x) + gru(x, initial_state=a),
+}
+
+
+@pytest.mark.parametrize("what", GIVEN_STATES)
+def test_initial_states_in_a_model_that_is_unrolled(keras, rng, what):
+    """tf_keras changes what a layer says about its inputs while it is called with states."""
+    layers = keras.layers
+    inputs, *states = keras.Input((STEPS, 4)), keras.Input((6,)), keras.Input((6,))
+    x = layers.Lambda(lambda value: value[..., ::-1])(layers.Dense(WIDTH, name="before")(inputs))
+    y = layers.Concatenate()([GIVEN_STATES[what](layers, x, *states), *states])
+    model = scramble(keras.Model([inputs, *states], layers.Dense(2)(y)), rng)
+    assert tfspline.functional(model) is not model
+    check_cut(model, tfspline.plan(model, 0.5), rng)

@@ -88,6 +88,7 @@ class _Unrolling:
         self._twins: dict[int, Any] = {}  # by the id of the original
         self._is_twin: set[int] = set()  # ids of twins and of the ops that were recorded
         self._carriers: dict[int, Any] = {}  # by the id of a weight or constant: this, and the tensor with its value
+        self._input_specs = {id(layer): getattr(layer, "input_spec", None) for layer in sublayers(model)}
         self._failed: dict[int, str] = {}
         self._names: set[str] = set()
         self._open: list[Any] = []  # the composite layers whose `call` is running, from the outermost on
@@ -221,6 +222,9 @@ class _Unrolling:
             copy = self._copies.of(layer)
         except ValueError as error:
             raise _NotCopied(f"Layer {layer.name!r} ({type(layer).__name__}) cannot be copied: {error}") from error
+        spec = self._input_specs.get(id(layer))
+        if spec is not None:  # tf_keras has another one while it calls a recurrent layer with initial states
+            copy.input_spec = spec
         base = builtin_base(type(layer))
         if base is not None:  # so that it can be loaded without the module of its own class
             object.__setattr__(copy, "__class__", base)
