@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import custom_layers
 from helpers.cutting import between, cut_and_trained, group_of
 
 from tfspline.graph.reader import read
@@ -145,7 +146,15 @@ SEEDS = {
     "there and back": ((4, 4, 8), lambda k, x: k.Conv2D(5, 1)(k.Reshape((4, 4, 8))(k.Reshape((16, 8))(x)))),
     "two readers": ((8, 8), lambda k, x: k.Concatenate()([k.Conv1D(5, 1)(x), k.ReLU()(x)])),
     "noise": ((4, 4, 8), lambda k, x: k.Dropout(0.5, noise_shape=(None, 4, 1, 8))(x)),
-}
+    "beside others": ((4, 4, 8), lambda k, x: k.Concatenate()([k.ReLU()(x), k.Conv2D(5, 1)(x)])),
+    "channels first, beside others": (
+        (8, 4, 4), lambda k, x: (lambda x: k.Concatenate()([k.Conv2D(5, 1)(x), x]))(k.Permute((2, 3, 1))(x))
+    ),
+    "channels first, joined": (
+        (8, 4, 4),
+        lambda k, x: k.GlobalMaxPooling2D(data_format="channels_first")(k.Concatenate(axis=2)([x, k.ReLU()(x)])),
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.sweep(2)
@@ -154,6 +163,28 @@ def test_channels_that_are_spread_over_several_axes(keras, rng, what):
     shape, middle = SEEDS[what]
     plan, _ = cut_and_trained(from_seed(keras, shape, middle), rng)
     assert group_of(plan, "seed") == (8, 4, None)
+
+
+def repeated(keras, what):
+    """Numbers with units of their own, of which some are repeated to meet others that are spread over several axes."""
+    layers = keras.layers
+    inputs = keras.Input((4, 4, 3))
+    x = layers.Conv2D(8, 1, name="map")(inputs)
+    pooled = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    y = layers.Reshape((4, 4, 2))(layers.Dense(32, "relu", name="seed")(layers.Flatten()(pooled)))
+    if what == "weights":
+        y = custom_layers.of(keras).Unconfigured(10, 0.5)(layers.Concatenate()([x, y]))
+    else:
+        gate = layers.Dense(2, "tanh", name="gate")
+        y = layers.Multiply()([y, gate({"all": pooled, "rows": layers.AveragePooling2D((1, 4))(x)}[what])])
+        y = layers.Permute((2, 3, 1))(y) if what == "rows" else y
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Conv2D(4, 1)(y))))
+
+
+@pytest.mark.parametrize("what", ["weights", "all", "rows"])
+def test_numbers_that_are_repeated_to_meet_channels_of_several_axes(keras, rng, what):
+    plan, _ = cut_and_trained(repeated(keras, what), rng)
+    assert group_of(plan, "seed")[1:] == (1, None)
 
 
 def test_channels_that_are_read_in_two_ways_are_one_unit(keras, rng):

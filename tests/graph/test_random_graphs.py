@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from helpers.copies import check_copy, close, gradients, saved
+from helpers import slimming
+from helpers.copies import EXACT, check_copy, close, gradients, saved
 from helpers.random_graphs import build
 from helpers.zoo import inputs_for, scramble
 
@@ -36,15 +37,23 @@ def check_model(keras, model, g, x, rng, folder):
 
 def check_slim(keras, model, plan, x, folder):
     slim, masked = plan.apply(model), plan.mask(model)
-    expected, cost = slim(x), plan.cost()
-    assert close(masked(x), expected), "masked and slim differ"
+    cost = plan.cost()
     assert tfspline.flops(slim).macs == cost["macs"][1]
-    assert slim.count_params() == cost["params"][1]
+    assert slim.count_params() == cost["params"][1]  # before a call, which builds a PReLU that is an activation
+    expected = slim(x)
+    assert close(masked(x), expected), "masked and slim differ"
     if folder:
         fault = saved(keras, slim, x, folder, expected)
         whole = fault and saved(keras, model, x, folder, model(x))
         assert not fault or whole, f"only the whole model can be saved and loaded: {fault}"
     slim(x, training=True)
+
+
+def check_zeroed(keras, seed):
+    """`slim` finds the units whose kernel columns are zero, whatever their biases are, and changes no output."""
+    rng = np.random.default_rng(seed)
+    model = scramble(build(keras, seed)[0], rng)
+    slimming.check(slimming.zero_kernels(model, 0.4), rng, exact=EXACT)
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -60,6 +69,7 @@ def test_fifty_random_graphs(keras, tmp_path, first):
     for seed in range(first, first + 50):
         try:
             check(keras, seed, tmp_path)
+            check_zeroed(keras, seed)
         except Exception as error:
             failed[seed] = repr(error)[:300]
     assert not failed, failed

@@ -24,7 +24,7 @@ def fill(model, layer, weight, number, channels=slice(None)):
 def zero_kernels(model, ratio):
     """Zeroes a random part of the kernel columns that produce units, but not their biases and shifts."""
     plan = tfspline.plan(model, ratio, criterion="random")
-    layers = _keras.layer_paths(model)
+    layers = _keras.layer_paths(tfspline.functional(model))
     for part in plan.graph.slices:
         if part.role == "produced":
             weight = layers[part.layer].weights[part.index]

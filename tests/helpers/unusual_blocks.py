@@ -25,6 +25,30 @@ def recurrent(g, x):
 
 
 @block("sequence")
+def encoder_and_decoder(g, x):
+    """A recurrent layer that starts from the last states of another one, or from units of a dense layer."""
+    lstm = g.flag()
+    kind = g.layers.LSTM if lstm else g.pick(g.layers.GRU, g.layers.SimpleRNN)
+    if g.flag():
+        y, *states = kind(4, return_sequences=g.flag(), return_state=True)(x)
+    else:
+        states = [g.layers.Dense(4, "relu")(g.layers.GlobalAveragePooling1D()(x)) for _ in range(1 + lstm)]
+    decoder = kind(4, return_sequences=True)
+    if g.flag(0.3):
+        decoder = g.layers.Bidirectional(decoder, merge_mode=g.pick("sum", "concat"))
+        states = states * 2
+    y = decoder(x, initial_state=states)
+    return y if g.flag() else g.layers.Add()([y, decoder(x)])
+
+
+@block("sequence")
+def cells(g, x):
+    kinds = [g.layers.LSTMCell, g.layers.GRUCell, g.layers.SimpleRNNCell]
+    parts = [g.pick(*kinds)(g.pick(3, 4)) for _ in range(g.pick(1, 2))]
+    return g.layers.RNN(parts if len(parts) > 1 else parts[0], return_sequences=True)(x)
+
+
+@block("sequence")
 def masked(g, x):
     return g.layers.Masking(0.0)(x)
 

@@ -275,7 +275,11 @@ class Call:
 
     def spread(self, ids: np.ndarray) -> None:
         """Declares that `ids` are laid out as a grid. Cuts must leave a grid: along one axis, chosen by later calls."""
-        self._findings.grids.append(ids)
+        self._findings.ids.spread(ids)
+
+    def broadcast(self, ids: np.ndarray, whole: np.ndarray) -> None:
+        """Declares that the numbers of `ids` are repeated to meet those of `whole`, along axes on which this varies."""
+        self._findings.ids.broadcast(ids, whole, f"{self.described()} broadcasts it over several channels")
 
     def macs(self, weight: str | None, *times: int | None, ids: np.ndarray | None = None) -> None:
         """Declares that a weight is applied so many times, a product, to one model input, as a rule `positions()`.

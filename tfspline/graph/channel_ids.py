@@ -1,5 +1,7 @@
 """Channel ids: integers that flow through a model's graph and are tied into units."""
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -14,6 +16,7 @@ class ChannelIds:
         self.count = 0
         self._ties: list[np.ndarray] = []
         self._protected: list[tuple[np.ndarray, str]] = []
+        self._later: list[Callable[[], None]] = []
 
     def fresh(self, n: int) -> np.ndarray:
         """`n` new ids, int64 [n]."""
@@ -29,13 +32,46 @@ class ChannelIds:
         """Makes the ids in `a` and those at the same place in `b`, an array of the same shape, one unit each."""
         self._ties.append(np.stack([np.ravel(a), np.ravel(b)]))
 
-    def tie_grid(self, grid: np.ndarray) -> None:
-        """Ties ids such that units vary along one axis of a grid only: along the last, unless ties say otherwise."""
-        units = self.units()[0][grid]
-        varying = [axis for axis in range(grid.ndim) if (units != units.take([0], axis=axis)).any()]
+    def spread(self, grid: np.ndarray) -> None:
+        """Declares that ids are laid out as a grid: `settle` ties them such that cuts leave a grid."""
+        self._later.append(lambda: self._tie_grid(grid))
+
+    def broadcast(self, part: np.ndarray, whole: np.ndarray, reason: str) -> None:
+        """Declares that numbers with the ids `part` meet those with the ids `whole`, of the same rank.
+
+        Along axes on which only `whole` varies, the numbers of `part` are repeated. If the units of `whole` turn out to
+        vary along these, `part` cannot be cut with them: it is protected for the `reason`.
+        """
+        self._later.append(lambda: self._meet(part, whole, reason))
+
+    def settle(self) -> None:
+        """Ties what depends on all other ties."""
+        while self._later:
+            self._later.pop(0)()
+
+    def _tie_grid(self, grid):
+        """Ties ids such that units vary along one axis only: along the last, unless ties say otherwise."""
+        varying = self._varying(grid)
         if len(varying) > 1:
-            rows = np.moveaxis(grid, varying[-1], -1).reshape(-1, grid.shape[varying[-1]])
-            self.tie(np.broadcast_to(rows[:1], rows.shape), rows)
+            self._tie_along([axis for axis in varying if axis != varying[-1]], grid)
+
+    def _meet(self, part, whole, reason):
+        repeated = [axis for axis in self._varying(whole) if part.shape[axis] == 1]
+        if repeated:
+            self.protect(part, reason)
+            self._tie_along([axis for axis, size in enumerate(part.shape) if size > 1], whole)
+        else:
+            self.tie(np.broadcast_to(part, whole.shape), whole)
+
+    def _varying(self, ids):
+        """The axes along which the units of ids vary."""
+        units = self.units()[0][ids]
+        return [axis for axis in range(units.ndim) if (units != units.take([0], axis)).any()]
+
+    def _tie_along(self, axes, ids):
+        """Ties ids that differ only in their positions along some axes."""
+        first = ids[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(ids.ndim))]
+        self.tie(np.broadcast_to(first, ids.shape), ids)
 
     def protect(self, ids: np.ndarray, reason: str, first: bool = False) -> None:
         """Keeps the units of `ids`.

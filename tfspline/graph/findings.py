@@ -22,7 +22,6 @@ class Findings:
         self.sizes: dict[int, np.ndarray] = {}  # by the id of an output that holds sizes, the ids of the tensor
         self.calls: collections.Counter[str] = collections.Counter()  # of each layer so far, by path
         self.absorbed: dict[tuple[str, int], list[dict[int, np.ndarray]]] = {}  # see `Graph.absorbed`
-        self.grids: list[np.ndarray] = []  # ids that a call has spread over several axes, of which one can be cut
         self.work: list[Work] = []
         self.batch = 1  # of the model's inputs; the work of that many is counted together
         self.unknown: dict[str, str] = {}  # path of a layer with work that is not counted -> why

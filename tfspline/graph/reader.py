@@ -278,8 +278,7 @@ class _Walk:
     def graph(self, shapes: Shapes, signature: Signature, protect: tuple[str, ...], repeats: Repeats) -> Graph:
         """Ties the channel ids that were found into units."""
         found = self.findings
-        for grid in found.grids:
-            found.ids.tie_grid(grid)
+        found.ids.settle()
         self._agree()
         unit_of, reasons = found.ids.units()
         slices = list(found.slices.values())

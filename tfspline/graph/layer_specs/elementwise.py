@@ -55,15 +55,17 @@ def _met(call: Call) -> np.ndarray | list[np.ndarray]:
     if len({ids.ndim for ids in call.inputs}) > 1:
         return unknown(call, "combines inputs of different ranks")
     target = np.broadcast_shapes(*(ids.shape for ids in call.inputs))
-    met = []
+    met, repeated = [], []
     for i, ids in enumerate(call.inputs):
-        if any(real == 1 < varying for real, varying in zip(call.shape(i), target, strict=True)):
-            call.protect(ids, f"{call.described()} broadcasts it over several channels")
-        else:
-            met.append(np.broadcast_to(ids, target))
+        ids = np.broadcast_to(ids, [1 if real == 1 else n for real, n in zip(call.shape(i), target, strict=True)])
+        (met if ids.shape == target else repeated).append(ids)
+    if not met:
+        return unknown(call, "broadcasts all of them over several channels")
     for other in met[1:]:
         call.tie(met[0], other)
-    return met[0] if met else call.opaque()
+    for ids in repeated:
+        call.broadcast(ids, met[0])
+    return met[0]
 
 
 def divide(call: Call) -> np.ndarray | list[np.ndarray]:

@@ -83,6 +83,7 @@ def _concatenate(call: Call) -> np.ndarray | list[np.ndarray]:
     """Puts ids side by side, and protected ones in place of constants.
 
     Along an axis on which the ids do not vary, those at the same position are tied, and constants are cut with them.
+    Along the other axes, all tensors keep the same positions.
     """
     values = next(filter(None, map(call.argument, ("inputs", "xs", "values"))))
     axis = getattr(call.layer, "axis", call.argument("axis")) % (len(call.shape()) + 1)
@@ -95,6 +96,11 @@ def _concatenate(call: Call) -> np.ndarray | list[np.ndarray]:
     rest = np.broadcast_shapes(*(np.delete(ids.shape, axis) for ids in call.inputs))
     if not joined:
         return _along_positions(call, axis, rest)
+    for other in range(len(call.shape())):
+        varies = [ids is not None and ids.shape[other] > 1 for ids in inputs]
+        if other != axis and any(varies) and not all(varies):
+            for ids in call.inputs:
+                call.tie(np.broadcast_to(ids.take([0], other), ids.shape), ids)
     why = f"{call.described()} joins them with a constant"
     parts = [
         np.broadcast_to(
@@ -103,7 +109,10 @@ def _concatenate(call: Call) -> np.ndarray | list[np.ndarray]:
         )
         for ids, size in zip(inputs, sizes, strict=True)
     ]
-    return np.concatenate(parts, axis=axis)
+    outputs = np.concatenate(parts, axis=axis)
+    if any(size > 1 for size in rest):
+        call.spread(outputs)
+    return outputs
 
 
 def _along_positions(call: Call, axis: int, rest: tuple) -> np.ndarray:
