@@ -273,10 +273,6 @@ class Call:
         """Declares that an output holds some of the ids of an input; at least one of their units is always kept."""
         self._findings.parts.append(np.ravel(ids))
 
-    def spread(self, ids: np.ndarray) -> None:
-        """Declares that `ids` are laid out as a grid. Cuts must leave a grid: along one axis, chosen by later calls."""
-        self._findings.ids.spread(ids)
-
     def broadcast(self, ids: np.ndarray, whole: np.ndarray) -> None:
         """Declares that the numbers of `ids` are repeated to meet those of `whole`, along axes on which this varies."""
         self._findings.ids.broadcast(ids, whole, f"{self.described()} broadcasts it over several channels")

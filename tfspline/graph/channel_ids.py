@@ -17,10 +17,12 @@ class ChannelIds:
         self._ties: list[np.ndarray] = []
         self._protected: list[tuple[np.ndarray, str]] = []
         self._later: list[Callable[[], None]] = []
+        self._known: np.ndarray | None = None  # the unit of each id, as long as no id and no tie is added
 
     def fresh(self, n: int) -> np.ndarray:
         """`n` new ids, int64 [n]."""
         self.count += n
+        self._known = None
         return np.arange(self.count - n, self.count)
 
     def of_tensor(self, shape: tuple) -> np.ndarray:
@@ -30,11 +32,13 @@ class ChannelIds:
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
         """Makes the ids in `a` and those at the same place in `b`, an array of the same shape, one unit each."""
+        self._known = None
         self._ties.append(np.stack([np.ravel(a), np.ravel(b)]))
 
-    def spread(self, grid: np.ndarray) -> None:
-        """Declares that ids are laid out as a grid: `settle` ties them such that cuts leave a grid."""
-        self._later.append(lambda: self._tie_grid(grid))
+    def lay_out(self, ids: np.ndarray) -> None:
+        """Declares that a tensor has these ids: `settle` ties them such that cuts leave a grid, as they must."""
+        if np.count_nonzero(np.array(ids.shape) > 1) > 1:
+            self._later.append(lambda: self._tie_grid(ids))
 
     def broadcast(self, part: np.ndarray, whole: np.ndarray, reason: str) -> None:
         """Declares that numbers with the ids `part` meet those with the ids `whole`, of the same rank.
@@ -65,7 +69,7 @@ class ChannelIds:
 
     def _varying(self, ids):
         """The axes along which the units of ids vary."""
-        units = self.units()[0][ids]
+        units = self._unit_of()[ids]
         return [axis for axis in range(units.ndim) if (units != units.take([0], axis)).any()]
 
     def _tie_along(self, axes, ids):
@@ -82,13 +86,18 @@ class ChannelIds:
 
     def units(self) -> tuple[np.ndarray, np.ndarray]:
         """The unit of each id, int64 [ids], and why each unit is protected or None, object [units]."""
-        ties = np.concatenate([np.zeros((2, 0), int), *self._ties], axis=1)
-        edges = coo_array((np.ones(ties.shape[1], bool), (ties[0], ties[1])), shape=(self.count, self.count))
-        count, unit_of = connected_components(edges, directed=False)
-        reasons = np.full(count, None, object)
+        unit_of = self._unit_of()
+        reasons = np.full(unit_of.max(initial=-1) + 1, None, object)
         for ids, reason in reversed(self._protected):
             reasons[unit_of[ids]] = reason
         return unit_of, reasons
+
+    def _unit_of(self):
+        if self._known is None:
+            ties = np.concatenate([np.zeros((2, 0), int), *self._ties], axis=1)
+            edges = coo_array((np.ones(ties.shape[1], bool), (ties[0], ties[1])), shape=(self.count, self.count))
+            self._known = connected_components(edges, directed=False)[1]
+        return self._known
 
 
 def group_units(slices: list[WeightSlice], reasons: np.ndarray, parts: list[np.ndarray]) -> list[Group]:

@@ -217,6 +217,8 @@ class _Walk:
         followed = spec_of(node.layer).elementwise or not any(flow.batchless for flow in flows)
         rule = unknown if not followed or any(flow.batchless for flow in arguments) else spec_of(node.layer).rule
         outputs = _apply_rule(rule, call)
+        for ids in outputs:
+            self.findings.ids.lay_out(ids)
         if _keras.op_name(node.layer) != "getitem":
             call.read_sizes()
         work.count(call)

@@ -55,7 +55,8 @@ def _met(call: Call) -> np.ndarray | list[np.ndarray]:
     if len({ids.ndim for ids in call.inputs}) > 1:
         return unknown(call, "combines inputs of different ranks")
     target = np.broadcast_shapes(*(ids.shape for ids in call.inputs))
-    met, repeated = [], []
+    met: list[np.ndarray] = []
+    repeated: list[np.ndarray] = []
     for i, ids in enumerate(call.inputs):
         ids = np.broadcast_to(ids, [1 if real == 1 else n for real, n in zip(call.shape(i), target, strict=True)])
         (met if ids.shape == target else repeated).append(ids)

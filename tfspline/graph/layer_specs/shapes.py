@@ -22,22 +22,20 @@ def _flatten(call: Call) -> np.ndarray | list[np.ndarray]:
 
 
 def _reshape(call: Call, key: str = "target_shape") -> np.ndarray | list[np.ndarray]:
-    """Moves ids as it moves numbers. If this spreads channels over several axes, one of them is cut as a whole.
-
-    `key` is the config entry or argument that holds the shape.
-    """
+    """Moves ids as it moves numbers. `key` is the config entry or argument that holds the shape."""
     shape = call.output_shapes[0]
     ids = _reshaped(call.inputs[0], call.shape(), shape)
     if ids is None:
         return unknown(call, "reshapes an input of unknown size, or joins channels with the batch")
-    varying = [axis for axis, n in enumerate(ids.shape) if n > 1]
     given = shape if key == "target_shape" else call.argument(key)
     if isinstance(given, Flow):
         return unknown(call, "has a shape that is computed")
     given = list(given)
     first = len(given) - len(shape)  # that of an op starts with the batch
     places = {
-        first + axis: axis for axis in varying if isinstance(given[first + axis], Flow) or given[first + axis] != -1
+        first + axis: axis
+        for axis, n in enumerate(ids.shape)
+        if n > 1 and (isinstance(given[first + axis], Flow) or given[first + axis] != -1)
     }
 
     def new_shape(kept):
@@ -48,8 +46,6 @@ def _reshape(call: Call, key: str = "target_shape") -> np.ndarray | list[np.ndar
         call.resize(key, new_shape)
     for i in () if is_fixed(given) else places:
         call.resize((key, i), functools.partial(lambda i, kept: new_shape(kept)[i], i))
-    if len(varying) > 1:
-        call.spread(ids)
     return ids
 
 
@@ -109,10 +105,7 @@ def _concatenate(call: Call) -> np.ndarray | list[np.ndarray]:
         )
         for ids, size in zip(inputs, sizes, strict=True)
     ]
-    outputs = np.concatenate(parts, axis=axis)
-    if any(size > 1 for size in rest):
-        call.spread(outputs)
-    return outputs
+    return np.concatenate(parts, axis=axis)
 
 
 def _along_positions(call: Call, axis: int, rest: tuple) -> np.ndarray:
