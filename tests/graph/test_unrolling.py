@@ -31,9 +31,11 @@ def composite_in_functional(keras):
 
 
 def composite_in_nested(keras):
+    """Beside ops with constants, on either side."""
     inner = keras.Sequential([keras.Input((5,)), block_class(keras)(5), keras.layers.ReLU()], name="inner")
     inputs = keras.Input((5,))
-    return keras.Model(inputs, keras.layers.Dense(2, name="head")(inner(inner(inputs), training=False)))
+    x = inner(tf.constant([0.5, 1, 1.5, 2, 3]) - inputs) * tf.constant(2.0)
+    return keras.Model(inputs, keras.layers.Dense(2, name="head")(inner(x, training=False)))
 
 
 MODELS = (subclassed, composite_in_functional, composite_in_nested)

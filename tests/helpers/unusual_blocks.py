@@ -75,7 +75,7 @@ def attended(g, x):
 def contracted(g, x):
     """EinsumDense, and sums over the channels of two tensors."""
     other = g.layers.Dense(x.shape[-1], g.pick(None, "relu", "sigmoid", "tanh"))(x)
-    return g.pick(
+    y = g.pick(
         lambda: g.layers.EinsumDense("...c,cd->...d", 4, bias_axes=g.pick(None, "d"), activation=g.pick(None, "relu"))(
             x
         ),
@@ -87,6 +87,7 @@ def contracted(g, x):
         lambda: g.layers.AdditiveAttention(use_scale=g.flag())([x, other, g.layers.Dense(x.shape[-1])(x)]),
         lambda: g.layers.Dot((2, 1))([g.layers.Softmax()(g.layers.Dot(-1)([x, other])), g.layers.Dense(5)(x)]),
     )()
+    return g.layers.Reshape((x.shape[1], y.shape[-1]))(y) if None in y.shape[1:] else y  # Keras 3 leaves sizes open
 
 
 @block()

@@ -204,6 +204,27 @@ def test_channels_of_layer_norm_need_allow_inexact(keras, rng):
     assert small.get_layer("a").units == 5 and measured > 1e-3
 
 
+def test_units_that_only_allow_inexact_ties(keras, rng, caplog):
+    """With `allow_inexact`, the shared Reshape ties what is kept apart without it: the graphs have other units."""
+    layers = keras.layers
+    inputs, reshape = keras.Input((4,)), keras.layers.Reshape((1, 6))
+    a, b = (reshape(layers.Dense(6, "relu", name=name)(inputs)) for name in "ab")
+    x = layers.Concatenate()([layers.LayerNormalization()(a), b])
+    model = scramble(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))), rng)
+    zero(model, "a", [0, 1])
+    zero(model, "a", [0, 1], "bias")
+    zero(model, "b", [0])
+    zero(model, "b", [0], "bias")
+    kernel = model.layers[-1].kernel.numpy()
+    kernel[[0, 1, 6]] = 0
+    model.layers[-1].kernel.assign(kernel)
+    norm = next(layer for layer in model.layers if "norm" in layer.name)
+    norm.gamma.assign([0, 0, 1, 1, 1, 1])
+    norm.beta.assign(norm.gamma)
+    assert check(model, rng).get_layer("a").units == 6
+    assert "keeps 2 unit(s) that are switched off" in caplog.text
+
+
 def test_slim_model_is_an_ordinary_model(keras, rng, tmp_path):
     model = scramble(chain(keras), rng)
     model.get_layer("a").trainable = False

@@ -163,7 +163,7 @@ def _keras2(unrolling: Any, module: ModuleType):
         if op_name(layer) is not None:
             _check_no_weights((inputs, args, kwargs))
             for value in tf.nest.flatten((inputs, args, kwargs)):  # TensorFlow can read weights without their handle
-                if isinstance(value, tf.Tensor) and value.dtype.is_floating:
+                if isinstance(value, tf.Tensor) and value.dtype.is_floating and not unrolling.from_graph():
                     raise ValueError("an op in it reads a tensor that is not computed from the inputs")
         twin = unrolling.twin(layer)
         if twin is layer:

@@ -163,18 +163,19 @@ class _Unrolling:
 
     def told(self, kwargs: dict) -> bool | None:
         """What a call says about `training`; None if it leaves that to the call of the model."""
-        if self._module is keras and self._from_graph():  # Keras 3 passes on what the model was told
+        if self._module is keras and self.from_graph():  # Keras 3 passes on what the model was told
             return self._training[-1]
         value = kwargs.get("training")
         return None if value is _INHERITED else value
 
-    def _from_graph(self):
+    def from_graph(self) -> bool:
+        """Whether a graph runs that Keras recorded before, whose ops have the constants of their calls."""
         return bool(self._open) and is_graph(self._open[-1])
 
     def arguments(self, layer: Any, kwargs: dict) -> dict:
         """The keyword arguments of the `call` of an open layer or of a twin: `training` only as the model says it."""
         own = self.told(kwargs)
-        if own is not None and self._module is keras and not self._from_graph():
+        if own is not None and self._module is keras and not self.from_graph():
             raise ValueError(f"it fixes `training` of {layer.name!r}, which the call of a functional model overrides")
         given = self._training[-1] if own is None else own
         others = without_training(kwargs)

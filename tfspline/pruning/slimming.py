@@ -195,7 +195,9 @@ class _Selection:
 def _log(model, graph, removed, constant_but_kept):
     zero = np.zeros_like(removed)
     if any("allow_inexact" in (group.protected or "") for group in graph.groups):
-        zero = Masks.from_model(model, allow_inexact=True).off & ~graph.free
+        for layer, on in Masks.from_model(model, allow_inexact=True).items():  # of a graph with other units
+            zero[graph.channels(layer)[~on]] = True
+        zero &= ~graph.free
     if zero.any():
         logging.warning(
             "Slimming %s keeps %d unit(s) that are switched off, as removing them changes the function of the rest; "
