@@ -54,6 +54,12 @@ PRODUCTS = {
     "einsum with a constant": (lambda k, x: einsum(k, "...c,cd->...d", dense(k, x, "q"), CONSTANT), {"q": 4}),
     "a constant for each channel": (lambda k, x: einsum(k, "btc,c->btc", dense(k, x, "q"), CONSTANT[:, 0]), {"q": 4}),
     "not zero": (lambda k, x: matmul(k, dense(k, x, "q", "sigmoid"), tf.constant(CONSTANT)), {"q": 8}),
+    "not zero behind a norm over rows": (
+        lambda k, x: matmul(k, k.layers.BatchNormalization(axis=1)(dense(k, x, "q")), tf.constant(CONSTANT)), {"q": 8}
+    ),
+    "zero behind a norm": (
+        lambda k, x: matmul(k, k.layers.BatchNormalization()(dense(k, x, "q")), tf.constant(CONSTANT)), {"q": 4}
+    ),
     "two kinds of units": (
         lambda k, x: einsum(k, "btc,btd->bdc", dense(k, x, "q"), dense(k, x, "k")), {"q": 4, "k": 8}
     ),

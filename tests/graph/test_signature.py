@@ -204,3 +204,13 @@ def test_layers_as_activations_and_gates_are_told_apart(keras):
     ]
     assert [of(build) for build in builds] == [of(build) for build in builds]
     assert len({str(of(build)) for build in builds}) == len(builds)
+
+
+def test_activation_that_keras_builds_late(keras):
+    """Keras 3 builds a PReLU in `activation` when the model is first run: a plan made before is a plan for it."""
+    layers = keras.layers
+    slopes = layers.Dense(6, layers.PReLU())
+    model = keras.Sequential([keras.Input((4,)), slopes, layers.Dense(5, "relu"), layers.Dense(2)])
+    plan = tfspline.plan(model, 0.5)
+    model(np.zeros((1, 4), "float32"))
+    assert plan.apply(model).count_params() == plan.cost()["params"][1]

@@ -46,11 +46,12 @@ def flags(model):
 def check_copy(model, copy, x, rng):
     """Checks that `copy`, from which nothing is removed, is a faithful copy of `model`. Changes the weights of both."""
     assert copy.count_params() == model.count_params(), (copy.count_params(), model.count_params())
-    ours, theirs = objects(tfspline.functional(model)), objects(copy)  # composite layers are unrolled
+    flat = tfspline.functional(model)  # composite layers are unrolled
+    ours, theirs = objects(flat), objects(copy)
     ours.pop(()), theirs.pop(())
     assert sharing(ours) == sharing(theirs), "sharing"
     assert not {id(w) for w in model.weights} & {id(w) for w in copy.weights}, "a variable of the original"
-    assert [w.shape for w in copy.trainable_variables] == [w.shape for w in model.trainable_variables], "trainable"
+    assert [w.shape for w in copy.trainable_variables] == [w.shape for w in flat.trainable_variables], "trainable"
     assert flags(model) == flags(copy), (flags(model), flags(copy))
     assert type(copy) is type(model), type(copy)
 
@@ -69,13 +70,13 @@ def check_copy(model, copy, x, rng):
     assert close(model(x), copy(x)), "it has weights of its own"
 
 
-def gradients(model, x):
-    """The gradients of the mean square of all outputs, in training mode."""
+def gradients(model, x, variables):
+    """The gradients of the mean square of all outputs of a model for its `variables`, in training mode."""
     with tf.GradientTape() as tape:
         outputs = tf.nest.flatten(model(x, training=True))
         loss = tf.add_n([tf.reduce_mean(tf.square(tf.cast(y, "float32"))) for y in outputs])
         loss += tf.add_n([tf.zeros(())] + [tf.cast(part, "float32") for part in model.losses])
-    variables = [getattr(v, "value", v) if not isinstance(v, tf.Variable) else v for v in model.trainable_variables]
+    variables = [getattr(v, "value", v) if not isinstance(v, tf.Variable) else v for v in variables]
     found = tape.gradient(loss, variables)
     return [tf.zeros(()) if g is None else tf.convert_to_tensor(g) for g in found]
 

@@ -46,6 +46,13 @@ def own_activation(layer: KerasLayer, name: str = "activation") -> Any:
     return activation if callable(activation) and function_name(activation) not in ("linear", "identity") else None
 
 
+def build_activation(layer: KerasLayer) -> None:
+    """Builds the activation of a layer in a graph if it is a layer: Keras 3 does so only when the graph is run."""
+    activation = own_activation(layer)
+    if not getattr(activation, "built", True) and isinstance(layer, keras.Layer) and layer._inbound_nodes:
+        activation.build(layer._inbound_nodes[0].output_tensors[0].shape)
+
+
 def function_name(function: Any) -> str | None:
     """The name, without underscores, of a function of Keras or TensorFlow. None for any other, whatever its name."""
     return _functions(*keras_modules()).get(id(function))

@@ -231,7 +231,10 @@ class _Walk:
         if is_norm and arguments[0].linear:
             self._followers.append((arguments[0], node.path))
         linear = self._linear_producer(node, outputs[0])
-        off = functools.cache(functools.partial(off_values, node, args, kwargs, node.path in self.findings.producers))
+        gamma = getattr(_keras.innermost(node.layer), "gamma", None)
+        scales = any((id(gamma), axis) in self.findings.slices for axis in range(len(getattr(gamma, "shape", ()))))
+        has_units = scales or node.path in self.findings.producers
+        off = functools.cache(functools.partial(off_values, node, args, kwargs, has_units))
         flows = [
             Flow(ids, shape[1:], spec, linear, functools.partial(lambda i, off: off()[i], i, off))
             for i, (ids, shape, spec) in enumerate(zip(outputs, node.output_shapes, work.outputs, strict=True))

@@ -9,12 +9,15 @@ from tfspline.graph.layer_specs.dependence import moved, product, zero_stays_zer
 from tfspline.graph.layer_specs.registry import spec_of
 
 
-def off_values(node: _keras.Node, args: tuple, kwargs: dict, makes_units: bool) -> list[np.ndarray]:
-    """The outputs of a call, for a batch of one, if all units are switched off; NaN where that is not known."""
+def off_values(node: _keras.Node, args: tuple, kwargs: dict, has_units: bool) -> list[np.ndarray]:
+    """The outputs of a call, for a batch of one, if all units are switched off; NaN where that is not known.
+
+    `has_units` says whether the layer produces units or scales them, with weights that are zero then.
+    """
     spec, layer = spec_of(node.layer), _keras.innermost(node.layer)
     flows = [value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, Flow)]
     value = np.nan
-    if makes_units or spec.kernel is not None or hasattr(getattr(layer, "gamma", None), "shape"):
+    if has_units or spec.kernel is not None:
         activation = _keras.own_activation(layer)
         value = 0.0 if activation is None else float(np.ravel(activation(tf.zeros([1, 1])))[0])
     elif spec.elementwise or spec.dependence in (moved, zero_stays_zero):
