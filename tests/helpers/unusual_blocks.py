@@ -299,7 +299,7 @@ def dense_on_axis(g, x):
 
 @block("sequence", "map")
 def softmax_axis(g, x):
-    if getattr(x, "_keras_mask", None) is not None:  # Keras would apply the mask of the steps to another axis
+    if g.depth or getattr(x, "_keras_mask", None) is not None:  # Keras would apply the mask of steps to another axis
         return x
     return g.layers.Softmax(axis=g.pick(1, -2))(g.layers.Dense(5)(x))
 
