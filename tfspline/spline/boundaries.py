@@ -63,8 +63,8 @@ class Boundaries:
 
 def boundaries(model: KerasModel, approximate: bool) -> dict[str, Boundaries]:
     """The `Boundaries` of each layer that has a region code, by its name in the codes."""
-    names = {one.call.node.key: name for name, one in coded_calls(model, approximate, max_pooling=False).items()}
-    found = {}
+    coded, _ = coded_calls(model, approximate, max_pooling=False)
+    names, found = {one.call.node.key: name for name, one in coded.items()}, {}
 
     def visit(node, args, kwargs):
         sources = (value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, Boundaries))

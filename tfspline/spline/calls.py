@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn
 
 import tensorflow as tf
 
@@ -30,17 +31,21 @@ class CallActivation:
         """Whether a unit that is off is constant, as in a ReLU but not in a LeakyReLU."""
         return isinstance(self.activation, PiecewiseAffine) and self.activation.constant_when_off
 
-    def refuse(self, hint: str) -> None:
-        """Raises the ValueError for an activation that is not piecewise affine."""
+    def described(self) -> str:
+        """The layer and its activation, for messages about an activation that is not piecewise affine."""
         if isinstance(self.activation, Smooth):
             described = self.activation.description
         elif self.activation is not None and self.activation.curved:
             described = "an activation that has a curved piece"
         else:
             described = "an activation whose output does not determine the piece"
+        return f"layer {self.path!r} with {described}"
+
+    def refuse(self, hint: str) -> NoReturn:
+        """Raises the ValueError for an activation that is not piecewise affine."""
         raise ValueError(
             "Expected only piecewise-affine activations (ReLU, LeakyReLU, PReLU, ReLU6 ...) before the "
-            f"output. Received: layer {self.path!r} with {described}; {hint}"
+            f"output. Received: {self.described()}; {hint}"
         )
 
 
@@ -77,28 +82,42 @@ def _unread(model) -> set[int]:
 
 
 UNITS = ("activations", "batch_norm")
+SIGNS = "approximate=True takes the sign of the pre-activation instead, where it can be observed"
 
 
 def coded_calls(
     model: KerasModel, approximate: bool, max_pooling: bool, units: str = "activations"
-) -> dict[str, CodedCall]:
-    """The calls in a model's graph that have a region code, in their order, by their names in the codes.
+) -> tuple[dict[str, CodedCall], list[CallActivation]]:
+    """The calls that have a region code, in their order, by their names in the codes; and those that are left out.
 
-    The options are those of `region_codes`. A smooth activation at the very output has no code, approximated or not.
+    The options are those of `region_codes`. Activations that are not piecewise affine are left out, unless no others
+    are there: then a ValueError names the first one. A smooth activation at the very output is none of them.
     """
-    if among("units", units, UNITS) == "batch_norm":
-        if max_pooling:
-            raise ValueError("units='batch_norm' leaves out max-pooling. Remove max_pooling=True.")
-        calls = ((call, _bits_of_batch_norm(call)) for call in calls_with_activations(model))
-    else:
-        calls = ((call, _bits(call, approximate, max_pooling)) for call in calls_with_activations(model))
-    coded = [CodedCall(call, bits) for call, bits in calls if bits is not None]
-    return dict(zip(unique(one.call.path for one in coded), coded, strict=True))
+    if among("units", units, UNITS) == "batch_norm" and max_pooling:
+        raise ValueError("units='batch_norm' leaves out max-pooling. Remove max_pooling=True.")
+    coded, left_out = [], []
+    for call in calls_with_activations(model):
+        bits = _bits_of_batch_norm(call) if units == "batch_norm" else _bits(call, approximate, max_pooling)
+        if bits is not None:
+            coded.append(CodedCall(call, bits))
+        elif units != "batch_norm" and not _has_no_code(call, max_pooling):
+            left_out.append(call)
+    if left_out and not coded:
+        left_out[0].refuse(f"{SIGNS} (partition_report also needs maps=0), and EarlyBird(metric='mask') needs no codes")
+    return dict(zip(unique(one.call.path for one in coded), coded, strict=True)), left_out
+
+
+def _has_no_code(call: CallActivation, max_pooling: bool) -> bool:
+    """Whether a call adds nothing to the code: it is affine, a pooling that is not asked for, or a smooth output."""
+    activation = call.activation
+    if isinstance(activation, ArgmaxChoice):
+        return activation.pooled and not max_pooling
+    return activation is None or call.last and isinstance(activation, Smooth)
 
 
 def _bits(call: CallActivation, approximate: bool, max_pooling: bool) -> Bits | None:
     activation = call.activation
-    if activation is None or (isinstance(activation, ArgmaxChoice) and activation.pooled and not max_pooling):
+    if _has_no_code(call, max_pooling):
         return None
     if isinstance(activation, ArgmaxChoice):
         return lambda args, kwargs, y: activation.bits(activation.candidates(args, kwargs))
@@ -106,14 +125,7 @@ def _bits(call: CallActivation, approximate: bool, max_pooling: bool) -> Bits | 
         return lambda args, kwargs, y: activation.bits(_keras.first_argument(args, kwargs))
     if isinstance(activation, PiecewiseAffine) and activation.output_determines_piece:
         return lambda args, kwargs, y: activation.bits_of_output(y)
-    if call.last and isinstance(activation, Smooth):
-        return None
-    if not approximate:
-        call.refuse(
-            "approximate=True takes the sign of the pre-activation where it can be observed (partition_report also "
-            "needs maps=0), and EarlyBird(metric='mask') needs no codes"
-        )
-    sign = activation.sign if isinstance(activation, Smooth) else None
+    sign = activation.sign if approximate and isinstance(activation, Smooth) else None
     if sign is None:
         return None
     return lambda args, kwargs, y: [sign(_keras.first_argument(args, kwargs), y)]

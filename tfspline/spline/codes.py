@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tfspline import _keras
 from tfspline._keras.constraints import check_finite
@@ -16,7 +17,7 @@ from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import count, instance
 from tfspline._utils.files import read_npz, write_npz
 from tfspline.graph.unrolling import functional
-from tfspline.spline.calls import coded_calls
+from tfspline.spline.calls import SIGNS, coded_calls
 
 
 class Codes:
@@ -151,7 +152,8 @@ def region_codes(
     Baraniuk, "A Spline Theory of Deep Learning", ICML 2018).
 
     Fused activations (`Dense(8, activation="relu")`) and bare ops (`keras.ops.relu`) count like activation layers. A
-    smooth activation at the model's output (softmax) has no bits. The model runs in inference mode, batch by batch.
+    smooth activation has no bits; unless it is at the model's output (softmax), a warning names its layer. The model
+    runs in inference mode, batch by batch.
 
     Args:
         model: a built functional or Sequential model of Keras 3 or tf_keras. Nested models and shared layers are
@@ -160,7 +162,7 @@ def region_codes(
         x: an array or tensor `[samples, ...]`; for several inputs, a list in the order of `model.inputs` or a dict by
             input name.
         batch_size: number of samples per batch.
-        approximate: use the sign of z for smooth activations (GELU, swish, sigmoid ...) instead of rejecting them.
+        approximate: use the sign of z for smooth activations (GELU, swish, sigmoid ...) instead of leaving them out.
         max_pooling: include the argmax choices of max-pooling. Off by default, as in the early-bird test of You et al.
         units: "activations", or "batch_norm" for the sign of each BatchNormalization's output, whatever follows it, as
             in the authors' early-bird test. They differ where no ReLU follows, as at the end of a residual block.
@@ -170,8 +172,7 @@ def region_codes(
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: the model's graph is unknown, it has a smooth activation (unless `approximate`) or no
-            piecewise-affine unit, or `x` is empty or does not fit the model.
+        ValueError: the model's graph is unknown, it has no piecewise-affine unit, or `x` is empty or does not fit it.
 
     Example:
 
@@ -194,13 +195,17 @@ class RegionEncoder:
         units: str = "activations",
     ):
         self.model = model = functional(model)
-        self._calls = coded_calls(model, approximate, max_pooling, units)
+        self._calls, left_out = coded_calls(model, approximate, max_pooling, units)
         self._names = {one.call.node.key: name for name, one in self._calls.items()}
         if not self._calls:
             raise ValueError(
                 "Expected a model with at least one piecewise-affine unit (ReLU, LeakyReLU, PReLU, ReLU6 ...), or "
                 f"BatchNormalization for units='batch_norm'. Received: {model.name!r}, which has none"
             )
+        if left_out:
+            hint = "" if approximate else f" {SIGNS}."
+            names = "; ".join(call.described() for call in left_out)
+            logging.warning("The region codes of %s leave out %s.%s", model.name, names, hint)
         self._encode = tf.function(self._encode_batch, autograph=False)
 
     def __call__(self, x: Data, batch_size: int = 128) -> Codes:
