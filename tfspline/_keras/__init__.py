@@ -24,6 +24,7 @@ from tfspline._keras.graph import (
     is_symbolic,
     is_unbuilt_sequential,
     layer_paths,
+    mask_of,
     nodes,
     pruning_wrappers,
     run,

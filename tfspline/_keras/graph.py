@@ -200,6 +200,11 @@ def computes_mask(layer: KerasLayer) -> bool:
     return type(layer).compute_mask is not first_builtin(type(layer)).compute_mask
 
 
+def mask_of(tensor: Any) -> Any:
+    """The mask that a tensor carries; None without one."""
+    return getattr(tensor, "_keras_mask", None)
+
+
 def model_inputs(model: KerasModel, args: tuple, kwargs: dict) -> list:
     """The arguments of a call of a model in the order of `model.inputs`; a dict is matched by names, as Keras does."""
     given = first_argument(args, kwargs)

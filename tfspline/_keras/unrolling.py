@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tfspline._keras.carriers import Carrier, carrier, constant
 from tfspline._keras.copying import Copies
-from tfspline._keras.graph import calls_between, computes_mask, has_own_call, is_graph, is_symbolic
+from tfspline._keras.graph import calls_between, computes_mask, has_own_call, is_graph, is_symbolic, mask_of
 from tfspline._keras.interception import intercepted, without_training
 from tfspline._keras.layers import builtin_base, op_name, rename, sublayers
 from tfspline._keras.modules import is_model, keras_of
@@ -187,7 +187,7 @@ class _Unrolling:
         kwargs = without_training(kwargs)
         if kwargs.get("mask") is not None and self._module is not keras:
             inputs, masks = tf.nest.flatten(args[:1]), tf.nest.flatten(kwargs["mask"])
-            passed_on = [getattr(x, "_keras_mask", None) for x in inputs]
+            passed_on = [mask_of(x) for x in inputs]
             # The layers of a graph take the masks that their inputs carry; another mask would be lost.
             if not is_graph(layer) or any(a is not b for a, b in zip(passed_on, masks, strict=True)):
                 raise ValueError("it takes a mask")

@@ -143,7 +143,7 @@ class Walk:
             self.refused[path] = f"it normalizes over the axes {layer.axis}"
         elif any(getattr(layer, name) is not None for name in _HOOKS):
             self.refused[path] = "it has a regularizer or constraint, which RMSNormalization cannot have"
-        elif getattr(x.value, "_keras_mask", None) is not None:
+        elif _keras.mask_of(x.value) is not None:
             self.refused[path] = "it passes on a mask, which RMSNormalization does not"
         elif x.stream is None:
             self.refused[path] = f"it reads {x.origin}, which is not a sum of what linear layers compute"
