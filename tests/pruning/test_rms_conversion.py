@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers.cutting import check_cut, group_of
 from helpers.zoo import difference, inputs_for, scramble
 
@@ -51,7 +52,23 @@ def convolution(x):
     return layers.Dense(WIDTH)(layers.Conv1D(5, 1, activation="tanh", use_bias=False)(norm(scale=False)(x)))
 
 
+class Scale(layers.Layer):
+    """A LayerScale."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(name="scale", shape=shape[-1:], initializer="ones")
+        self.built = True
+
+    def call(self, x):
+        return x * self.scale
+
+
+def layer_scale(x):
+    return layers.Dropout(0.1)(Scale()(layers.Dropout(0.1)(feed_forward(norm()(x)))))
+
+
 BLOCKS = {
+    "layer scale": layer_scale,
     "attention": attention,
     "feed forward": lambda x: feed_forward(norm()(x)),
     "without biases": lambda x: feed_forward(norm()(x), bias=False),
@@ -85,6 +102,30 @@ def test_random_blocks(seed):
     check(classifier(*(BLOCKS[name] for name in rng.choice(list(BLOCKS), 2))), rng)
 
 
+STEMS = {
+    "an activation": lambda x: layers.Dense(WIDTH, "gelu", name="stem")(embedded(x)) + embedded_again(x),
+    "an op": lambda x: keras.ops.silu(layers.Dense(WIDTH)(embedded(x))) + embedded_again(x),
+    "another norm": lambda x: norm(center=False)(layers.Dense(WIDTH)(layers.ReLU()(embedded(x)))),
+}
+
+
+def embedded_again(x):
+    return layers.Embedding(20, WIDTH)(x)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_stream_that_starts_with_something_that_is_not_linear(stem, rng):
+    model = scramble(classifier(BLOCKS["feed forward"], attention, stem=STEMS[stem]), rng)
+    small, x = tfspline.with_rms_norm(model), inputs_for(model, rng)
+    assert difference(model(x), small(x)) <= 2e-6
+    (centre,) = [layer for layer in small.layers if layer.name.endswith("_centred")]
+    np.testing.assert_allclose(centre.kernel, np.eye(WIDTH) - 1 / WIDTH, atol=1e-7)
+    plan = tfspline.plan(small, 0.5, criterion="l1")
+    check_cut(small, plan, rng)
+    rows = [row for row in plan.rows() if centre.name in (row["layer"], *row["tied"])]
+    assert [(row["units_before"], row["units_after"]) for row in rows] == [(WIDTH, WIDTH // 2)]
+
+
 def test_numbers_by_hand():
     """Two channels: the writer loses the mean of its columns, and the reader's bias gains kernel x beta."""
     inputs = keras.Input((1,))
@@ -112,11 +153,16 @@ def twice(x):
     return dense(norm()(x)) + dense(norm()(x))
 
 
+def scaled_twice(x):
+    scale = Scale(name="culprit")
+    return scale(feed_forward(norm()(x))) + scale(feed_forward(norm()(x)))
+
+
 REFUSED = {
     "no LayerNormalization": (lambda: classifier(last=lambda x: x), "The model has none"),
     "normalized after the branch": (
         lambda: classifier(last=post_norm, stem=lambda x: norm(name="first")(embedded(x))),
-        "'culprit': it reads 'first' (LayerNormalization), which is not a sum",
+        "the beta of 'first' is read by 'culprit' (LayerNormalization), which is not linear",
     ),
     "a stream that another layer reads": (
         lambda: classifier(**last_of(lambda x: layers.Dense(4, name="culprit")(x) + norm(center=False)(x)[..., :4])),
@@ -126,6 +172,15 @@ REFUSED = {
         lambda: classifier(**last_of(lambda x: norm()(layers.Dense(4, "relu", name="culprit")(x)))),
         "reads 'culprit' (Dense), which is not a sum",
     ),
+    "two activations": (
+        lambda: classifier(lambda x: layers.ReLU(name="culprit")(feed_forward(norm()(x))), stem=STEMS["an activation"]),
+        "'culprit' and 'stem' write to the stream, and are not linear",
+    ),
+    "a scale of what others read": (
+        lambda: classifier(lambda x: (lambda y: Scale(name="culprit")(y) + y)(feed_forward(norm()(x)))),
+        "'culprit.scale' scales what others read, too",
+    ),
+    "a scale of two": (lambda: classifier(scaled_twice), "'culprit.scale'"),
     "a scale": (
         lambda: classifier(**last_of(lambda x: norm()(layers.BatchNormalization(name="culprit")(x)))),
         "'culprit' (BatchNormalization)",
@@ -178,6 +233,34 @@ def test_other_norms_stay(rng, caplog):
     assert type(small.get_layer("goes")) is layers.RMSNormalization
     x = inputs_for(model, rng)
     assert difference(model(x), small(x)) <= 2e-6
+
+
+def test_open_sizes_that_not_all_models_take(keras, rng):
+    """Seven positions at most: sizes for the open axis are found, or the message says what to do."""
+    k, inputs = keras.layers, keras.Input((None,), dtype="int32")
+    steps = k.Lambda(lambda x: tf.ones_like(x))(inputs)
+
+    def first(limit):
+        def call(x):
+            tf.debugging.assert_less_equal(tf.shape(x)[1], limit)
+            return x
+
+        return k.Lambda(call)
+
+    def build(limit):
+        x = k.Embedding(20, WIDTH, name="tokens")(inputs) + k.Embedding(2, WIDTH)(steps)
+        x = k.Dense(6, "relu", name="a")(first(limit)(x))
+        return scramble(keras.Model(inputs, k.Dense(2)(k.GlobalAveragePooling1D()(x))), rng)
+
+    for limit in (7, 1):
+        model = build(limit)
+        kernel, bias = model.get_layer("a").get_weights()
+        model.get_layer("a").set_weights([kernel * [0, 1, 1, 1, 1, 1], bias])
+        if limit == 7:
+            assert tfspline.slim_report(model).model.get_layer("a").units == 5
+        else:
+            with pytest.raises(ValueError, match="leaves sizes of its inputs open.*tfspline.functional"):
+                tfspline.slim(model)
 
 
 def test_plan_says_that_it_helps():

@@ -38,8 +38,8 @@ def rebuild(
     Args:
         changes: the config entries of layers to change, by layer path. Such a layer is made anew from its config, and
             its weights have initial values. All others are copied with their weights and all that they hold.
-        replacements: the new layers that replace a layer, by its path, to be called one after the other; without any,
-            the first input of the layer is passed on.
+        replacements: the layers that replace a layer, by its path, to be called one after the other; without any, the
+            first input of the layer is passed on. The layer itself stands for its copy.
         arguments: the arguments to change in the calls of a layer or bare op, by its path; see `with_arguments`.
 
     Raises:
@@ -134,7 +134,7 @@ class _Rebuilding:
         if id(layer) not in self._copies:
             path = self._paths.get(id(layer), layer.name)
             if path in self._replacements:
-                copies = self._replacements[path]
+                copies = [self._copy_of(path, layer) if one is layer else one for one in self._replacements[path]]
             elif is_graph(layer):
                 copies = [self.copy(layer, model_inputs(layer, args, kwargs or {}) if args or kwargs else None)]
             else:

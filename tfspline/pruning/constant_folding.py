@@ -5,6 +5,8 @@ the activation. A walk over the graph finds for every number whether it depends 
 """
 
 import collections
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +21,7 @@ from tfspline.graph.surgery import cut
 from tfspline.graph.weights import value_of
 from tfspline.pruning.placement import rows
 
-_SIDES = 80, 96  # sizes for axes that the model leaves open; what is constant does not depend on them
+_SIDES = (80, 96), (24, 32), (8, 12), (2, 3)  # for axes that a model leaves open; not all models take the larger ones
 
 
 def constants(model: KerasModel, graph: Graph, free: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -30,18 +32,22 @@ def constants(model: KerasModel, graph: Graph, free: np.ndarray) -> tuple[dict[s
     [units]) may be mixed with others before they are read, so they count as varying. Returns also, bool [units], which
     units calls without a weight add up that are not zero.
     """
-    walk = _Walk(graph, free)
-    rng = np.random.default_rng(0)
-    for side in _SIDES:
-        walk.calls.clear()
-        inputs = [Signal(value, np.ones(value.shape, bool)) for value in random_inputs(model, rng, side)]
-        _keras.run(model, inputs, walk.visit, nested=True)
+    walk = at_open_sizes(model, lambda sides: _walked(model, graph, free, sides))
     calls = {path: np.stack(rows, axis=1) for path, rows in walk.read.items()}
     found = {
         path: np.stack([mean.mean(axis=0), low.min(axis=0), high.max(axis=0)])
         for path, (mean, low, high) in calls.items()
     }
     return found, walk.added_up & ~_zero_units(model, graph)
+
+
+def _walked(model, graph, free, sides):
+    walk, rng = _Walk(graph, free), np.random.default_rng(0)
+    for side in sides:  # what is constant does not depend on them
+        walk.calls.clear()
+        inputs = [Signal(value, np.ones(value.shape, bool)) for value in random_inputs(model, side, rng)]
+        _keras.run(model, inputs, walk.visit, nested=True)
+    return walk
 
 
 def _zero_units(model, graph):
@@ -153,9 +159,27 @@ def cut_and_shift(model: KerasModel, graph: Graph, removed: np.ndarray, shifts: 
     return small
 
 
-def random_inputs(
-    model: KerasModel, rng: np.random.Generator, side: int = _SIDES[0], batch: int = 1
-) -> list[tf.Tensor]:
+def at_open_sizes(model: KerasModel, run: Callable[[tuple[int, int]], Any]) -> Any:
+    """What `run` returns for two sizes, to be given to axes that the inputs of a model leave open.
+
+    Raises:
+        ValueError: the model takes no size that was tried.
+    """
+    is_open = any(None in tensor.shape[1:] for tensor in model.inputs)
+    for sides in _SIDES if is_open else _SIDES[:1]:
+        try:
+            return run(sides)
+        except tf.errors.InvalidArgumentError as error:  # such as more steps than there are positions
+            if not is_open:
+                raise
+            failed = error
+    raise ValueError(
+        f"{model.name!r} leaves sizes of its inputs open, and runs with none of {_SIDES}. Fix them first: "
+        "model = tfspline.functional(model, input_shape=...)"
+    ) from failed
+
+
+def random_inputs(model: KerasModel, side: int, rng: np.random.Generator, batch: int = 1) -> list[tf.Tensor]:
     """Random inputs for a model: normal numbers, or tokens if it has an Embedding. `side` and `batch` are the sizes of
     axes that the model leaves open."""
     tokens = [layer.input_dim for layer in _keras.layer_paths(model).values() if _keras.of_class(layer, "Embedding")]

@@ -11,6 +11,7 @@ from tfspline.graph import reader as graphs
 from tfspline.graph.structure import Graph
 from tfspline.graph.surgery import cut
 from tfspline.graph.unrolling import functional
+from tfspline.pruning.constant_folding import at_open_sizes
 from tfspline.pruning.streams import Stream, Walk
 
 
@@ -20,8 +21,10 @@ def with_rms_norm(model: KerasModel) -> KerasModel:
     Channels that LayerNormalization runs over cannot be removed exactly; those of RMSNormalization can. In a
     transformer that normalizes before each branch (pre-LN), linear layers write to the residual stream, and
     LayerNormalization alone reads it. Then the mean over the channels is subtracted from the weights of the writers, so
-    that LayerNormalization finds no mean, and is an RMSNormalization. Each beta is folded into the biases of its
-    readers; a reader without a bias gets one.
+    that LayerNormalization finds no mean, and is an RMSNormalization. A scale of the channels that follows a writer
+    (LayerScale) is multiplied into its weights. One part of a stream may be anything, such as the GELU that Whisper
+    starts with: a Dense layer "..._centred" subtracts its mean. Each beta is folded into the biases of its readers; a
+    reader without a bias gets one.
 
     The function is the same in inference. In training, dropout on the stream makes a small difference.
 
@@ -54,17 +57,23 @@ def with_rms_norm(model: KerasModel) -> KerasModel:
         raise ValueError(f"Expected a model of Keras 3. Received: {model.name!r} of tf_keras, without RMSNormalization")
     graph = graphs.read(model)
     copy = cut(model, graph, np.ones(graph.units, bool))
-    walk = Walk(copy, graph)
+    walk = at_open_sizes(copy, lambda sides: Walk(copy, graph, sides[0]))
     if walk.without_bias:
         paths = _keras.layer_paths(model)
         biased = {path: config for path in walk.without_bias if (config := _with_bias(paths[path])) is not None}
         copy = cut(model, graph, np.ones(graph.units, bool), biased)
         graph = graphs.read(copy)
-        walk = Walk(copy, graph)
+        walk = at_open_sizes(copy, lambda sides: Walk(copy, graph, sides[0]))
     streams = _convertible(walk, graph)
     layers = _keras.layer_paths(copy)
     norms = {path: _rms_norm(module, layers[path]) for stream in streams for path in stream.norms}
-    small = _keras.rebuild(copy, replacements={path: [norm] for path, norm in norms.items()})
+    centres = {path: _centring(module, layers, path, stream) for stream in streams for path in stream.starts}
+    replacements = {path: [norm] for path, norm in norms.items()}
+    for path, centre in centres.items():
+        replacements[path] = [*replacements.get(path, [layers[path]]), centre]
+    small = _keras.rebuild(copy, replacements=replacements)
+    for centre in centres.values():
+        centre.kernel.assign(np.eye(centre.units) - 1 / centre.units)
     for path, norm in norms.items():
         if layers[path].gamma is not None:
             norm.scale.assign(layers[path].gamma)
@@ -105,7 +114,7 @@ def _parts(graph: Graph, path: str, units: Any) -> list:
 
 
 def _change_weights(layers, walk, graph, streams):
-    """Adds the betas to the biases that read them, and centres what writes to the streams."""
+    """Adds the betas to the biases that read them, and scales and centres what writes to the streams."""
     converted = {norm for stream in streams for norm in stream.norms}
     for (path, weight), shifts in walk.shifts.items():
         shift = sum(value for norm, value in shifts.items() if norm in converted)
@@ -114,10 +123,21 @@ def _change_weights(layers, walk, graph, streams):
     for stream in streams:
         units = graph.reads[min(stream.norms), 0][1]
         for path in stream.writers:
+            scales = [layers[scale].weight for scale, writer in walk.scales.items() if writer == path]
+            factor = np.prod([scale.numpy().ravel() for scale in scales], axis=0, dtype=np.float64)
+            for scale in scales:
+                scale.assign(np.ones(scale.shape))
             for part in _parts(graph, path, units):
                 weight = _keras.weights(layers[path])[part.index]
-                value = weight.numpy().astype(np.float64)
-                weight.assign((value - value.mean(part.axis, keepdims=True)).astype(weight.numpy().dtype))
+                value = np.moveaxis(weight.numpy().astype(np.float64), part.axis, -1) * factor
+                value = np.moveaxis(value - value.mean(-1, keepdims=True), -1, part.axis)
+                weight.assign(value.astype(weight.numpy().dtype))
+
+
+def _centring(module, layers, path, stream):
+    """A Dense layer that subtracts the mean over channels from what a layer that is not linear writes to a stream."""
+    name, dtype = f"{layers[path].name}_centred", layers[min(stream.norms)].dtype_policy
+    return module.layers.Dense(stream.starts[path], use_bias=False, dtype=dtype, name=name)
 
 
 def _rms_norm(module, norm):

@@ -16,7 +16,14 @@ from tfspline.graph.layer_specs.registry import kernel_of
 from tfspline.graph.structure import Graph, Group
 from tfspline.graph.surgery import difference
 from tfspline.graph.unrolling import functional
-from tfspline.pruning.constant_folding import constants, cut_and_shift, random_inputs, shifts, without_small_slopes
+from tfspline.pruning.constant_folding import (
+    at_open_sizes,
+    constants,
+    cut_and_shift,
+    random_inputs,
+    shifts,
+    without_small_slopes,
+)
 from tfspline.pruning.masks import Masks
 from tfspline.pruning.placement import rows
 
@@ -115,8 +122,9 @@ def slim_report(
     """
     small, masks = _slim(model, tolerance, allow_inexact, protect)
     model = functional(model)
-    inputs = random_inputs(model, np.random.default_rng(0), batch=PROBES)
-    return SlimReport(small, masks, difference(model, small, inputs))
+    rng = np.random.default_rng(0)
+    changed = at_open_sizes(model, lambda sides: difference(model, small, random_inputs(model, sides[0], rng, PROBES)))
+    return SlimReport(small, masks, changed)
 
 
 def _slim(model, tolerance, allow_inexact, protect) -> tuple[KerasModel, Masks]:

@@ -5,7 +5,7 @@ A walk over the graph finds the streams, and how the beta of each LayerNormaliza
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,10 @@ _HOOKS = "beta_regularizer", "gamma_regularizer", "beta_constraint", "gamma_cons
 class Stream:
     """A sum of the outputs of layers, and the norms that read it."""
 
-    def __init__(self, *writers: str):
+    def __init__(self, *writers: str, starts: Mapping[str, int] | None = None):
         self.writers, self.norms = {*writers}, set[str]()  # paths of layers
+        self.starts = dict(starts or {})  # paths of what writes to it without being linear, with the width
+        self.tensors: list[Tensor] = []  # those that hold it
         self.why: str | None = None  # why its norms have to stay as they are
         self._joined: Stream | None = None
 
@@ -42,7 +44,10 @@ class Stream:
         """Makes both one stream."""
         one, other = self.root(), other.root()
         if one is not other:
-            one.writers, one.norms, one.why = one.writers | other.writers, one.norms | other.norms, one.why or other.why
+            one.writers, one.norms, one.starts = (
+                one.writers | other.writers, one.norms | other.norms, one.starts | other.starts,
+            )  # fmt: skip
+            one.tensors, one.why = one.tensors + other.tensors, one.why or other.why
             other._joined = one
         return one
 
@@ -56,22 +61,28 @@ class Tensor:
     """A tensor on the walk."""
 
     value: tf.Tensor  # for one random input
-    origin: str  # what computes it, or the part of a sum because of which it is no stream
-    stream: Stream | None = None  # None if it is not a sum of what linear layers compute
+    origin: str  # what computes it
+    stream: Stream | None = None  # None for inputs of the model, and for numbers that are not floating
+    weight: str | None = None  # path of the `Weight` whose weight it is
+    readers: int = 0  # how many calls and outputs of the model read it
     offsets: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)  # by norm: the part that its beta makes up
 
 
 class Walk:
     """One walk over a model of Keras 3. Its layers are called without their activations, so it should be a copy.
 
+    `side` is the size of axes that the inputs leave open.
+
     Attributes:
         streams: those that some LayerNormalization reads.
+        scales: path of a `Weight` that scales what one linear layer writes to a stream -> the path of this layer.
         shifts: (path of a layer, weight) -> for each norm, by its path, what its beta adds to this bias.
         without_bias: path of a layer without a bias -> the norms whose beta it reads.
         refused: paths of the LayerNormalizations that read no stream -> why.
     """
 
-    def __init__(self, model: KerasModel, graph: Graph):
+    def __init__(self, model: KerasModel, graph: Graph, side: int):
+        self.scales: dict[str, str] = {}
         self.shifts: dict[tuple[str, str], dict[str, np.ndarray]] = {}
         self.without_bias: dict[str, set[str]] = {}
         self.refused: dict[str, str] = {}
@@ -79,10 +90,16 @@ class Walk:
         self._written: dict[str, Stream] = {}  # by the path of a linear layer
         self._rng = np.random.default_rng(0)
         self._arguments: set[int] = set()  # ids of tf.Variables that calls read as arguments
-        inputs = [Tensor(value, "an input of the model") for value in random_inputs(model, self._rng)]
+        self._normalized: dict[str, Tensor] = {}  # what each norm reads
+        self._scaled: list[tuple[Tensor, Stream, list[Tensor]]] = []  # scale, stream, what holds it before the scale
+        inputs = [Tensor(value, "an input of the model") for value in random_inputs(model, side, self._rng)]
         for tensor in _keras.run(model, inputs, self._visit, nested=True):
+            tensor.readers += 1
             self._spoil([tensor], "the stream is an output of the model")
             self._fail(tensor.offsets, "is added to an output of the model")
+        for path, x in self._normalized.items():
+            if x.stream is None or not x.stream.root().writers:
+                self.refused.setdefault(path, f"it reads {x.origin}, which is not a sum of what linear layers compute")
         self._keep_shared(model, graph)
         roots = {id(stream.root()): stream.root() for stream in self._written.values()}
         self.streams = [stream for stream in roots.values() if stream.norms]
@@ -104,13 +121,21 @@ class Walk:
                 self._fail(norms, f"is read by {path!r}, which {_SHARED}")
         for path in shared & self._written.keys():
             self._written[path].spoil(f"{path!r} {_SHARED}")
+        for scale, stream, before in self._scaled:
+            if scale.weight in shared or any(tensor.readers > 1 for tensor in (scale, *before)):
+                stream.spoil(f"{scale.weight!r} scales what others read, too")
         for stream in self._written.values():
-            for norm in sorted(shared & stream.root().norms):
-                stream.spoil(f"{norm!r} {_SHARED}")
+            for path in sorted(shared & (stream.root().norms | stream.root().starts.keys())):
+                stream.spoil(f"{path!r} {_SHARED}")
+            if len(stream.root().starts) > 1:
+                what = " and ".join(map(repr, sorted(stream.root().starts)[:2]))
+                stream.spoil(f"{what} write to the stream, and are not linear")
 
     def _visit(self, node, args, kwargs):
         given = tf.nest.flatten((args, kwargs))
         inputs = [value for value in given if isinstance(value, Tensor)]
+        for tensor in inputs:
+            tensor.readers += 1
         self._arguments |= {id(_keras.variable_of(value)) for value in given if _keras.is_weight(value)}
         values = _keras.call(node.layer, args, kwargs, Tensor, lambda tensor: tensor.value)
         outputs = [Tensor(value, f"{node.path!r} ({type(node.layer).__name__})") for value in values]
@@ -123,9 +148,14 @@ class Walk:
         for output, offsets in zip(outputs, self._passed_on(node, name, args, kwargs, inputs, values), strict=True):
             output.offsets = offsets
         stream = self._stream(node, name, args, kwargs, inputs)
-        others = [tensor.origin for tensor in inputs if tensor.stream is None]
-        others = others if _is_affine(node) and name not in _LINEAR else []
-        return [Tensor(x.value, (others or [x.origin])[0], stream, x.offsets) for x in outputs]
+        for output in outputs if stream is not None else ():
+            output.stream = stream
+            stream.root().tensors.append(output)
+        if isinstance(node.layer, _keras.Carrier) and _keras.weights(node.layer):
+            outputs[0].weight = node.path
+        if stream is None and len(outputs) == 1 and outputs[0].value.dtype.is_floating:
+            outputs[0].stream = _started(node.path, values[0])
+        return outputs
 
     def _spoil(self, tensors, why):
         for tensor in tensors:
@@ -145,11 +175,11 @@ class Walk:
             self.refused[path] = "it has a regularizer or constraint, which RMSNormalization cannot have"
         elif _keras.mask_of(x.value) is not None:
             self.refused[path] = "it passes on a mask, which RMSNormalization does not"
-        elif x.stream is None:
-            self.refused[path] = f"it reads {x.origin}, which is not a sum of what linear layers compute"
         self._fail(x.offsets, f"is read by {path!r} (LayerNormalization), which is not linear")
         if x.stream is not None:
             x.stream.root().norms.add(path)
+        self._normalized[path] = x
+        output.stream = _started(path, output.value)
         if path not in self.refused and layer.beta is not None and np.any(layer.beta):
             beta = tf.cast(tf.convert_to_tensor(layer.beta), output.value.dtype)
             output.offsets = {path: tf.broadcast_to(beta, output.value.shape)}
@@ -169,6 +199,8 @@ class Walk:
             return None if _keras.own_activation(layer) is not None else stream.root()
         if name == "zeroslike":  # to give a weight the shape of a batch
             return Stream()
+        if name == "multiply" and (scaled := self._scale(read)) is not None:
+            return scaled
         streams = [tensor.stream for tensor in read if tensor.stream is not None]
         others = [tensor.origin for tensor in read if tensor.stream is None]
         if not streams:
@@ -180,6 +212,20 @@ class Walk:
         for stream in streams[1:]:
             streams[0].join(stream)
         return streams[0].root()
+
+    def _scale(self, read) -> Stream | None:
+        """The stream of a product of what one linear layer writes and a weight with a number for each channel."""
+        weights = [tensor for tensor in read if tensor.weight is not None and tensor.value.shape.rank]
+        others = [tensor for tensor in read if tensor.weight is None]
+        if len(weights) != 1 or len(others) != 1 or others[0].stream is None:
+            return None
+        (scale,), stream = weights, others[0].stream.root()
+        is_written = len(stream.writers) == 1 and not stream.norms and not stream.starts
+        if not is_written or scale.value.shape.num_elements() != scale.value.shape[-1] != 1:
+            return None
+        self._scaled.append((scale, stream, list(stream.tensors)))
+        self.scales[str(scale.weight)] = min(stream.writers)
+        return stream
 
     def _keeps_mean(self, node, args, kwargs) -> bool:
         """Whether a call gives the same if the mean over channels is subtracted before it and after it."""
@@ -258,6 +304,10 @@ class Walk:
             return
         shifts = self.shifts.setdefault((path, weight), {})
         shifts[norm] = shifts.get(norm, 0) + shift.reshape(shape)
+
+
+def _started(path, value) -> Stream:
+    return Stream(starts={path: value.shape[-1]} if value.shape.rank > 1 else None)
 
 
 def _is_affine(node) -> bool:
