@@ -111,12 +111,12 @@ def _keras3(unrolling: Any, module: ModuleType):
             outputs = unrolling.composite(layer, lambda: call(layer, *args, **kwargs), training, (args, kwargs))
             if outputs is not None:
                 return outputs
-        twin = unrolling.twin(layer)
+        twin = unrolling.twin(layer, *args)
         symbolic_sizes.complete(twin, *args)
         kwargs = unrolling.arguments(layer, kwargs)
         if not args and len(kwargs) == 1:  # a layer of Keras can have another name for its input
             args, kwargs = tuple(kwargs.values()), {}
-        return twin(*args, **kwargs)
+        return unrolling.activated(layer, twin(*args, **kwargs))
 
     def call_symbolic(layer, *args, **kwargs):
         if unrolling.is_open(layer):
@@ -126,7 +126,10 @@ def _keras3(unrolling: Any, module: ModuleType):
     def call_op(op, *args, **kwargs):
         symbolic_sizes.check_known(op, args)
         _check_no_weights((args, kwargs))
-        return op_call(unrolling.twin(op), *args, **kwargs)
+        outputs = op_call(unrolling.twin(op), *args, **kwargs)
+        if op_name(op) == "multiply":  # Keras takes the product with a number for a sparse tensor, on which layers fail
+            outputs._sparse = any(getattr(x, "sparse", False) for x in (*args, *kwargs.values()))
+        return outputs
 
     def record(operation, **arguments):
         if not unrolling.is_open(operation):
@@ -165,10 +168,10 @@ def _keras2(unrolling: Any, module: ModuleType):
             for value in tf.nest.flatten((inputs, args, kwargs)):  # TensorFlow can read weights without their handle
                 if isinstance(value, tf.Tensor) and value.dtype.is_floating and not unrolling.from_graph():
                     raise ValueError("an op in it reads a tensor that is not computed from the inputs")
-        twin = unrolling.twin(layer)
+        twin = unrolling.twin(layer, inputs, *args)
         if twin is layer:
             return construct(layer, inputs, args, kwargs, input_list)
-        return twin(inputs, *args, **unrolling.arguments(layer, kwargs))
+        return unrolling.activated(layer, twin(inputs, *args, **unrolling.arguments(layer, kwargs)))
 
     def call_symbolic(layer, inputs, input_masks, args, kwargs):
         if not unrolling.is_open(layer):

@@ -7,7 +7,6 @@ same weights and a name of its own, so the model that is unrolled stays as it is
 """
 
 import contextlib
-import dis
 import inspect
 import re
 import weakref
@@ -19,8 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline._keras.carriers import Carrier, carrier, constant
+from tfspline._keras.closed_layers import why_closed
 from tfspline._keras.copying import Copies
-from tfspline._keras.graph import calls_between, computes_mask, has_own_call, is_graph, is_symbolic, mask_of
+from tfspline._keras.drop_paths import stock_drop_path
+from tfspline._keras.foreign_activations import foreign_activation, is_made_of
+from tfspline._keras.graph import calls_between, is_graph, is_symbolic, mask_of
 from tfspline._keras.interception import intercepted, without_training
 from tfspline._keras.layers import builtin_base, op_name, rename, sublayers
 from tfspline._keras.modules import is_model, keras_of
@@ -60,6 +62,7 @@ def unroll(
     model: KerasModel,
     is_leaf: Callable[[Any], bool],
     takes_weights: Callable[[Any], bool],
+    is_elementwise: Callable[[Any], bool],
     is_rms_norm: Callable[[Any], bool],
     input_shape: InputShape,
 ) -> KerasModel:
@@ -69,21 +72,25 @@ def unroll(
         is_leaf: whether a layer is to be kept as one layer.
         takes_weights: whether channels can be followed through a layer or op if some of its inputs are weights. A layer
             without sublayers is kept as one layer if an op in it is not of this kind.
+        is_elementwise: whether channels can be followed through a `Node` of an op that acts on each number alone. An
+            activation of a user or another package is recorded if all ops in it are of this kind.
         is_rms_norm: whether an RMSNormalization of Keras with the same weight takes the place of a user's layer.
         input_shape: the shapes of the inputs, as for `tfspline.functional`, where the model does not tell them.
 
     Raises:
         ValueError: the graph of the model cannot be recorded.
     """
-    return _Unrolling(model, is_leaf, takes_weights, is_rms_norm).run(symbolic_inputs(model, input_shape))
+    return _Unrolling(model, is_leaf, takes_weights, is_elementwise, is_rms_norm).run(
+        symbolic_inputs(model, input_shape)
+    )
 
 
 class _Unrolling:
     """The twins of the layers of one model, and where in it the recording is."""
 
-    def __init__(self, model, is_leaf, takes_weights, is_rms_norm):
+    def __init__(self, model, is_leaf, takes_weights, is_elementwise, is_rms_norm):
         self._model, self._is_leaf, self._takes_weights = model, is_leaf, takes_weights
-        self._is_rms_norm = is_rms_norm
+        self._is_elementwise, self._is_rms_norm = is_elementwise, is_rms_norm
         self._module = keras_of(model)
         self._twins: dict[int, Any] = {}  # by the id of the original
         self._is_twin: set[int] = set()  # ids of twins and of the ops that were recorded
@@ -93,7 +100,8 @@ class _Unrolling:
         self._names: set[str] = set()
         self._open: list[Any] = []  # the composite layers whose `call` is running, from the outermost on
         self._training: list[Any] = [None]  # what each of them was told
-        self._copies = Copies(lambda layer: self._twins.get(id(layer)), shares_weights=True)
+        self._activations: dict[int, Any] = {}  # by the id of the original: the function that its twin lacks
+        self._copies = Copies(self._whole_twin, shares_weights=True)
         self.anchor: Any = None  # a symbolic tensor on which carriers are called
 
     def run(self, inputs: Any) -> Any:
@@ -132,7 +140,7 @@ class _Unrolling:
 
     def composite(self, layer: Any, call: Callable, training: Any, inputs: Any) -> Any:
         """The outputs of a composite layer, as `call()` records them with the layer opened; None if it fails."""
-        reason = _why_closed(layer)
+        reason = why_closed(layer)
         if reason is None:
             self._open.append(layer)
             self._training.append(self._training[-1] if training is None else training)
@@ -196,22 +204,42 @@ class _Unrolling:
             kwargs["training"] = _INHERITED if told is None and not is_graph(layer) else told
         return layer.call(*args, **kwargs)
 
-    def twin(self, layer: Any) -> Any:
-        """The twin of a layer or bare op of the model. An op that the recording has made gets a free name."""
+    def twin(self, layer: Any, *inputs: Any) -> Any:
+        """The twin of a layer or bare op of the model, for a call on some inputs.
+
+        An op that the recording has made gets a free name. A layer that drops samples has a twin for each call.
+        """
         if self.is_twin(layer):
             return layer
-        if op_name(layer) is not None and not layer._inbound_nodes:
+        if id(layer) in self._failed and (stock := stock_drop_path(layer, *inputs)) is not None:
+            copy, name = stock, self._path(layer.name)
+        elif op_name(layer) is not None and not layer._inbound_nodes:
             copy, name = layer, re.sub(r"_\d+$", "", layer.name)
         elif id(layer) in self._twins:
             return self._twins[id(layer)]
         else:
             copy = self._twins[id(layer)] = self._copy_of(layer)
-            name = ".".join([*(part.name for part in self._open[1:]), layer.name])
+            name = self._path(layer.name)
             if id(layer) in self._failed:
                 _reasons[copy] = self._failed[id(layer)]
         self._is_twin.add(id(copy))
         rename(copy, self._free(name))
         return copy
+
+    def activated(self, layer: Any, outputs: Any) -> Any:
+        """The outputs of the twin of a layer after the activation that the twin lacks, if it lacks one."""
+        function = self._activations.get(id(layer))
+        if function is None:
+            return outputs
+        if mask_of(outputs) is None:
+            return function(outputs)
+        activation = self._module.layers.Activation(function, dtype=layer.dtype_policy)  # ops do not pass masks on
+        rename(activation, self._free(f"{self._twins[id(layer)].name}_activation"))
+        self._is_twin.add(id(activation))
+        return activation(outputs)
+
+    def _whole_twin(self, layer):
+        return None if id(layer) in self._activations else self._twins.get(id(layer))
 
     def _copy_of(self, layer):
         if is_model(layer):
@@ -220,7 +248,9 @@ class _Unrolling:
         if self._is_rms_norm(layer):
             return stock_rms_norm(layer)
         try:
-            copy = self._copies.of(layer)
+            function = self._activation_to_record(layer)
+            copies = self._copies if function is None else Copies(self._whole_twin, shares_weights=True)
+            copy = copies.of(layer)
         except ValueError as error:
             raise _NotCopied(f"Layer {layer.name!r} ({type(layer).__name__}) cannot be copied: {error}") from error
         spec = self._input_specs.get(id(layer))
@@ -229,7 +259,21 @@ class _Unrolling:
         base = builtin_base(type(layer))
         if base is not None:  # so that it can be loaded without the module of its own class
             object.__setattr__(copy, "__class__", base)
+        if function is not None:
+            self._activations[id(layer)] = function
+            copy.activation = self._module.activations.linear
         return copy
+
+    def _activation_to_record(self, layer):
+        """The function that is recorded after a layer of Keras instead of being its activation; None without one."""
+        function, names = foreign_activation(layer), set(self._names)
+        if function is None or not is_made_of(function, self._is_elementwise, self._module, layer.compute_dtype):
+            function = None
+        self._names = names
+        return function
+
+    def _path(self, name):
+        return ".".join([*(part.name for part in self._open[1:]), name])
 
     def _free(self, name):
         name, number = name.lstrip("_."), 0
@@ -280,37 +324,10 @@ class _Unrolling:
     def _carry(self, value, name, make):
         """The tensor that stands for a weight or constant in the graph."""
         if id(value) not in self._carriers:
-            new = make(self._free(".".join([*(part.name for part in self._open[1:]), name])))
+            new = make(self._free(self._path(name)))
             self._is_twin.add(id(new))
             self._carriers[id(value)] = value, new(self.anchor)
         return self._carriers[id(value)][1]
-
-
-def _why_closed(layer) -> str | None:
-    """Why the `call` of a layer cannot be recorded once for training and inference."""
-    call, module = inspect.signature(layer.call).parameters, keras_of(layer)
-    if "training" in call and call["training"].default is True:
-        return "its call trains unless it is told otherwise"
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in call.values())
-    if takes_any and "training" not in call and not is_graph(layer):
-        return "its call takes any keyword arguments, `training` among them"
-    if getattr(layer, "activity_regularizer", None) is not None or getattr(layer, "_callable_losses", None):
-        return "it has a regularizer of its own"
-    if module is not keras:
-        if computes_mask(layer):
-            return "it computes a mask of its own"
-        if isinstance(layer, module.Sequential) and has_own_call(type(layer)):
-            return "it is a Sequential with a `call` of its own"
-    code = getattr(layer.call, "__code__", None)
-    if code is None or "training" not in code.co_varnames or is_graph(layer):
-        return None
-    instructions = list(dis.get_instructions(code))
-    for load, use, then in zip(instructions, instructions[1:], [*instructions[2:], None], strict=False):
-        is_test = use.opname == "LOAD_CONST" and then is not None and then.opname in ("IS_OP", "COMPARE_OP")
-        tests = is_test or use.opname.startswith(("POP_JUMP", "TO_BOOL", "UNARY_NOT", "JUMP_IF"))
-        if tests and load.opname.startswith("LOAD_FAST") and load.argval == "training":
-            return "its call branches on `training`"
-    return None
 
 
 def _holds_weights(value):

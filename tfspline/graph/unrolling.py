@@ -4,6 +4,7 @@ from tfspline import _keras
 from tfspline._keras.types import InputShape, KerasLayer, KerasModel
 from tfspline.graph.layer_specs import functions
 from tfspline.graph.layer_specs.dependence import moved
+from tfspline.graph.layer_specs.elementwise import divide
 from tfspline.graph.layer_specs.registry import is_custom, is_declared, spec_of
 
 
@@ -13,9 +14,10 @@ def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
     The `call` of a layer of a user's class is run on symbolic tensors, so that the layers and ops in it become layers
     of the result, named after their place ("block.attention"). So is the function of a `Lambda` layer, unless it acts
     on each number alone. A layer of a user that computes the same as RMSNormalization (Keras 3) is replaced by one with
-    its weight. The weights are those of `model`, not copies: training one trains the other. Weights that a user's layer
-    holds itself become layers of the class `tfspline.layers.Weight`; import tfspline before you load a saved model with
-    them.
+    its weight, and one that drops whole samples in training by a Dropout. A function of a user or a package that is the
+    activation of a layer becomes ops, so that a saved model needs no code of theirs. The weights are those of `model`,
+    not copies: training one trains the other. Weights that a user's layer holds itself become layers of the class
+    `tfspline.layers.Weight`; import tfspline before you load a saved model with them.
 
     The other functions of tfspline do this themselves. Use it to look at the layers, or to plan with other sizes.
 
@@ -53,7 +55,7 @@ def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
     if not _keras.is_model(model) or (input_shape is None and not _needs_unrolling(model)):
         return _keras.check_model(model)
     with model.distribute_strategy.scope():
-        flat = _keras.unroll(model, _is_leaf, _takes_weights, _is_rms_norm, input_shape)
+        flat = _keras.unroll(model, _is_leaf, _takes_weights, _is_elementwise, _is_rms_norm, input_shape)
     _keras.share_loss(model, flat)
     return flat
 
@@ -89,3 +91,9 @@ def _takes_weights(layer: KerasLayer) -> bool:
     """Whether channels are followed through a layer or op that combines inputs with weights."""
     spec = spec_of(layer)
     return spec.elementwise or spec.dependence is moved
+
+
+def _is_elementwise(node: _keras.Node) -> bool:
+    """Whether channels pass through a call of an op that acts on each number alone. They are no divisors."""
+    spec = spec_of(node.layer)
+    return spec.elementwise and (spec.rule is not divide or spec.is_affine(node))
