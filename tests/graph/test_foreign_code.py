@@ -166,3 +166,10 @@ OTHERS = {
 def test_layer_that_does_not_drop_samples_at_its_rate_stays(keras, factor):
     model = model_of(keras, drop_path(keras, 0.25, OTHERS[factor]))
     assert [type(layer).__name__ for layer in tfspline.functional(model).layers[1:]] == ["DropPath", "Dense"]
+
+
+def test_layers_that_keras_cannot_save_alone_are_saved(rng, tmp_path):
+    policy = keras3.DTypePolicy("float32")
+    layers = keras3.layers.Identity(dtype=policy), keras3.layers.ELU(0.5, dtype=policy), block(keras3, "relu")
+    model = scramble(model_of(keras3, *layers), rng)
+    check_loads_alone(tfspline.functional(model), rng.normal(size=(3, 6, 8)).astype("float32"), tmp_path)

@@ -38,6 +38,15 @@ def rename(layer: KerasLayer, name: str) -> None:
     setattr(layer, "name" if isinstance(layer, keras.Operation) else "_name", name)
 
 
+def make_savable(layer: KerasLayer) -> None:
+    """Gives an Identity or ELU of Keras 3 a config if Keras has made none, as it was given a dtype policy."""
+    has_default = is_builtin(type(layer)) and type(layer).get_config is keras.layers.Layer.get_config
+    if has_default and layer._auto_config is None:
+        names = inspect.signature(type(layer).__init__).parameters.keys() - {"self", "kwargs"}
+        own = {name: getattr(layer, name) for name in names}
+        layer._auto_config = type(layer)(**own, name=layer.name)._auto_config
+
+
 def own_activation(layer: KerasLayer, name: str = "activation") -> Any:
     """The activation that a layer holds, a function or another layer; None without one, or if it changes nothing."""
     activation: Any = getattr(layer, name, None)

@@ -6,7 +6,7 @@ import gc
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -55,6 +55,21 @@ def _of_library(value):
 def is_weight(value: Any) -> bool:
     """Whether a value is a weight or another variable."""
     return isinstance(value, (keras.Variable, tf.Variable))
+
+
+def holds_weights(value: Any) -> bool:
+    """Whether a value is a weight, or a list, tuple or dict with one."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return is_weight(value) or any(map(is_weight, parts))
+
+
+def map_weights(of: Callable[[Any], Any], value: Any) -> Any:
+    """A weight, or a list, tuple or dict, with `of(weight)` in place of each weight."""
+    if is_weight(value):
+        return of(value)
+    if isinstance(value, dict):
+        return {key: of(part) if is_weight(part) else part for key, part in value.items()}
+    return [of(part) if is_weight(part) else part for part in value]
 
 
 def variable_of(weight: KerasVariable) -> Any:

@@ -24,10 +24,10 @@ from tfspline._keras.drop_paths import stock_drop_path
 from tfspline._keras.foreign_activations import foreign_activation, is_made_of
 from tfspline._keras.graph import calls_between, is_graph, is_symbolic, mask_of
 from tfspline._keras.interception import intercepted, without_training
-from tfspline._keras.layers import builtin_base, op_name, rename, sublayers
+from tfspline._keras.layers import builtin_base, make_savable, op_name, rename, sublayers
 from tfspline._keras.modules import is_model, keras_of
 from tfspline._keras.rebuilding import of_same_class
-from tfspline._keras.references import is_weight
+from tfspline._keras.references import holds_weights, map_weights
 from tfspline._keras.rms_norms import stock_rms_norm
 from tfspline._keras.symbolic_inputs import symbolic_inputs
 from tfspline._keras.types import InputShape, KerasLayer, KerasModel
@@ -259,6 +259,7 @@ class _Unrolling:
         base = builtin_base(type(layer))
         if base is not None:  # so that it can be loaded without the module of its own class
             object.__setattr__(copy, "__class__", base)
+        make_savable(copy)
         if function is not None:
             self._activations[id(layer)] = function
             copy.activation = self._module.activations.linear
@@ -294,8 +295,8 @@ class _Unrolling:
         before, added = dict(held), [(held[name], len(held[name])) for name in _ADDED if name in held]
         try:
             for name, value in before.items():
-                if not name.startswith(_TRACKED) and _holds_weights(value):
-                    held[name] = _map_weights(lambda weight, name=name: self._carried(layer, name, weight), value)
+                if not name.startswith(_TRACKED) and holds_weights(value):
+                    held[name] = map_weights(lambda weight, name=name: self._carried(layer, name, weight), value)
             yield
             if any(len(values) > number for values, number in added):
                 raise ValueError("it adds a loss or a metric")
@@ -328,19 +329,6 @@ class _Unrolling:
             self._is_twin.add(id(new))
             self._carriers[id(value)] = value, new(self.anchor)
         return self._carriers[id(value)][1]
-
-
-def _holds_weights(value):
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return is_weight(value) or any(map(is_weight, parts))
-
-
-def _map_weights(of, value):
-    if is_weight(value):
-        return of(value)
-    if isinstance(value, dict):
-        return {key: of(part) if is_weight(part) else part for key, part in value.items()}
-    return [of(part) if is_weight(part) else part for part in value]
 
 
 def _first_line(error):
