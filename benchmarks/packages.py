@@ -7,7 +7,8 @@ README.md of the folder. MACs are counted from the ops of a TensorFlow graph, wi
 in a process where the package cannot be imported. The packages are installed by
 
     pip install --no-deps keras-hub==0.32 kagglehub kagglesdk kimm segmentation-models efficientnet image-classifiers \
-        keras-applications
+        keras-applications tf-models-official gin-config tensorflow-datasets etils immutabledict pycocotools \
+        opencv-python-headless spliceai mtcnn lz4 joblib fer
 """
 
 import collections
@@ -22,7 +23,9 @@ import tensorflow as tf
 from common import Results, markdown, setting
 from package_models import MODELS, TOKENS
 
-PACKAGES = ("keras_hub", "kimm", "segmentation_models", "classification_models", "efficientnet")
+PACKAGES = (
+    "keras_hub", "kimm", "segmentation_models", "classification_models", "efficientnet", "official", "mtcnn",
+)  # fmt: skip
 RELOAD = """
 import sys
 sys.modules.update(dict.fromkeys({packages}))  # importing one of them raises

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import slimming
 from helpers.copies import EXACT, check_copy, close, gradients, saved
 from helpers.random_graphs import build
@@ -24,6 +25,9 @@ def check_model(keras, model, g, x, rng, folder):
     options = {"scope": str(rng.choice(["layer", "global"])), "criterion": "random", "seed": g.seed}
     plan = tfspline.plan(model, float(rng.choice([0.3, 0.6])), **options)
     check_slim(keras, model, plan, x, folder)
+    if folder and not any(isinstance(value, tf.SparseTensor) for value in tf.nest.flatten(x)):
+        fitted = plan.apply(model, x)(x)
+        assert all(np.isfinite(y).all() for y in tf.nest.flatten(fitted)), "compensated on data"
     plan.removed[:] = False
     copy = plan.apply(model)
     check_copy(model, copy, x, rng)

@@ -28,19 +28,26 @@ def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str,
         if not kept[part.units].all():
             changes.setdefault(part.layer, {})
     layers = _keras.layer_paths(model)
-    arguments: dict[str, dict[Any, Any]] = {}
     for resize in graph.resizes:
         # A default of a layer that is made anew, such as the output width of attention, can follow from its inputs.
-        if resize.layer in changes or not kept[resize.units].all():
-            where = arguments if isinstance(resize.key, tuple) else changes
-            where.setdefault(resize.layer, {})[resize.key] = resize.value(kept)
+        if isinstance(resize.key, str) and (resize.layer in changes or not kept[resize.units].all()):
+            changes.setdefault(resize.layer, {})[resize.key] = resize.value(kept)
     shapes = graph.cut_shapes(kept)
     for path, entries in changes.items():
         owners = {part.weight.rpartition(".")[0] for part in graph.slices if part.layer == path}
         entries |= _initializers(layers[path], owners | {""}, shapes.get(path, []))
-    small = _keras.rebuild(model, changes, arguments=arguments)
+    small = _keras.rebuild(model, changes, arguments=cut_arguments(graph, kept))
     _slice_weights(layers, _keras.layer_paths(small), graph, kept, changes)
     return small
+
+
+def cut_arguments(graph: Graph, kept: np.ndarray) -> dict[str, dict[Any, Any]]:
+    """The arguments in calls of layers and bare ops that a cut changes: layer path -> place -> value."""
+    arguments: dict[str, dict[Any, Any]] = {}
+    for resize in graph.resizes:
+        if isinstance(resize.key, tuple) and not kept[resize.units].all():
+            arguments.setdefault(resize.layer, {})[resize.key] = resize.value(kept)
+    return arguments
 
 
 def _initializers(layer, owners, shapes):

@@ -12,7 +12,7 @@ from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import among
 from tfspline.graph.layer_specs.registry import activation_of, spec_of
 from tfspline.graph.structure import Graph, producer_name
-from tfspline.graph.surgery import cut
+from tfspline.graph.surgery import cut, cut_arguments
 from tfspline.graph.weights import value_of
 from tfspline.pruning import refit
 from tfspline.pruning.elimination import RIDGE
@@ -60,6 +60,7 @@ class _Walk:
     def __init__(self, model, small, graph, kept, how, recalibrate):
         self._graph, self._kept, self._how = graph, kept, how
         self._layers, self._producers = _keras.layer_paths(small), graph.producers
+        self._arguments = cut_arguments(graph, kept)
         self._goals = refit.goals(model, graph) if how == "refit" else {}
         norms = {path for path, layer in self._layers.items() if _keras.of_class(layer, "BatchNormalization")}
         fitted = {goal.bn for goal in self._goals.values()}
@@ -70,12 +71,12 @@ class _Walk:
     def visit(self, node, args, kwargs):
         layer = self._layers[node.path]
         if node.path in self._goals and refit.projection(layer) is not None:
-            x = self._inside(node.layer, layer, args, kwargs)
+            x = self._inside(node, layer, args, kwargs)
         else:
             x = next((value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, Pair)), None)
         self._compensate(node, layer, x)
         whole = _keras.call(node.layer, args, kwargs, Pair, lambda pair: pair.whole)
-        small = _keras.call(layer, args, kwargs, Pair, lambda pair: pair.cut)
+        small = self._of_cut(node, layer, args, kwargs)
         pairs = [Pair(*pair) for pair in zip(whole, small, strict=True)]
         if spec_of(layer).adds:
             for tensor in node.inputs:
@@ -84,15 +85,21 @@ class _Walk:
         self._pairs.update((tensor, pair) for tensor, pair in added if tensor in self._addends)
         return pairs
 
-    def _inside(self, whole, layer, args, kwargs):
+    def _inside(self, node, layer, args, kwargs):
         """The inputs of the projections inside two attention layers that are called."""
         with (
-            _keras.inputs_of(refit.projection(whole)) as inputs,
+            _keras.inputs_of(refit.projection(node.layer)) as inputs,
             _keras.inputs_of(refit.projection(layer)) as inputs_cut,
         ):
-            _keras.call(whole, args, kwargs, Pair, lambda pair: pair.whole)
-            _keras.call(layer, args, kwargs, Pair, lambda pair: pair.cut)
+            _keras.call(node.layer, args, kwargs, Pair, lambda pair: pair.whole)
+            self._of_cut(node, layer, args, kwargs)
         return Pair(*inputs, *inputs_cut)
+
+    def _of_cut(self, node, layer, args, kwargs):
+        """The outputs of a call in the cut model."""
+        if node.path in self._arguments:
+            args, kwargs = _keras.with_arguments(node.layer, args, kwargs, self._arguments[node.path])
+        return _keras.call(layer, args, kwargs, Pair, lambda pair: pair.cut)
 
     def _compensate(self, node, layer, x):
         path, graph, kept = node.path, self._graph, self._kept
