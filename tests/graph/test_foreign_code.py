@@ -173,3 +173,16 @@ def test_layers_that_keras_cannot_save_alone_are_saved(rng, tmp_path):
     layers = keras3.layers.Identity(dtype=policy), keras3.layers.ELU(0.5, dtype=policy), block(keras3, "relu")
     model = scramble(model_of(keras3, *layers), rng)
     check_loads_alone(tfspline.functional(model), rng.normal(size=(3, 6, 8)).astype("float32"), tmp_path)
+
+
+@pytest.mark.parametrize("lengths", [(6,), (6, 4)])
+def test_einsum_dense_with_open_sizes_is_saved(rng, tmp_path, lengths):
+    einsum = keras3.layers.EinsumDense("bsd,dhk->bshk", (None, 2, 4), name="einsum")
+    einsum.build((None, None, 8))  # as a layer around it does that does not know the length
+
+    def call(x):
+        return [keras3.ops.reshape(einsum(x[:, :length]), (-1, length, 8)) for length in lengths]
+
+    inputs, shared = keras3.Input((6, 8)), block(keras3, "relu")
+    model = scramble(keras3.Model(inputs, [shared(one) for one in call(inputs)]), rng)
+    check_loads_alone(tfspline.functional(model), rng.normal(size=(3, 6, 8)).astype("float32"), tmp_path)

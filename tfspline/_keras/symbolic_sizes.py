@@ -134,7 +134,13 @@ def complete(layer: Any, *inputs: KerasTensor) -> None:
     given, output = layer.equation.replace(" ", "").split("->")
     sizes = dict(zip(given.split(",")[0], inputs[0].shape, strict=True))
     open_sizes = zip(output[1:], layer.partial_output_shape, strict=True)
+    built = tuple(inputs[0].shape)
     if not layer._inbound_nodes:
         layer.partial_output_shape = tuple(sizes.get(letter) if n is None else n for letter, n in open_sizes)
     else:
         layer.partial_output_shape = tuple(n if sizes.get(letter, n) == n else None for letter, n in open_sizes)
+        before = layer.get_build_config()["input_shape"]
+        built = tuple(n if n == old else None for n, old in zip(built, before, strict=True))
+    layer._build_shapes_dict = {
+        "input_shape": built
+    }  # a saved model is built for it, and must not contradict the above

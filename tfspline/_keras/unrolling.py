@@ -7,6 +7,7 @@ same weights and a name of its own, so the model that is unrolled stays as it is
 """
 
 import contextlib
+import functools
 import inspect
 import re
 import weakref
@@ -296,7 +297,7 @@ class _Unrolling:
         try:
             for name, value in before.items():
                 if not name.startswith(_TRACKED) and holds_weights(value):
-                    held[name] = map_weights(lambda weight, name=name: self._carried(layer, name, weight), value)
+                    held[name] = map_weights(functools.partial(self._carried, layer, name), value)
             yield
             if any(len(values) > number for values, number in added):
                 raise ValueError("it adds a loss or a metric")
