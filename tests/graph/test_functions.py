@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from helpers.cutting import cut_and_trained
 from helpers.zoo import difference, inputs_for, scramble
 
 import tfspline
@@ -357,3 +358,15 @@ def test_wrapper_for_quantization_is_not_taken_for_its_layer(tfmot, rng):
         tfspline.affine_map(model, x)
     with pytest.raises(ValueError, match="No unit"):
         tfspline.plan(model, 0.5, criterion="l1")
+
+
+def test_function_that_changes_the_width_is_kept_by_name(rng):
+    layers, inputs = tf_keras.layers, tf_keras.Input((8,))
+
+    def gated(z):
+        return z[:, :4] * tf.sigmoid(z[:, 4:])
+
+    for layer in (layers.Activation(gated), layers.Dense(8, gated)):
+        x = layer(layers.Dense(8, name="before")(layers.Dense(8, "relu", name="free")(inputs)))
+        plan, slim = cut_and_trained(tf_keras.Model(inputs, layers.Dense(2)(x)), rng)
+        assert slim.get_layer("free").units == 4

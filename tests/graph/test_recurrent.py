@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.cutting import check_cut
+from helpers.cutting import check_cut, cut_and_trained, group_of
 from helpers.zoo import difference, inputs_for, scramble
 
 import tfspline
@@ -261,3 +261,40 @@ def test_initial_states_in_a_model_that_is_unrolled(keras, rng, what):
     model = scramble(keras.Model([inputs, *states], layers.Dense(2)(y)), rng)
     assert tfspline.functional(model) is not model
     check_cut(model, tfspline.plan(model, 0.5), rng)
+
+
+@pytest.mark.parametrize("cell", ["GRUCell", "LSTMCell"])
+def test_one_cell_applied_twice_is_kept(keras, rng, cell):
+    layers = keras.layers
+    first, inputs = getattr(layers, cell)(8), keras.Input((5, 8))
+    for cells in ([first, first], [first, getattr(layers, cell)(8), first]):
+        x = layers.RNN(cells)(layers.Dense(8, "relu", name="before")(layers.Dense(8, "relu", name="free")(inputs)))
+        plan, slim = cut_and_trained(keras.Model(inputs, layers.Dense(2)(x)), rng)
+        assert "applies one cell twice" in group_of(plan, "before")[2] and slim.get_layer("free").units == 4
+
+
+def test_layer_of_bidirectional_that_is_called_directly(keras, rng):
+    """In tf_keras, Bidirectional makes two new layers from it."""
+    layers, inputs, lstm = keras.layers, keras.Input((5, 4)), keras.layers.LSTM(8)
+    both = layers.Bidirectional(lstm, name="both")(layers.Dense(6, "relu", name="before")(inputs))
+    x = layers.Concatenate()([both, layers.Dense(3, name="after")(lstm(layers.Dense(6, "relu")(inputs)))])
+    plan, _ = cut_and_trained(keras.Model(inputs, layers.Dense(2)(x)), rng)
+    assert (group_of(plan, "before")[1] == 3) == (keras.__name__ == "keras")
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "Bidirectional", "cells"])
+def test_states_of_stateful_layers_are_copied(keras, rng, kind):
+    layers = keras.layers
+    layer = {
+        "LSTM": lambda: layers.LSTM(6, stateful=True),
+        "Bidirectional": lambda: layers.Bidirectional(layers.GRU(6, stateful=True)),
+        "cells": lambda: layers.RNN([layers.GRUCell(5), layers.LSTMCell(4)], stateful=True),
+    }[kind]()
+    inputs = keras.Input(batch_shape=(4, 5, 8)) if keras.__name__ == "keras" else keras.Input((5, 8), 4)
+    model = scramble(keras.Model(inputs, layers.Dense(2)(layer(layers.Dense(8, "relu", name="a")(inputs)))), rng)
+    plan, x = tfspline.plan(model, {"a": 0.5}), rng.normal(size=(4, 5, 8)).astype("float32")
+    model(x)
+    slim, masked = plan.apply(model), plan.mask(model)
+    assert slim.get_layer("a").units == 4
+    for _ in range(2):
+        assert difference(masked(x), slim(x)) < 1e-5

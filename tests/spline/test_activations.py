@@ -82,11 +82,14 @@ def left_out(caplog, codes, named, kept):
     caplog.clear()
 
 
-def test_fused_activation_whose_output_is_ambiguous_is_left_out(keras, caplog):
-    with pytest.raises(ValueError, match="'unit'"):
-        codes_of(keras, dense(keras, tf.abs))
-    left_out(caplog, lambda: codes_of(keras, dense(keras, tf.abs), keras.layers.ReLU(name="r")), "'unit'", ["r"])
-    assert codes_of(keras, dense(keras, tf.abs), keras.layers.ReLU(name="r"), approximate=True).layers == ["r"]
+def test_fused_activation_whose_output_is_ambiguous(keras):
+    """The layer is called without its activation."""
+    assert codes_of(keras, dense(keras, tf.abs)).unpack("unit").tolist() == [POSITIVE]
+    prelu = keras.layers.PReLU(alpha_initializer="ones")
+    layer = dense(keras, prelu)
+    assert codes_of(keras, layer).unpack("unit").tolist() == [POSITIVE]
+    prelu.alpha.assign(-prelu.alpha)
+    assert codes_of(keras, layer).unpack("unit").tolist() == [POSITIVE] and layer.activation is prelu
 
 
 def test_bits_of_maximum_and_minimum_are_the_index_of_the_chosen_tensor(keras):

@@ -20,6 +20,7 @@ from tfspline._keras.graph import (
     check_model,
     computes_mask,
     every_path,
+    is_called,
     is_graph,
     is_symbolic,
     is_unbuilt_sequential,
@@ -36,6 +37,7 @@ from tfspline._keras.layers import (
     build_activation,
     builtin_class_name,
     clear_losses,
+    copy_states,
     finalize,
     first_argument,
     first_builtin,
@@ -54,6 +56,7 @@ from tfspline._keras.layers import (
     weight_shapes,
     weights,
     with_arguments,
+    without_activation,
 )
 from tfspline._keras.modules import (
     is_layer_class,

@@ -167,6 +167,11 @@ def _results(node, values, visit, nested) -> list:
     return tf.nest.flatten(visit(node, args, kwargs))
 
 
+def is_called(layer: KerasLayer) -> bool:
+    """Whether a graph, any graph, calls a layer."""
+    return bool(layer._inbound_nodes)
+
+
 def shapes_called_on(layer: KerasLayer) -> list[tuple]:
     """The shapes, batch included, of the one tensor that each call of a layer reads; none if a call reads several."""
     calls = list(map(_read_by, layer._inbound_nodes))

@@ -55,6 +55,20 @@ def own_activation(layer: KerasLayer, name: str = "activation") -> Any:
     return activation if callable(activation) and function_name(activation) not in ("linear", "identity") else None
 
 
+@contextlib.contextmanager
+def without_activation(layer: KerasLayer) -> Iterator[None]:
+    """Takes away the activation that a layer holds, for a while."""
+    held: Any = vars(layer)  # set so, an attribute does not count as a change of the layer
+    own = held.get("activation")
+    if own is not None:
+        held["activation"] = None
+    try:
+        yield
+    finally:
+        if own is not None:
+            held["activation"] = own
+
+
 def build_activation(layer: KerasLayer) -> None:
     """Builds the activation of a layer in a graph if it is a layer: Keras 3 does so only when the graph is run."""
     activation = own_activation(layer)
@@ -274,6 +288,15 @@ def finalize(layer: KerasLayer) -> None:
     """Makes a Normalization use weights that were assigned to it, which it reads only here."""
     if of_class(layer, "Normalization"):
         layer.finalize_state()
+
+
+def copy_states(layer: KerasLayer, copy: KerasLayer) -> None:
+    """Gives a copy of a stateful recurrent layer the states of the original, which are none of its weights."""
+    pairs = zip((layer, *sublayers(layer)), (copy, *sublayers(copy)), strict=False)
+    for states, others in ((getattr(a, "states", None), getattr(b, "states", None)) for a, b in pairs):
+        for state, other in zip(tf.nest.flatten(states), tf.nest.flatten(others), strict=False):
+            if state is not None and other is not None:
+                other.assign(state)
 
 
 def from_config(layer_class: Any, config: dict) -> KerasLayer:

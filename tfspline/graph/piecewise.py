@@ -68,8 +68,8 @@ class PiecewiseAffine:
 
     @property
     def output_determines_piece(self) -> bool:
-        """Whether `bits_of_output` works: the function never decreases, or it is hard swish."""
-        return self.curved or all(np.all(np.asarray(slope) >= 0) for slope in self.slopes)
+        """Whether `bits_of_output` works: the function never decreases, whatever training does, or it is hard swish."""
+        return self.curved or all(isinstance(slope, float) and slope >= 0 for slope in self.slopes)
 
     def bits_of_output(self, y: tf.Tensor) -> list[tf.Tensor]:
         """On which side of each breakpoint z lies, from the function's value y."""

@@ -102,6 +102,7 @@ def _slice_weights(sources, copies, graph, kept, changes):
                     f"that in the model becomes {tuple(value.shape)}. Its channel rule {_DECLARE}."
                 )
             copy.assign(value)
+        _keras.copy_states(sources[path], copies[path])
         _keras.finalize(copies[path])
 
 

@@ -3,16 +3,14 @@
 A walk over the graph finds the streams, and how the beta of each LayerNormalization reaches the biases of its readers.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from tfspline import _keras
-from tfspline._keras.types import KerasLayer, KerasModel
+from tfspline._keras.types import KerasModel
 from tfspline.graph.layer_specs.registry import spec_of
 from tfspline.graph.layer_specs.spec import each_dimension
 from tfspline.graph.structure import Graph
@@ -270,7 +268,7 @@ class Walk:
                 return tensor.value
             return tensor.offsets.get(norm, tf.zeros_like(tensor.value))
 
-        with _without_activation(node.layer):
+        with _keras.without_activation(node.layer):
             return _keras.call(node.layer, args, kwargs, Tensor, of)
 
     def _fold_into_attention(self, node, arguments):
@@ -313,19 +311,6 @@ def _started(path, value) -> Stream:
 def _is_affine(node) -> bool:
     name = (_keras.op_name(node.layer) or "").replace("_", "")
     return name in MOVES or spec_of(node.layer).is_affine(node)
-
-
-@contextlib.contextmanager
-def _without_activation(layer: KerasLayer) -> Iterator[None]:
-    own: Any = getattr(layer, "activation", None)
-    if own is None:
-        yield
-        return
-    layer.activation = None
-    try:
-        yield
-    finally:
-        layer.activation = own
 
 
 def _centred(value):

@@ -125,10 +125,17 @@ def _bits(call: CallActivation, approximate: bool, max_pooling: bool) -> Bits | 
         return lambda args, kwargs, y: activation.bits(_keras.first_argument(args, kwargs))
     if isinstance(activation, PiecewiseAffine) and activation.output_determines_piece:
         return lambda args, kwargs, y: activation.bits_of_output(y)
+    if isinstance(activation, PiecewiseAffine):
+        return lambda args, kwargs, y: activation.bits(_pre_activation(call.node.layer, args, kwargs))
     sign = activation.sign if approximate and isinstance(activation, Smooth) else None
     if sign is None:
         return None
     return lambda args, kwargs, y: [sign(_keras.first_argument(args, kwargs), y)]
+
+
+def _pre_activation(layer, args, kwargs):
+    with _keras.without_activation(_keras.innermost(layer)):
+        return layer(*args, **kwargs)
 
 
 def _bits_of_batch_norm(call: CallActivation) -> Bits | None:

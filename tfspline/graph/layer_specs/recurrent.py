@@ -42,6 +42,8 @@ def _bidirectional(call: Call) -> list[np.ndarray]:
     if why or sizes[0] != sizes[1]:
         return unknown(call, why or "holds two layers of different sizes")
     given = "layer" if hasattr(call.layer, "layer") else "forward_layer"  # in tf_keras, the config is that of `layer`
+    if given == "layer" and _keras.is_called(call.layer.layer):
+        return unknown(call, f"was made from {call.layer.layer.name!r}, which is called directly, too")
     (units, states), (backward, more) = _units(call, "forward_layer.", given), _units(call, "backward_layer.")
     call.tie(units, backward)
     outputs = [_laid(call, sides[0], part, call.layer.return_sequences) for part in (units, backward)]
@@ -54,7 +56,10 @@ def _why_unknown(layer):
     """Why nothing is known about a recurrent layer; None if its units are."""
     if _keras.builtin_class_name(layer) not in _KNOWN:
         return f"holds a {type(layer).__name__}, not one of {', '.join(_KNOWN)}"
-    for cell in getattr(layer.cell, "cells", [layer.cell]):
+    cells = getattr(layer.cell, "cells", [layer.cell])
+    if len({*map(id, cells)}) < len(cells):
+        return "applies one cell twice, and a copy with other sizes would have two"
+    for cell in cells:
         if _keras.builtin_class_name(cell) not in _CELLS:
             return f"applies a {type(cell).__name__}, not one of {', '.join(_CELLS)}"
     return None
