@@ -1,8 +1,11 @@
 """Models are recognised by their structure: automatic names count for nothing, everything else counts."""
 
+import copy
+
 import keras as keras3
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers.zoo import FAMILIES, difference, inputs_for, scramble
 
 import tfspline
@@ -214,3 +217,28 @@ def test_activation_that_keras_builds_late(keras):
     plan = tfspline.plan(model, 0.5)
     model(np.zeros((1, 4), "float32"))
     assert plan.apply(model).count_params() == plan.cost()["params"][1]
+
+
+def test_constants_count_by_their_numbers_whatever_holds_them(keras, tmp_path):
+    """Keras turns arrays, slices and dtypes into lists, dicts and names when it saves or copies a model."""
+    layers, ops = keras.layers, keras3.ops if keras is keras3 else tf
+    array, wide = np.linspace(1, 2, 8).astype("float32"), np.arange(32, dtype="float32").reshape(4, 8)
+
+    def build(scale=1, last=1.0, stop=6, closure=3, argument=1):
+        factor = np.float32(closure)
+        inputs = keras.Input((4, 8))
+        x = layers.Dense(8, "relu")(inputs) * (array * scale)
+        x = ops.cast(x + np.where(wide == 31, last, wide), tf.float32 if ops is tf else "float32")
+        x = layers.Lambda(lambda z: z * factor, output_shape=(4, 8))(x)
+        x = layers.Lambda(lambda z, by: z * by, output_shape=(4, 8), arguments={"by": argument})(x)
+        return keras.Model(inputs, layers.Dense(2)(x[:, :, :stop][:, :, :4]))
+
+    model = build()
+    plan = tfspline.plan(model, 0.5)
+    plan.save(tmp_path / "plan")
+    model.save(tmp_path / "model.keras")
+    for again in (build(), keras.models.load_model(tmp_path / "model.keras", safe_mode=False), copy.deepcopy(model)):
+        assert words(again) == words(model)
+        assert np.array_equal(tfspline.Plan.load(tmp_path / "plan", again).removed, plan.removed)
+    for change in ({"scale": 2}, {"last": 2.0}, {"stop": 7}, {"closure": 4}, {"argument": 2}):
+        assert words(build(**change)) != words(model), change

@@ -71,6 +71,8 @@ def _settings(node):
     if _keras.op_name(layer) is not None:
         return [_keras.op_name(layer)]
     words += _numbers(layer, len(node.output_shapes[0]))
+    if _keras.of_class(layer, "Lambda") and layer.arguments:
+        words.append(f"arguments={_digest(layer.arguments)}")
     functions = {name: getattr(layer, name, None) for name in ("function", "recurrent_activation")}  # of a Lambda
     functions["activation"] = _keras.own_activation(layer)
     return [*words, *(f"{name}={_function(value)}" for name, value in functions.items() if callable(value))]
@@ -96,7 +98,11 @@ def _function(function) -> str:
         return known
     if _keras.is_layer(function) and _keras.builtin_class_name(function):
         return " ".join([name, *_numbers(function, 1)])
-    return f"own {name} {hashlib.sha256(repr(_content(function)).encode()).hexdigest()[:8]}"
+    return f"own {name} {_digest(function)}"
+
+
+def _digest(value):
+    return hashlib.sha256(repr(_content(value)).encode()).hexdigest()[:8]
 
 
 def _content(value, around=()):
@@ -106,6 +112,8 @@ def _content(value, around=()):
     around = (*around, id(value))
     if known := _keras.function_name(value):
         return known
+    if not isinstance(value, bool | int | float) and (array := _array(value)) is not None:
+        value = array.tolist()
     if isinstance(value, types.CodeType):
         parts = [value.co_code, value.co_names, value.co_consts]
     elif isinstance(value, types.FunctionType):
@@ -140,14 +148,51 @@ def _of_object(value, around):
 
 def _arguments(node, args, kwargs):
     """What a call reads, and its constants, by argument."""
-    words = []
-    for name, argument in _keras.arguments(node.layer, args, kwargs).items():
-        for value in tf.nest.flatten(argument):
-            if isinstance(value, _Value | bool | int | float | str) and name not in _IGNORED:
-                words.append(f"{name}={value}")
-            elif hasattr(value, "shape"):
-                words.append(f"{name}={type(value).__name__}{list(value.shape)}")
-    return words
+    found = _keras.arguments(node.layer, args, kwargs).items()
+    return [f"{name}={words}" for name, value in found if name not in _IGNORED and (words := _argument(value))]
+
+
+def _argument(value) -> str:
+    """An argument of a call in words. Keras turns arrays, tuples and slices into lists and dicts when it saves."""
+    if (array := _array(value)) is not None:
+        return _array_in_words(array)
+    if isinstance(value, slice):
+        value = {"start": value.start, "stop": value.stop, "step": value.step}
+    if isinstance(value, Mapping):
+        value = [value[name] for name in sorted(value, key=str)]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_argument, value))}]"
+    if isinstance(value, tf.DType):
+        return value.name
+    if isinstance(value, _Value | str):
+        return str(value)
+    return f"{type(value).__name__}{list(value.shape)}" if hasattr(value, "shape") else ""
+
+
+def _array(value) -> np.ndarray | None:
+    """The numbers of an array, tensor, number or list of them, whatever holds them; None of anything else."""
+    if isinstance(value, list | tuple):
+        if not value or not all(isinstance(part, bool | int | float | np.number) for part in tf.nest.flatten(value)):
+            return None
+    elif not isinstance(value, bool | int | float | np.number | np.ndarray) and not _is_eager(value):
+        return None
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        return None
+    if array.dtype.kind in "fV":  # V: bfloat16
+        return array.astype(float)
+    return array.astype(np.int64) if array.dtype.kind in "biu" else None
+
+
+def _is_eager(value):
+    return isinstance(value, tf.Tensor) and hasattr(value, "numpy")
+
+
+def _array_in_words(array: np.ndarray) -> str:
+    if array.size <= 8:
+        return str(array.tolist())
+    return f"{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:8]}"
 
 
 def _chosen_name(path: str, layers: dict[str, Any]) -> str:
