@@ -28,6 +28,7 @@ from tfspline._keras.references import (
     globals_of,
     has_contents,
     is_layer,
+    is_proxy,
     is_weight,
     reach,
     slots,
@@ -176,7 +177,7 @@ class Copies:
                     f"{name!r} of its class uses a layer or weight as a global, a closure or a class attribute; give "
                     "it to the constructor and hold it as an attribute of the layer"
                 )
-        if isinstance(value, (dict, tuple)):  # TensorFlow's proxies of them
+        if is_proxy(value):
             return self._remember(value, type(value)(self._copy(value.__wrapped__)))
         return self._with_attributes(value, self._remember(value, object.__new__(type(value))))
 

@@ -139,9 +139,16 @@ def _parts(value: Any) -> Iterator[Any]:
             yield from (*value, *value.values())
         elif isinstance(value, (list, tuple, set, frozenset)):
             yield from value
+        if is_proxy(value):
+            yield value.__wrapped__
         yield from (part for name, part in attributes(value).items() if name not in CALLS)
         yield from (part for _, part in slots(value))
         yield from (part for _, part in class_attributes(kind))
+
+
+def is_proxy(value: Any) -> bool:
+    """Whether a value stands for a dict or tuple that a layer holds, such as a namedtuple: TensorFlow wraps them."""
+    return isinstance(value, (dict, tuple)) and not issubclass(type(value), (dict, tuple))
 
 
 def has_contents(cell) -> bool:

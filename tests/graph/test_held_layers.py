@@ -1,0 +1,55 @@
+"""Layers that a layer which is kept whole holds, in containers and models of every form: copies have them as well."""
+
+import collections
+
+import numpy as np
+import pytest
+from helpers.zoo import difference, inputs_for, scramble
+
+import tfspline
+from tfspline import _keras
+
+Pair = collections.namedtuple("Pair", "layer factor")
+
+# What a layer holds that holds `layer`, and how its `call` gets to `layer`.
+HOLDERS = {
+    "namedtuple": (lambda keras, layer: Pair(layer, 3), lambda held: held.layer),
+    "namedtuple in a list": (lambda keras, layer: [Pair(layer, 3)], lambda held: held[0].layer),
+    "defaultdict": (lambda keras, layer: collections.defaultdict(list, a=layer), lambda held: held["a"]),
+}
+
+
+def holding(keras, holder):
+    """A model with a layer that is kept whole and holds `holder`; it uses the layer inside twice."""
+    hold, get = HOLDERS[holder]
+
+    class Holder(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="holder")
+            self.first = keras.layers.Dense(8, "relu")
+            self.held = hold(keras, self.first)
+
+        def call(self, x, training=None):
+            return get(self.held)(self.first(x)) * (2.0 if training else 1.0)  # so that it is not unrolled
+
+    x = keras.Input((8,))
+    body = Holder()(keras.layers.Dense(8)(keras.layers.Dense(8, "relu")(x)))
+    return keras.Model(x, keras.layers.Dense(2)(body))
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_copies_hold_copies(keras, rng, holder):
+    model = scramble(holding(keras, holder), rng)
+    plan, x = tfspline.plan(model, 0.5, criterion="l1"), inputs_for(model, rng)
+    copy, slim = _keras.rebuild(model), plan.apply(model)
+    outputs = [part(x) for part in (model, copy, slim)]
+    assert difference(outputs[0], outputs[1]) == 0
+    assert difference(plan.mask(model)(x), outputs[2]) <= 1e-5
+    assert copy.count_params() == model.count_params() == plan.cost()["params"][0]
+    assert slim.count_params() == plan.cost()["params"][1] < model.count_params()
+    originals = {id(weight) for weight in model.weights}
+    for weight in model.weights:
+        weight.assign(np.zeros(weight.shape))
+    for other, before in ((copy, outputs[1]), (slim, outputs[2])):
+        assert difference(other(x), before) == 0  # nothing of it is bound to the original
+        assert originals.isdisjoint(map(id, other.weights))
