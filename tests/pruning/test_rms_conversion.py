@@ -63,6 +63,17 @@ class Scale(layers.Layer):
         return x * self.scale
 
 
+class Shift(layers.Layer):
+    """Adds one number to all channels."""
+
+    def build(self, shape):
+        self.shift = self.add_weight(name="shift", shape=(), initializer="ones")
+        self.built = True
+
+    def call(self, x):
+        return x + self.shift
+
+
 def layer_scale(x):
     return layers.Dropout(0.1)(Scale()(layers.Dropout(0.1)(feed_forward(norm()(x)))))
 
@@ -74,6 +85,7 @@ BLOCKS = {
     "without biases": lambda x: feed_forward(norm()(x), bias=False),
     "without beta": lambda x: feed_forward(norm(center=False)(x), bias=False),
     "einsum": einsum,
+    "shifted": lambda x: Shift()(feed_forward(norm()(x))),
     "convolution": convolution,
     "scaled": lambda x: 0.5 * layers.Dense(WIDTH)(layers.Dropout(0.5)(norm()(x))),
 }

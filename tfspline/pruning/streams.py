@@ -314,7 +314,8 @@ def _is_affine(node) -> bool:
 
 
 def _centred(value):
-    return value - tf.reduce_mean(value, -1, keepdims=True) if value.dtype.is_floating else value
+    has_channels = value.dtype.is_floating and value.shape.rank
+    return value - tf.reduce_mean(value, -1, keepdims=True) if has_channels else value
 
 
 def _close(a, b) -> bool:
