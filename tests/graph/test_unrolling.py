@@ -287,3 +287,23 @@ def test_frozen_layers_stay_frozen(keras, rng):
     assert len(tfspline.functional(model).trainable_weights) == len(model.trainable_weights)
     model.inner.trainable = False
     assert len(tfspline.functional(model).trainable_weights) == len(model.trainable_weights)
+
+
+def test_slices_with_an_ellipsis_can_be_saved(keras, rng, tmp_path):
+    """tf_keras saves no Ellipsis in an op, but it saves the code of the Lambda from which the op is unrolled."""
+    for cut in (
+        lambda z: z[..., 1:3],
+        lambda z: z[:, ..., None, ::2],
+        lambda z: z[..., None][:, 1:],
+        lambda z: z[..., 0],
+    ):
+        inputs = keras.Input((4, 8))
+        shape = cut(np.zeros((5, 4, 8))).shape[1:]
+        x = keras.layers.Lambda(cut, output_shape=shape)(keras.layers.Dense(8, "relu")(inputs))
+        model = scramble(keras.Model(inputs, keras.layers.Dense(2)(x)), rng)
+        x = rng.normal(size=(5, 4, 8)).astype("float32")
+        plan = tfspline.plan(model, 0.5)
+        slim = plan.apply(model)
+        slim.save(tmp_path / "slim.keras")
+        assert difference(plan.mask(model)(x), slim(x)) <= EXACT
+        assert difference(keras.models.load_model(tmp_path / "slim.keras")(x), slim(x)) <= EXACT

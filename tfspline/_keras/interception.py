@@ -83,6 +83,17 @@ def _check_no_weights(arguments: Any) -> None:
         raise ValueError("an op in it reads the weight of a layer directly")
 
 
+def _without_ellipsis(key: Any, rank: int | None) -> Any:
+    """The key of `x[key]` without an Ellipsis, which tf_keras cannot save."""
+    parts = key if isinstance(key, tuple | list) else (key,)
+    place = next((i for i, part in enumerate(parts) if part is Ellipsis), None)
+    if place is None or rank is None:
+        return key
+    taken = sum(part is not None and part is not Ellipsis for part in parts)
+    whole = [{"start": None, "stop": None, "step": None}] * (rank - taken)  # tf_keras keeps slices as dicts
+    return (*parts[:place], *whole, *parts[place + 1 :])
+
+
 def _told(unrolling, kwargs) -> tuple[bool | None, dict]:
     """What a call says about `training`, and its keyword arguments as Keras takes them."""
     training, others = unrolling.told(kwargs), without_training(kwargs)
@@ -164,6 +175,8 @@ def _keras2(unrolling: Any, module: ModuleType):
             if outputs is not None:
                 return outputs
         if op_name(layer) is not None:
+            if op_name(layer) == "getitem":
+                args = tuple(_without_ellipsis(key, inputs.shape.rank) for key in args)
             _check_no_weights((inputs, args, kwargs))
             for value in tf.nest.flatten((inputs, args, kwargs)):  # TensorFlow can read weights without their handle
                 if isinstance(value, tf.Tensor) and value.dtype.is_floating and not unrolling.from_graph():
