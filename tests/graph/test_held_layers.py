@@ -1,6 +1,8 @@
 """Layers that a layer which is kept whole holds, in containers and models of every form: copies have them as well."""
 
 import collections
+import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -11,10 +13,30 @@ from tfspline import _keras
 
 Pair = collections.namedtuple("Pair", "layer factor")
 
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    layer: object
+    factor: int = 3
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Frozen:
+    layer: object
+
+
 # What a layer holds that holds `layer`, and how its `call` gets to `layer`.
 HOLDERS = {
     "namedtuple": (lambda keras, layer: Pair(layer, 3), lambda held: held.layer),
     "namedtuple in a list": (lambda keras, layer: [Pair(layer, 3)], lambda held: held[0].layer),
+    "namespace": (lambda keras, layer: types.SimpleNamespace(layer=layer), lambda held: held.layer),
+    "slotted dataclass": (lambda keras, layer: [Slotted(layer)], lambda held: held[0].layer),
+    "frozen slotted dataclass": (lambda keras, layer: Frozen(layer), lambda held: held.layer),
+    "id": (
+        lambda keras, layer: {id(layer): layer},
+        lambda held: next(held[key] for key in [id(part) for part in held.values()]),
+    ),
+    "set of ids": (lambda keras, layer: ({id(layer)}, layer), lambda held: held[1] if id(held[1]) in held[0] else None),
     "defaultdict": (lambda keras, layer: collections.defaultdict(list, a=layer), lambda held: held["a"]),
 }
 
@@ -37,6 +59,7 @@ def holding(keras, holder):
     return keras.Model(x, keras.layers.Dense(2)(body))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_copies_hold_copies(keras, rng, holder):
     model = scramble(holding(keras, holder), rng)

@@ -91,7 +91,7 @@ def test_a_container_that_cannot_be_copied_is_refused(keras, holder):
     inner.build((None, 8))
     x = keras.Input((6,))
     model = keras.Model(x, keras.layers.Dense(2)(Holder(inner)(keras.layers.Dense(8)(keras.layers.Dense(8)(x)))))
-    with pytest.raises(ValueError, match="Holder.*list or dict"):
+    with pytest.raises(ValueError, match="Holder.*list or dict.*attribute 'held'"):
         tfspline.plan(model, 0.5)
 
 

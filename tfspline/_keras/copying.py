@@ -48,12 +48,25 @@ class Copies:
     def __init__(self, of_layer: Callable[[Any], Any], shares_weights: bool = False):
         self._of_layer, self._shares_weights = of_layer, shares_weights
         self._copies: dict[int, tuple[Any, Any]] = {}  # with the original, so that its id is not used again
-        self._copied: set[int] = set()  # ids of objects that reach a layer or a weight
+        self._copied: dict[int, Any] = {}  # by id, the objects that reach a layer or a weight
+        self._failed: list[Any] = []  # what could not be copied, then what holds it
 
     def of(self, value: Any) -> Any:
         """The copy of a layer or other object; a ValueError if a part of it cannot be copied."""
-        self._copied |= reach(value)[1]
-        return self._copy(value)
+        objects, reaching = reach(value)
+        self._copied |= {key: objects[key] for key in reaching}
+        try:
+            return self._copy(value)
+        except Exception as error:  # from the user's code, which defines how its objects are copied
+            why = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"{why}{self._place(value)}") from error
+
+    def _place(self, owner):
+        """Which attribute of `owner` holds what could not be copied, for an error message."""
+        failed = set(map(id, self._failed))
+        holders = [name for name, part in attributes(owner).items() if id(part) in failed]
+        names = sorted(holders, key=lambda name: name.startswith("_"))  # Keras has private attributes for all parts
+        return f" (attribute {names[0]!r})" if names else ""
 
     def changed(self, layer: KerasLayer, changes_of: Callable[[KerasLayer], dict]) -> KerasLayer:
         """A new layer of the class and name of `layer`, without its weights, from its config with changes.
@@ -89,14 +102,20 @@ class Copies:
     def _copy(self, value):
         if id(value) in self._copies:
             return self._copies[id(value)][1]
+        if type(value) is int and value in self._copied:  # the id of an object, such as a key of a dict
+            return id(self._copy(self._copied[value]))
         if id(value) not in self._copied and type(value) not in (list, dict, set, tuple):
             return value
         if self._shares_weights and is_weight(value):
             return value
-        copy = self._of_layer(value) if is_layer(value) else None
-        if copy is not None:
-            return self._remember(value, copy)
-        return next(make for kind, make in self._MAKERS if issubclass(type(value), kind))(self, value)
+        try:
+            copy = self._of_layer(value) if is_layer(value) else None
+            if copy is not None:
+                return self._remember(value, copy)
+            return next(make for kind, make in self._MAKERS if issubclass(type(value), kind))(self, value)
+        except Exception:
+            self._failed.append(value)
+            raise
 
     def _remember(self, value, copy):
         self._copies[id(value)] = value, copy
@@ -179,12 +198,16 @@ class Copies:
                 )
         if is_proxy(value):
             return self._remember(value, type(value)(self._copy(value.__wrapped__)))
-        return self._with_attributes(value, self._remember(value, object.__new__(type(value))))
+        new = types.SimpleNamespace if isinstance(value, types.SimpleNamespace) else object
+        return self._with_attributes(value, self._remember(value, new.__new__(type(value))))
 
     def _with_attributes(self, value, copy):
         own_way = hasattr(type(value), "__setstate__")  # tf_keras has locks, which cannot be copied
         state = value.__getstate__() if own_way else attributes(value)
-        state = {name: [] if name in CALLS else self._copy(part) for name, part in state.items()}
+        if isinstance(state, dict):
+            state = {name: [] if name in CALLS else self._copy(part) for name, part in state.items()}
+        else:
+            state = self._copy(state)  # a list in a dataclass with slots
         if own_way:
             copy.__setstate__(state)
         elif state:
