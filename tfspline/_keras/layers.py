@@ -292,7 +292,8 @@ def finalize(layer: KerasLayer) -> None:
 
 def copy_states(layer: KerasLayer, copy: KerasLayer) -> None:
     """Gives a copy of a stateful recurrent layer the states of the original, which are none of its weights."""
-    pairs = zip((layer, *sublayers(layer)), (copy, *sublayers(copy)), strict=False)
+    parts = ((one, *(sublayers(one) if op_name(one) is None else ())) for one in (layer, copy))
+    pairs = zip(*parts, strict=False)
     for states, others in ((getattr(a, "states", None), getattr(b, "states", None)) for a, b in pairs):
         for state, other in zip(tf.nest.flatten(states), tf.nest.flatten(others), strict=False):
             if state is not None and other is not None:
