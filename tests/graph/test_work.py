@@ -99,6 +99,44 @@ def test_what_is_inside_a_layer_is_counted(keras, name):
     assert (cost.macs, cost.unknown) == (macs, {})
 
 
+def mixing(x):
+    """A matrix product of a user, given as an activation."""
+    return tf.matmul(x, tf.ones((8, 8)))
+
+
+ACTIVATIONS = {  # layer, MACs by hand
+    "Activation": (lambda k: k.layers.Activation(mixing), 64),
+    "Dense": (lambda k: k.layers.Dense(8, mixing), 128),
+    "layer": (lambda k: k.layers.Dense(8, k.layers.Dense(8)), 128),
+    "layer that changes the width": (lambda k: k.layers.Dense(8, k.layers.Dense(4)), 64 + 32),
+    "layers of layers": (lambda k: k.layers.Dense(8, k.layers.Dense(8, mixing)), 192),
+    "elementwise": (lambda k: k.layers.Dense(8, lambda x: tf.abs(x) + 1), 64),
+    "PReLU": (lambda k: k.layers.Dense(8, k.layers.PReLU()), 64),
+}
+
+
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_what_an_activation_computes_is_counted(keras, name):
+    layer, macs = ACTIVATIONS[name]
+    inputs = keras.Input((8,))
+    cost = tfspline.flops(keras.Model(inputs, layer(keras)(inputs)))
+    assert (cost.macs, cost.unknown) == (macs, {})
+
+
+@pytest.mark.parametrize("kind", ["TimeDistributed", "GRU", "gate", "RNN"])
+def test_what_an_activation_computes_in_each_step_is_unknown(keras, kind):
+    layers, inputs = keras.layers, keras.Input((5, 8))
+    layer, macs = {
+        "TimeDistributed": lambda: (layers.TimeDistributed(layers.Dense(8, mixing), name="odd"), 5 * 64),
+        "GRU": lambda: (layers.GRU(8, mixing, name="odd"), 5 * 3 * 2 * 64),
+        "gate": lambda: (layers.GRU(8, recurrent_activation=mixing, name="odd"), 5 * 3 * 2 * 64),
+        "RNN": lambda: (layers.RNN(layers.SimpleRNNCell(8, mixing), name="odd"), 5 * 2 * 64),
+    }[kind]()
+    cost = tfspline.flops(keras.Model(inputs, layer(inputs)))
+    assert cost.macs == macs and list(cost.unknown) == ["odd"] and "mixing" in cost.unknown["odd"]
+
+
 def test_spectral_normalization_is_counted():
     import keras
 

@@ -33,14 +33,30 @@ def trace(node: _keras.Node, args: tuple, kwargs: dict, kind: type, inputs: list
     try:
         graph, outputs = _traced(node.layer, args, kwargs, kind, inputs)
     except Exception as error:  # custom code can fail in any way
-        reason = str(error).strip().partition("\n")[0]
-        return Trace(None, unknown=f"it cannot be traced for one input ({type(error).__name__}: {reason})")
+        return _failed("it", error)
     if over_time:
         outputs = [_with_steps(spec, steps) for spec in outputs]
     counter = _count(graph)
     if steps is None and counter.macs:
         return Trace(outputs, unknown="its number of time steps is not known; give `input_shape`")
     return Trace(outputs, counter.macs * (steps or 0), counter.unknown)
+
+
+def trace_function(function: Callable, spec: tf.TensorSpec) -> Trace:
+    """Traces a function or layer that is the activation of another layer."""
+    try:
+        graph = tf.function(lambda x: function(x), autograph=False).get_concrete_function(spec).graph
+    except Exception as error:  # custom code can fail in any way
+        return _failed("its activation", error)
+    if _keras.is_layer(function):
+        _keras.clear_losses(function)
+    counter = _count(graph)
+    return Trace(None, counter.macs, counter.unknown)
+
+
+def _failed(what, error):
+    reason = str(error).strip().partition("\n")[0]
+    return Trace(None, unknown=f"{what} cannot be traced for one input ({type(error).__name__}: {reason})")
 
 
 def _with_steps(spec, steps):

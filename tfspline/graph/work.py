@@ -7,6 +7,8 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline.graph import tracing
 from tfspline.graph.call import Call, Flow
+from tfspline.graph.layer_specs.activations import is_known_activation
+from tfspline.graph.layer_specs.functions import label
 from tfspline.graph.layer_specs.registry import UNKNOWN, is_custom, spec_of
 
 
@@ -60,15 +62,41 @@ class CallWork:
         return [tf.TensorSpec(*spec) for spec in zip(shapes, self._node.output_dtypes, strict=True)]
 
     def count(self, call: Call) -> None:
-        """Counts the work of a call whose channel rule, which has run, has declared none."""
+        """Counts the work of a call that its channel rule, which has run, has not declared."""
         layer = self._node.layer
         opaque = self._spec is UNKNOWN or (call.is_opaque and not (_keras.op_name(layer) and self._spec.affine is True))
         if call.declares_macs or not (opaque or is_custom(layer)):
+            self._count_activations(call)
             return
         macs, why = self._trace.macs, self._trace.unknown
         if is_custom(layer) and macs:  # these can change with the units that are kept
             why = "its channel rule declares no MACs; call `call.macs` in it"
-        if macs:
-            call.macs(None, macs // call.batch)
-        if why:
-            call.unknown(why)
+        _declare(call, macs, why)
+
+    def _count_activations(self, call):
+        """Counts what the activations of a layer compute that are not known as activation functions."""
+        layer = self._node.layer
+        if is_custom(layer) or _keras.op_name(layer) is not None or _keras.builtin_class_name(layer) is None:
+            return
+        is_plain = _keras.own_activation(layer) is not None and not hasattr(layer, "cell")
+        for owner in [layer] if is_plain else [layer, *_keras.sublayers(layer)]:
+            for name in ("activation", "recurrent_activation"):
+                activation = _keras.own_activation(owner, name)
+                if activation is None or is_known_activation(activation):
+                    continue
+                work = tracing.trace_function(activation, self._before_activation())
+                if is_plain:
+                    _declare(call, work.macs, work.unknown)
+                elif work.macs or work.unknown:  # it runs in each step, in a recurrent layer for each gate
+                    call.unknown(f"the MACs of its {name} {label(activation)!r} are not known")
+
+    def _before_activation(self):
+        """The shape and dtype of what the activation of the layer is called on."""
+        return (self._computed() or self.outputs)[0]
+
+
+def _declare(call, macs, unknown):
+    if macs:
+        call.macs(None, macs // call.batch)
+    if unknown:
+        call.unknown(unknown)

@@ -38,6 +38,13 @@ def _objection(activation: Any) -> str | None:
     return "may mix channels or have weights; make it a layer of its own, after this one"
 
 
+def is_known_activation(activation: Any) -> bool:
+    """Whether an activation, a function or a layer, is one of those that Keras and TensorFlow have, without MACs."""
+    if _keras.is_layer(activation):
+        return _keras.builtin_class_name(activation) in LAYERS.keys() - {"Lambda"}
+    return functions.known_name(activation) is not None
+
+
 def _softmax(call: Call) -> np.ndarray:
     """The outputs sum to one along an axis, so if units are along it, removing one changes the others."""
     ids, *masks = call.inputs
