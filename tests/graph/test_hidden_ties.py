@@ -1,6 +1,7 @@
 """Weights that reach a layer or op on ways that Keras does not track: kept in copies, or refused by name."""
 
 import collections
+import sys
 import types
 import weakref
 
@@ -57,15 +58,27 @@ def test_weights_tied_by_assignment_stay_tied(keras, rng):
     assert len({id(weight) for weight in slim.weights}) == len({id(weight) for weight in model.weights}) == 7
 
 
-@pytest.mark.parametrize("way", ["closure", "class attribute"])
-def test_a_class_that_uses_a_layer_is_refused(keras, way):
+@pytest.mark.parametrize("way", ["closure", "class attribute", "module", "import"])
+def test_a_class_that_uses_a_layer_is_refused(keras, way, monkeypatch):
     source = keras.layers.Dense(16, "relu")
+    registry = types.ModuleType("registry")
+    registry.parts = types.ModuleType("registry.parts")
+    registry.parts.encoder = source
+    monkeypatch.setitem(sys.modules, "registry", registry)
+
+    def encoder():
+        import registry
+
+        return registry.parts.encoder
+
+    ways = {"closure": lambda: source, "module": lambda: registry.parts.encoder, "import": encoder}
+    get = ways.get(way)
 
     class Decoder(keras.layers.Layer):
         held = source if way == "class attribute" else None
 
         def call(self, x, training=None):  # the test of `training` has it copied, not unrolled
-            return transposed(keras, lambda: self.held or source)(x if training else x)
+            return transposed(keras, lambda: self.held or get())(x if training else x)
 
         def compute_output_shape(self, shape):
             return (shape[0], 6)
@@ -74,6 +87,19 @@ def test_a_class_that_uses_a_layer_is_refused(keras, way):
     model = keras.Model(x, keras.layers.Dense(2)(Decoder()(keras.layers.Dense(16)(source(x)))))
     with pytest.raises(ValueError, match="Decoder.*constructor"):
         tfspline.plan(model, 0.5)
+
+
+def test_a_function_that_reads_a_layer_from_a_module_is_refused_and_the_advice_works(keras):
+    registry = types.ModuleType("registry")
+    registry.encoder = source = keras.layers.Dense(16, "relu")
+    x = keras.Input((6,))
+    hidden, body = keras.layers.Dense(16)(source(x)), []
+    for encoder in (lambda: registry.encoder, lambda: source):
+        tied = keras.layers.Lambda(transposed(keras, encoder), output_shape=(6,), name="tied")
+        body.append(keras.Model(x, keras.layers.Dense(2)(tied(hidden))))
+    with pytest.raises(ValueError, match="tied.*registry.encoder.*closure"):
+        tfspline.plan(body[0], 0.5)
+    tfspline.functional(body[1])
 
 
 @pytest.mark.sweep(2)

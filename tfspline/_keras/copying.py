@@ -31,6 +31,7 @@ from tfspline._keras.references import (
     is_proxy,
     is_weight,
     reach,
+    read_from_modules,
     slots,
 )
 from tfspline._keras.types import KerasLayer
@@ -138,6 +139,11 @@ class Copies:
         )
 
     def _function(self, function):
+        for name, part in read_from_modules(function).items():
+            if id(part) in self._copied:
+                raise ValueError(
+                    f"it reads {name!r}, of which a copy needs its own; give it to the function by a closure"
+                )
         cells = tuple(types.CellType() for _ in function.__closure__ or ())
         read = {name: part for name, part in globals_of(function).items() if id(part) in self._copied}
         # Without globals of the model, the copy sees later changes of the module's globals, as the original does.
@@ -193,8 +199,8 @@ class Copies:
         for name, part in class_attributes(type(value)):
             if reach(part)[1]:
                 raise ValueError(
-                    f"{name!r} of its class uses a layer or weight as a global, a closure or a class attribute; give "
-                    "it to the constructor and hold it as an attribute of the layer"
+                    f"{name!r} of its class uses a layer or weight as a global, a closure or an attribute of a "
+                    "class or module; give it to the constructor and hold it as an attribute of the layer"
                 )
         if is_proxy(value):
             return self._remember(value, type(value)(self._copy(value.__wrapped__)))

@@ -3,6 +3,7 @@
 import dis
 import functools
 import gc
+import sys
 import types
 import weakref
 from collections import deque
@@ -22,6 +23,7 @@ CALLS = ("_inbound_nodes", "_outbound_nodes", "_inbound_nodes_value", "_outbound
 _LEAVES = (str, bytes, int, float, complex, type(None), type, types.ModuleType, np.ndarray, np.generic, tf.Tensor)
 _PLAIN = {str, bytes, int, float, bool, complex, type(None), type, np.ndarray}  # passed over early, since most are
 _LIBRARIES = ("keras", "tf_keras", "tensorflow", "numpy", "tensorflow_model_optimization")
+_WITHOUT_LAYERS = {*_LIBRARIES, *sys.stdlib_module_names}
 _CONTAINERS = ("tensorflow.python.trackable", "tensorflow.python.util.object_identity")
 OBJECTS = ("activation", "initializer", "regularizer", "constraint")  # entries of configs that hold Python objects
 _TRACKABLE: Any = tf.__internal__.tracking.AutoTrackable  # among others of tf.Module and what is in a SavedModel
@@ -124,6 +126,7 @@ def _parts(value: Any) -> Iterator[Any]:
     elif issubclass(kind, types.FunctionType):
         yield from (cell.cell_contents for cell in value.__closure__ or () if has_contents(cell))
         yield from (value.__defaults__, value.__kwdefaults__, vars(value), *globals_of(value).values())
+        yield from read_from_modules(value).values()
     elif issubclass(kind, types.MethodType):
         yield from (value.__func__, value.__self__)
     elif issubclass(kind, functools.partial):
@@ -162,20 +165,49 @@ def has_contents(cell) -> bool:
 def globals_of(function) -> dict[str, Any]:
     """The globals that a user's function reads, by name. Functions of libraries know no layers."""
     namespace = function.__globals__
-    if namespace.get("__name__", "").partition(".")[0] in _LIBRARIES:  # not `__module__`, which functools.wraps copies
+    if _is_of_library(function):
         return {}
-    return {name: namespace[name] for name in _names_read(function.__code__) if name in namespace}
+    return {name: namespace[name] for name in _names_read(function.__code__)[0] if name in namespace}
+
+
+def read_from_modules(function) -> dict[str, Any]:
+    """What a user's function reads as attributes of modules of users, by "module.attribute"."""
+    if _is_of_library(function):
+        return {}
+    _, names, imports = _names_read(function.__code__)
+    closed = [cell.cell_contents for cell in function.__closure__ or () if has_contents(cell)]
+    known = [*globals_of(function).values(), *closed, *map(sys.modules.get, imports)]
+    modules, found = [part for part in known if _is_module_of_user(part)], {}
+    for module in modules:
+        for name in names & vars(module).keys():
+            part = vars(module)[name]
+            found[f"{module.__name__}.{name}"] = part
+            if _is_module_of_user(part) and not any(part is other for other in modules):
+                modules.append(part)
+    return found
+
+
+def _is_of_library(function):
+    # Not by `__module__`, which functools.wraps copies.
+    return function.__globals__.get("__name__", "").partition(".")[0] in _LIBRARIES
+
+
+def _is_module_of_user(value):
+    return isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] not in _WITHOUT_LAYERS
 
 
 @functools.lru_cache(
     maxsize=4096
 )  # disassembling took a third of a cut: the same few functions are met again and again
-def _names_read(code: types.CodeType) -> list[str]:
-    """The names of the globals that code reads, also in the functions that it defines."""
+def _names_read(code: types.CodeType) -> tuple[list[str], set[str], set[str]]:
+    """The globals, attributes and modules that code reads, also in the functions that it defines, by their names."""
     codes = [code]
     for code in codes:
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return sorted({one.argval for code in codes for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL"})
+    read = [(one.opname, one.argval) for code in codes for one in dis.get_instructions(code)]
+    attributes, imports = ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"), ("IMPORT_NAME",)
+    of = [{name for kind, name in read if kind in kinds} for kinds in (("LOAD_GLOBAL",), attributes, imports)]
+    return sorted(of[0]), of[1], of[2]
 
 
 def class_attributes(kind: Any) -> list[tuple[str, Any]]:
