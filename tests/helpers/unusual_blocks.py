@@ -238,6 +238,8 @@ def constant(g, x):
 @block()
 def constant_beside(g, x):
     """A constant as another input of a layer."""
+    if getattr(x, "sparse", False):  # Keras 3 asks the constant whether it is sparse, too
+        return x
     if g.batch and None not in x.shape and g.flag():
         more = np.ones((*x.shape[:-1], 2), "float32")
         return g.layers.Concatenate()([x, tf.constant(more)] if g.is_keras3 or g.flag() else [tf.constant(more), x])
