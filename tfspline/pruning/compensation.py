@@ -141,7 +141,7 @@ def _merge(whole, layer, x, reads, makes):
     else:
         mean = tf.reduce_mean(x, axis=0).numpy() if layer.use_bias else np.zeros(x.shape[-1], np.float32)
         gram = tf.cast(tf.matmul(x - mean, x - mean, transpose_a=True), tf.float64).numpy()
-        ridge = RIDGE * np.trace(gram) / len(gram) + np.finfo(np.float32).tiny
+        ridge = refit.damping(RIDGE, np.trace(gram) / len(gram), len(x) * np.square(mean, dtype=np.float64).mean())
         ridged = gram[np.ix_(stay, stay)] + ridge * np.eye(len(stay))
         share = tf.linalg.solve(ridged, gram[np.ix_(stay, gone)]).numpy()
         change = np.einsum("kr,...ro->...ko", share, kernel)

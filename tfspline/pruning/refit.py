@@ -9,6 +9,7 @@ BatchNormalization and a residual add in between:
 
 import dataclasses
 import types
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -175,7 +176,7 @@ class FewRows:
         self._mean = tf.reduce_mean(x, 0) if shifted else tf.zeros_like(x[0])
         self._x = x - self._mean
         gram = tf.cast(tf.matmul(self._x, self._x, transpose_b=True), tf.float64)
-        self._factor = _factor(gram, x.shape[1])
+        self._factor = _factor(gram, x.shape[1], len(x) * tf.square(tf.cast(self._mean, tf.float64)))
 
     def solve(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The W, float32 [features, outputs], and b, float32 [outputs], that minimise |X W + b - y|^2 + ridge |W|^2 for
@@ -192,7 +193,7 @@ class _ManyRows:
     def __init__(self, layer, inputs, shifted):
         self._shifted = shifted
         self._rows, self._mean, gram = _moments(layer, inputs, shifted)
-        self._factor = _factor(gram, len(gram))
+        self._factor = _factor(gram, len(gram), self._rows * tf.square(self._mean))
 
     def solve(self, y, cross):
         """As `FewRows.solve`, given y and X^T y."""
@@ -202,9 +203,15 @@ class _ManyRows:
         return tf.cast(change, tf.float32), tf.cast(mean - tf.tensordot(self._mean, change, 1), tf.float32)
 
 
-def _factor(gram, features):
-    ridge = RIDGE * tf.linalg.trace(gram) / features + np.finfo(np.float32).tiny
+def _factor(gram, features, squares):
+    ridge = damping(RIDGE, tf.linalg.trace(gram) / features, tf.reduce_sum(squares) / features)
     return tf.linalg.cholesky(gram + ridge * tf.eye(len(gram), dtype=tf.float64))
+
+
+def damping(share: float, variance: Any, square: Any) -> Any:
+    """What to add to the diagonal of moments: a share of the mean variance, and of the mean square of the means, so
+    that rounding errors of inputs that hardly vary are not taken for a variance."""
+    return share * (variance + 1e-3 * square) + np.finfo(np.float32).tiny
 
 
 def _moments(layer, inputs, shifted):

@@ -1,4 +1,4 @@
-"""Models whose ops have arguments that a cut changes, compensated on data."""
+"""Compensation on unusual data, and of models whose ops have arguments that a cut changes."""
 
 import numpy as np
 import pytest
@@ -51,3 +51,14 @@ def test_units_that_nothing_reads_go_without_a_trace(keras, rng):
     plan.removed[:] = False
     for options in ({}, {"data": x, "compensate": "refit"}, {"data": x, "compensate": "none"}):
         assert difference(model(x), plan.remove("h", [0, 1]).apply(model, **options)(x)) < 1e-5
+
+
+@pytest.mark.parametrize("rows", [3, 200])
+@pytest.mark.parametrize("how", ["merge", "refit"])
+def test_data_that_does_not_vary(keras, rng, how, rows):
+    """Rounding errors are not taken for a variance, which once made all weights NaN."""
+    layers = keras.layers
+    stack = [layers.Dense(12, "relu"), layers.Dense(9, "relu"), layers.Dense(2)]
+    model = scramble(keras.Sequential([keras.Input((8,)), *stack]), rng)
+    x = np.repeat(rng.normal(size=(1, 8)), rows, 0).astype("float32")
+    assert difference(model(x), tfspline.plan(model, 0.5).apply(model, x, how)(x)) < 1e-4
