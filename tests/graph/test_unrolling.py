@@ -198,8 +198,17 @@ def uses_a_weight(self, x):
     return self.other(self.inner(x)) + (x @ self.inner.kernel)
 
 
+def passes_on(self, x, **options):
+    return self.other(self.inner(x), **options)
+
+
+def ignores(self, x, **options):
+    return self.other(self.inner(x))
+
+
 CLOSED = (
     *(branches_on_training, branches_in_a_helper, is_true, is_none, trains_by_default, reads_weights, reads_rows),
+    passes_on,
     *(transposes_a_weight, uses_a_weight, draws, adds_a_loss),
 )
 
@@ -307,3 +316,17 @@ def test_slices_with_an_ellipsis_can_be_saved(keras, rng, tmp_path):
         slim.save(tmp_path / "slim.keras")
         assert difference(plan.mask(model)(x), slim(x)) <= EXACT
         assert difference(keras.models.load_model(tmp_path / "slim.keras")(x), slim(x)) <= EXACT
+
+
+def test_keyword_arguments_that_a_call_does_not_use(keras, rng):
+    class Two(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="two")
+            self.inner, self.other = keras.layers.Dense(6, "relu"), keras.layers.Dense(6)
+
+        call = ignores
+
+    inputs = keras.Input((6,))
+    model = scramble(keras.Model(inputs, keras.layers.Dense(2)(Two()(inputs))), rng)
+    names = [layer.name for layer in tfspline.functional(model).layers]
+    assert any(name.startswith("two.") for name in names) and "two" not in names

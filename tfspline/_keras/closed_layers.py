@@ -15,8 +15,8 @@ def why_closed(layer: KerasLayer) -> str | None:
     call, module = inspect.signature(layer.call).parameters, keras_of(layer)
     if "training" in call and call["training"].default is True:
         return "its call trains unless it is told otherwise"
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in call.values())
-    if takes_any and "training" not in call and not is_graph(layer):
+    others = [name for name, parameter in call.items() if parameter.kind is parameter.VAR_KEYWORD]
+    if others and "training" not in call and not is_graph(layer) and _reads(layer.call, others[0]):
         return "its call takes any keyword arguments, `training` among them"
     if getattr(layer, "activity_regularizer", None) is not None or getattr(layer, "_callable_losses", None):
         return "it has a regularizer of its own"
@@ -35,3 +35,9 @@ def why_closed(layer: KerasLayer) -> str | None:
         if tests and load.opname.startswith("LOAD_FAST") and load.argval == "training":
             return "its call branches on `training`"
     return None
+
+
+def _reads(call, name):
+    """Whether the code of a method uses a name; True if the code is not known."""
+    code = getattr(call, "__code__", None)
+    return code is None or any(instruction.argval == name for instruction in dis.get_instructions(code))
