@@ -184,6 +184,93 @@ def test_layers_that_keras_cannot_serialize_are_exported_as_a_float32_copy(keras
     np.testing.assert_allclose(answer, model(x), atol=0.02 * np.abs(model(x)).max())
 
 
+def test_recurrent_layers_are_exported(keras, tmp_path, rng):
+    layers = keras.layers
+    inputs, sequence = keras.Input((2, 3), name="x"), keras.Input((2, 6))
+    x = layers.Bidirectional(layers.SimpleRNN(3, return_sequences=True))(inputs)
+    x = keras.Model(sequence, layers.GRU(5, go_backwards=True)(sequence))(x)
+    model = scramble(keras.Model(inputs, layers.Dense(2, name="out")(x)), rng)
+    x = rng.normal(size=(3, 2, 3)).astype("float32")
+    (answer,) = answers(export_litert(model, tmp_path / "model.tflite"), model, x)
+    np.testing.assert_allclose(answer, model(x), rtol=1e-5, atol=1e-5)
+    assert not model.layers[1].forward_layer.unroll
+
+
+def test_loops_over_an_open_number_of_steps_are_refused_and_the_advice_works(keras, tmp_path, rng):
+    def build(steps):
+        inputs = keras.Input((steps, 3), name="x")
+        return keras.Model(inputs, keras.layers.Dense(2, name="out")(keras.layers.GRU(4, name="gru")(inputs)))
+
+    model = scramble(build(None), rng)
+    with pytest.raises(ValueError, match=r"loop over time of the recurrent layers \['gru'\].*keras.Input\(\(steps, "):
+        export_litert(model, tmp_path / "model.tflite")
+    new = build(4)
+    new.set_weights(model.get_weights())
+    x = rng.normal(size=(3, 4, 3)).astype("float32")
+    (answer,) = answers(export_litert(new, tmp_path / "model.tflite"), new, x)
+    np.testing.assert_allclose(answer, model(x), rtol=1e-5, atol=1e-5)
+
+
+def kept_whole(keras, dtype):
+    class Kept(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = keras.layers.Dense(3, name="inner", dtype=dtype)
+
+        def build(self, shape):
+            self.inner.build(shape)
+            super().build(shape)
+
+        def call(self, x, training=None):
+            return self.inner(x) * 2 if training else self.inner(x)
+
+        def compute_output_shape(self, shape):
+            return (*shape[:-1], 3)
+
+    return Kept()
+
+
+def casting(keras, dtype):
+    def product(x):
+        return tf.cast(tf.matmul(tf.cast(x, dtype[-7:]), tf.ones((4, 3), dtype[-7:])), "float32")
+
+    return keras.layers.Lambda(product, output_shape=(3,))
+
+
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize(
+    ("layer", "dtype", "where"),
+    [
+        (kept_whole, "mixed_float16", r"float16, which layers \['inner'\]"),
+        (casting, "float16", "float16, which a function or layer of yours"),
+        (lambda k, dtype: k.layers.Dense(3, name="odd", dtype=dtype), "float64", r"float64, which layers \['odd'\]"),
+    ],
+    ids=["kept whole", "Lambda", "float64"],
+)
+def test_other_dtypes_that_no_copy_covers_are_named_and_the_advice_works(keras, tmp_path, rng, layer, dtype, where):
+    def build(dtype):
+        inputs = keras.Input((4,), name="x")
+        return keras.Model(inputs, keras.layers.Dense(2, name="out")(layer(keras, dtype)(inputs)))
+
+    model = scramble(build(dtype), rng)
+    with pytest.raises(ValueError, match=f"LiteRT computes in float32. It has no .*MatMul.* in {where} .*set_weights"):
+        export_litert(model, tmp_path / "model.tflite")
+    new = build("float32")
+    new.set_weights(model.get_weights())
+    x = rng.normal(size=(3, 4)).astype("float32")
+    (answer,) = answers(export_litert(new, tmp_path / "model.tflite"), new, x)
+    np.testing.assert_allclose(answer, model(x), atol=0.02 * np.abs(model(x)).max())
+
+
+def test_low_precision_inside_wrappers_only_is_exported_as_a_float32_copy(keras, tmp_path, rng):
+    inputs = keras.Input((5, 4), name="x")
+    x = keras.layers.TimeDistributed(keras.layers.Dense(3, dtype="mixed_float16"))(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2, name="out")(x))
+    x = rng.normal(size=(3, 5, 4)).astype("float32")
+    (answer,) = answers(export_litert(model, tmp_path / "model.tflite"), model, x)
+    np.testing.assert_allclose(answer, model(x), atol=0.02 * np.abs(model(x)).max())
+
+
 def test_text_vectorization_is_refused_and_the_rest_can_be_exported(keras, tmp_path):
     layers = keras.layers
     vectorize = layers.TextVectorization(10, output_sequence_length=4)

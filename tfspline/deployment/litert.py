@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -30,7 +31,8 @@ def export_litert(
 
     The file has the signature `serving_default` of `tfspline.export`; inputs and outputs keep the dtypes of the model,
     even if it is quantized. A model in mixed or low precision is exported as a float32 copy, with float32 outputs.
-    Batch normalization is folded into the kernels before it.
+    Batch normalization is folded into the kernels before it. Recurrent layers are unrolled, step by step, if LiteRT
+    cannot run their loop over time.
 
     Args:
         model: a functional or built Sequential model of either Keras version.
@@ -48,7 +50,7 @@ def export_litert(
     Raises:
         TypeError, ValueError: an argument is invalid or does not fit the model.
         OSError: `path` is a folder (IsADirectoryError), or cannot be written.
-        ValueError: LiteRT lacks an operation of the model, as it does for TextVectorization.
+        ValueError: LiteRT lacks an operation of the model, as it does for TextVectorization, or cannot run a loop.
 
     Example:
         >>> import tempfile
@@ -94,7 +96,21 @@ def convert(
 ) -> bytes:
     """The content of a file as `export_litert` writes it; `samples` has a tensor for each of `model.inputs`."""
     if _has_low_precision(model):
-        model = _float32_copy(model)
+        model = _copy(model, _in_float32)
+    try:
+        return _converted(model, quantize, samples, batch_size)
+    except Exception as error:  # of a private class
+        _explain(model, error)
+        if _LOOP not in str(error):
+            raise
+    try:
+        return _converted(_copy(model, _unrolled), quantize, samples, batch_size)
+    except Exception as error:  # Keras cannot unroll it, or a loop is left
+        _explain(model, error)
+        raise _left_loop(model) from error
+
+
+def _converted(model, quantize, samples, batch_size):
     traced = signatures.traced(model)
     # The converter does not find the variables of a Keras 3 model, but it finds those of a SavedModel.
     with tempfile.TemporaryDirectory() as folder:
@@ -112,26 +128,73 @@ def convert(
             {spec.name: value[i : i + size] for spec, value in zip(inputs, samples, strict=True)}
             for i in range(0, len(samples[0]) - size + 1, size)
         )
-    try:
-        return converter.convert()
-    except Exception as error:  # of a private class
-        missing = re.search("(?:TF Select|Custom) ops: (.*)", str(error))
-        if missing is None:
-            raise
+    return converter.convert()
+
+
+_LOOP = "TensorListReserve"  # collects what a loop over time returns; LiteRT needs a fixed batch for it, or lacks it
+
+
+def _explain(model, error) -> None:
+    """Raises a ValueError that says what to do, for an error about operations that LiteRT lacks."""
+    missing = re.search("(?:TF Select|Custom) ops: (.*)", str(error))
+    if missing is None:
+        return
+    dtypes = {_DTYPES[name] for name in re.findall(r"[x<](b?f16|f64)>", str(error))}
+    if not dtypes:
         raise ValueError(
             f"LiteRT has no {missing[1]}, which model {model.name!r} needs. Export a model without the layers that use "
             "these operations; preprocessing such as TextVectorization can run before the model."
         ) from error
+    layers = [part.name for part in _parts(model) if getattr(part, "compute_dtype", None) in dtypes]
+    where = f"layers {layers}" if layers else "a function or layer of yours"
+    raise ValueError(
+        f"LiteRT computes in float32. It has no {missing[1]} in {' and '.join(sorted(dtypes))}, which {where} in "
+        f"model {model.name!r} needs. Build the model with dtype='float32' there, without casts to other dtypes, and "
+        "copy the weights: new.set_weights(model.get_weights())."
+    ) from error
+
+
+_DTYPES = {"f16": "float16", "bf16": "bfloat16", "f64": "float64"}
+
+
+def _left_loop(model) -> ValueError:
+    """Says what to do about loops over time that are left, which LiteRT cannot run."""
+    layers = [part for part in _parts(model) if isinstance(getattr(part, "unroll", None), bool)]
+    names = f"the recurrent layers {[part.name for part in layers]}" if layers else "a layer or function"
+    return ValueError(
+        f"LiteRT cannot run the loop over time of {names} in model {model.name!r}, and it cannot be unrolled. That "
+        "needs a fixed number of time steps: build the model on keras.Input((steps, ...)) and copy the weights, "
+        "new.set_weights(model.get_weights()). ConvLSTM layers of tf_keras, recurrent layers inside layers of yours "
+        "and loops of yours are not unrolled: export the model without them."
+    )
+
+
+def _parts(model):
+    """The layers of a model, and those inside them."""
+    layers = [layer for layer in _keras.layer_paths(model).values() if _keras.op_name(layer) is None]
+    return {id(part): part for layer in layers for part in (layer, *_keras.sublayers(layer))}.values()
 
 
 def _has_low_precision(model):
-    return any("float16" in str(getattr(layer, "compute_dtype", "")) for layer in _keras.layer_paths(model).values())
+    return any("float16" in str(getattr(part, "compute_dtype", "")) for part in _parts(model))
 
 
-def _float32_copy(model: KerasModel) -> KerasModel:
+_Change = Callable[[Any, Any], Any]  # the new value of an entry of a config, by its key and value
+
+
+def _in_float32(key: Any, value: Any) -> Any:
+    return "float32" if key == "dtype" and "float16" in str(value) else value
+
+
+def _unrolled(key: Any, value: Any) -> Any:
+    return True if key == "unroll" else value
+
+
+def _copy(model: KerasModel, change: _Change) -> KerasModel:
+    """A copy of a model with changes in the configs of its layers and of layers that these hold."""
     layers = {path: layer for path, layer in _keras.layer_paths(model).items() if not _keras.is_model(layer)}
-    changes = {path: _changes_to_float32(layer) for path, layer in layers.items()}
-    copy = _keras.rebuild(model, {path: change for path, change in changes.items() if change})
+    changes = {path: _changes(layer, change) for path, layer in layers.items()}
+    copy = _keras.rebuild(model, {path: new for path, new in changes.items() if new})
     layers = _keras.layer_paths(copy)
     for path, layer in _keras.layer_paths(model).items():
         for new, weight in zip(_keras.weights(layers[path]), _keras.weights(layer), strict=True):
@@ -140,22 +203,23 @@ def _float32_copy(model: KerasModel) -> KerasModel:
     return copy
 
 
-def _changes_to_float32(layer: KerasLayer) -> dict[str, Any]:
-    """The config entries of a layer that name mixed or low precision, or hold layers that do, in float32."""
+def _changes(layer: KerasLayer, change: _Change) -> dict[str, Any]:
+    """The config entries of a layer that change, or that hold layers of which entries change."""
     if _keras.op_name(layer) is not None:
         return {}
     config = _keras.object_config(layer).items()
-    return {key: new for key, value in config if (new := _in_float32(value, key)) is not value and new != value}
+    return {key: new for key, value in config if (new := _changed(key, value, change)) is not value and new != value}
 
 
-def _in_float32(value: Any, key: Any = None) -> Any:
-    if key == "dtype" and "float16" in str(value):
-        return "float32"
+def _changed(key: Any, value: Any, change: _Change) -> Any:
+    new = change(key, value)
+    if new is not value:
+        return new
     if isinstance(value, list):
-        return [_in_float32(part) for part in value]
+        return [_changed(None, part, change) for part in value]
     if isinstance(value, dict):
-        return {name: _in_float32(part, name) for name, part in value.items()}
-    return _keras.copy_of(value, _changes_to_float32) if _keras.is_layer(value) else value
+        return {name: _changed(name, part, change) for name, part in value.items()}
+    return _keras.copy_of(value, lambda inner: _changes(inner, change)) if _keras.is_layer(value) else value
 
 
 def interpreter(content: bytes) -> Any:
