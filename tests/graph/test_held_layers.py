@@ -25,6 +25,27 @@ class Frozen:
     layer: object
 
 
+def functional(keras, layer, own=False):
+    class Doubled(keras.Model):
+        def call(self, x, training=None, mask=None):
+            return 2 * super().call(x, training=training, mask=mask)
+
+    x = keras.Input((8,))
+    return (Doubled if own else keras.Model)(x, keras.layers.Dense(8)(layer(layer(x))))
+
+
+def subclassed(keras, layer):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.last = layer, keras.layers.Dense(8)
+
+        def call(self, x):
+            return self.last(self.layer(x))
+
+    return Own()
+
+
 # What a layer holds that holds `layer`, and how its `call` gets to `layer`.
 HOLDERS = {
     "namedtuple": (lambda keras, layer: Pair(layer, 3), lambda held: held.layer),
@@ -37,6 +58,14 @@ HOLDERS = {
         lambda held: next(held[key] for key in [id(part) for part in held.values()]),
     ),
     "set of ids": (lambda keras, layer: ({id(layer)}, layer), lambda held: held[1] if id(held[1]) in held[0] else None),
+    "Sequential": (lambda keras, layer: keras.Sequential([layer, keras.layers.Dense(8)]), lambda held: held),
+    "Sequential with Input": (
+        lambda keras, layer: keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), layer]),
+        lambda held: held,
+    ),
+    "functional model": (lambda keras, layer: functional(keras, layer), lambda held: held),
+    "subclassed functional model": (lambda keras, layer: functional(keras, layer, own=True), lambda held: held),
+    "subclassed model": (lambda keras, layer: subclassed(keras, layer), lambda held: held),
     "defaultdict": (lambda keras, layer: collections.defaultdict(list, a=layer), lambda held: held["a"]),
 }
 

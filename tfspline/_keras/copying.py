@@ -24,6 +24,7 @@ from tfspline._keras.references import (
     OPAQUE,
     TF_FUNCTION,
     attributes,
+    checkpointed,
     class_attributes,
     globals_of,
     has_contents,
@@ -171,6 +172,16 @@ class Copies:
     def _weak_set(self, values):
         return self._remember(values, weakref.WeakSet(map(self._copy, values)))
 
+    def _weak_keys(self, values):
+        parts = {self._copy(key): self._copy(part) for key, part in values.items()}
+        return self._remember(values, weakref.WeakKeyDictionary(parts))
+
+    def _checkpoint(self, checkpoint):
+        parts = {name: self._copy(part) for name, part in checkpointed(checkpoint).items()}
+        weak = {name for name, part in checkpoint._kwargs.items() if type(part) is weakref.ref}
+        parts = {name: weakref.ref(part) if name in weak else part for name, part in parts.items()}
+        return self._remember(checkpoint, tf.train.Checkpoint(**parts))
+
     def _tf_function(self, function):
         if type(function) is not TF_FUNCTION:
             raise ValueError("it holds a function of a loaded SavedModel")
@@ -231,6 +242,8 @@ class Copies:
         (types.MethodType, _method),
         (functools.partial, _partial),
         (weakref.WeakSet, _weak_set),  # tf_keras keeps the books of layers in a list in it
+        (weakref.WeakKeyDictionary, _weak_keys),  # in models, what was trainable when they were compiled
+        (tf.train.Checkpoint, _checkpoint),
         (OPAQUE, _opaque),
         (TF_FUNCTION, _tf_function),
         ((tuple, frozenset), _fixed),

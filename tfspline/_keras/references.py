@@ -14,7 +14,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspline._keras.graph import is_graph, nodes
 from tfspline._keras.layers import is_builtin, op_name, sublayers, weights
 from tfspline._keras.modules import is_layer_class, of_class
 from tfspline._keras.types import KerasLayer, KerasVariable
@@ -121,6 +120,8 @@ def _parts(value: Any) -> Iterator[Any]:
         return
     elif issubclass(kind, weakref.ref):
         yield value()
+    elif issubclass(kind, tf.train.Checkpoint):
+        yield from checkpointed(value).values()
     elif issubclass(kind, OPAQUE):
         yield from gc.get_referents(value)
     elif issubclass(kind, types.FunctionType):
@@ -133,8 +134,6 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from (value.func, value.args, value.keywords)
     elif issubclass(kind, TF_FUNCTION):
         yield value.python_function
-    elif is_layer(value) and is_graph(value):
-        yield from (node.layer for node in nodes(value))
     elif home.startswith("tensorflow.") and not home.startswith(_CONTAINERS) and not issubclass(kind, _TRACKABLE):
         return
     else:
@@ -147,6 +146,11 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from (part for name, part in attributes(value).items() if name not in CALLS)
         yield from (part for _, part in slots(value))
         yield from (part for _, part in class_attributes(kind))
+
+
+def checkpointed(checkpoint: tf.train.Checkpoint) -> dict[str, Any]:
+    """What a checkpoint is made of, by name. A model of tf_keras holds one of itself, by a weak reference."""
+    return {name: part() if type(part) is weakref.ref else part for name, part in checkpoint._kwargs.items()}
 
 
 def is_proxy(value: Any) -> bool:
