@@ -178,8 +178,8 @@ def _keras2(unrolling: Any, module: ModuleType):
             if op_name(layer) == "getitem":
                 args = tuple(_without_ellipsis(key, inputs.shape.rank) for key in args)
             _check_no_weights((inputs, args, kwargs))
-            for value in tf.nest.flatten((inputs, args, kwargs)):  # TensorFlow can read weights without their handle
-                if isinstance(value, tf.Tensor) and value.dtype.is_floating and not unrolling.from_graph():
+            for value in tf.nest.flatten((inputs, args, kwargs)):
+                if unrolling.may_be_of_weights(value):
                     raise ValueError("an op in it reads a tensor that is not computed from the inputs")
         twin = unrolling.twin(layer, inputs, *args)
         if twin is layer:

@@ -181,6 +181,12 @@ class _Unrolling:
         """Whether a graph runs that Keras recorded before, whose ops have the constants of their calls."""
         return bool(self._open) and is_graph(self._open[-1])
 
+    def may_be_of_weights(self, value: Any) -> bool:
+        """Whether an argument of an op may have been computed from weights, which TensorFlow can read unnoticed."""
+        if not isinstance(value, tf.Tensor) or not value.dtype.is_floating or self.from_graph():
+            return False
+        return bool(value.shape.rank) or any(not weight.shape.rank for weight in self._model.weights)
+
     def arguments(self, layer: Any, kwargs: dict) -> dict:
         """The keyword arguments of the `call` of an open layer or of a twin: `training` only as the model says it."""
         own = self.told(kwargs)
