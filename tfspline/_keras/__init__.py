@@ -34,7 +34,6 @@ from tfspline._keras.graph import (
 from tfspline._keras.layers import (
     arguments,
     attention_weight,
-    build_activation,
     builtin_class_name,
     clear_losses,
     copy_states,

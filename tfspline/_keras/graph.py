@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfspline._keras.layers import first_argument, first_builtin
+from tfspline._keras.layers import build_activation, first_argument, first_builtin, sublayers
 from tfspline._keras.modules import is_model, keras_modules, of_class
 from tfspline._keras.types import KerasLayer, KerasModel
 
@@ -37,10 +37,13 @@ def is_unbuilt_sequential(model: KerasModel) -> bool:
 
 
 def check_model(model: KerasModel) -> KerasModel:
-    """Returns `model` if its graph is known; raises a TypeError or ValueError with advice if it is not."""
+    """Returns `model`, with all activations built, if its graph is known; raises a TypeError or ValueError with advice
+    if it is not."""
     if not is_model(model):
         raise TypeError(f"Expected a Keras 3 or tf_keras model. Received: {type(model).__name__}")
     if is_graph(model):
+        for layer in sublayers(model):
+            build_activation(layer)
         return model
     if is_unbuilt_sequential(model):
         raise ValueError(

@@ -24,7 +24,7 @@ def intercepted(unrolling: Any, module: ModuleType) -> contextlib.AbstractContex
     """Has the calls of layers and ops of a Keras version decided by an `unrolling._Unrolling`, within the context."""
     stack = contextlib.ExitStack()
     stack.enter_context(_keras3(unrolling, module) if module is keras else _keras2(unrolling, module))
-    stack.enter_context(_no_constants())
+    stack.enter_context(_no_constants(unrolling))
     return stack
 
 
@@ -42,7 +42,7 @@ def _replaced(*places: tuple[Any, str, Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_constants() -> Iterator[None]:
+def _no_constants(unrolling: Any) -> Iterator[None]:
     """Refuses code whose results would be recorded as constants: it reads weights, or draws random numbers."""
     kind: Any = type(tf.Variable(0))
     owner = next(base for base in kind.__mro__ if "handle" in vars(base))
@@ -57,6 +57,8 @@ def _no_constants() -> Iterator[None]:
         name = tf.compat.as_str(op_type)
         if graph is None and ("Random" in name or name == "Multinomial"):
             raise ValueError("it draws random numbers, which would be recorded as constants")
+        if graph is None and any(len(tensor.shape) or id(tensor) in unrolling.computed for tensor in inputs):
+            unrolling.computed.update({id(tensor): tensor for tensor in outputs})
 
     op_callbacks.add_op_callback(check)
     try:

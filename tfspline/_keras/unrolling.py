@@ -103,6 +103,7 @@ class _Unrolling:
         self._training: list[Any] = [None]  # what each of them was told
         self._activations: dict[int, Any] = {}  # by the id of the original: the function that its twin lacks
         self._copies = Copies(self._whole_twin, shares_weights=True)
+        self.computed: dict[int, Any] = {}  # by id, what ops have computed from more than numbers while recording
         self.anchor: Any = None  # a symbolic tensor on which carriers are called
 
     def run(self, inputs: Any) -> Any:
@@ -185,7 +186,8 @@ class _Unrolling:
         """Whether an argument of an op may have been computed from weights, which TensorFlow can read unnoticed."""
         if not isinstance(value, tf.Tensor) or not value.dtype.is_floating or self.from_graph():
             return False
-        return bool(value.shape.rank) or any(not weight.shape.rank for weight in self._model.weights)
+        numbers = any(not weight.shape.rank for weight in self._model.weights)
+        return bool(value.shape.rank) or numbers or id(value) in self.computed
 
     def arguments(self, layer: Any, kwargs: dict) -> dict:
         """The keyword arguments of the `call` of an open layer or of a twin: `training` only as the model says it."""

@@ -50,8 +50,6 @@ def functional(model: KerasModel, input_shape: InputShape = None) -> KerasModel:
     >>> [layer.name for layer in tfspline.functional(model).layers[1:]]
     ['block.wide', 'block.narrow', 'head']
     """
-    for layer in _keras.sublayers(model) if _keras.is_model(model) else ():
-        _keras.build_activation(layer)
     if not _keras.is_model(model) or (input_shape is None and not _needs_unrolling(model)):
         return _keras.check_model(model)
     with model.distribute_strategy.scope():
