@@ -34,13 +34,13 @@ def pooled(keras, x):
     return pooling()(x)
 
 
-def kimm(name):
+def kimm(name, shape=IMAGE):
     """A network of kimm without weights."""
 
     def build():
         import kimm
 
-        return getattr(kimm.models, name)(weights=None, input_shape=IMAGE, classes=10)
+        return getattr(kimm.models, name)(weights=None, input_shape=shape, classes=10)
 
     return build
 
@@ -213,20 +213,17 @@ MODELS = {
     "keras-hub VGG": hub(
         "VGGBackbone", stackwise_num_repeats=[1, 1, 2], stackwise_num_filters=[16, 32, 64], image_shape=IMAGE
     ),
-    "keras-hub Xception": hub(
-        "XceptionBackbone", stackwise_conv_filters=[[16, 32], [32, 32], [64, 64]], image_shape=IMAGE,
-        stackwise_pooling=[True, True, False],
-    ),
     **{
         f"kimm {name}": kimm(name)
         for name in (
             "ConvMixer736D32", "ConvNeXtAtto", "DenseNet121", "EfficientNetB0", "EfficientNetLiteB0",
             "EfficientNetV2B0", "GhostNetW100", "GhostNetV3W100", "HGNetBase", "HGNetV2B0", "InceptionNeXtTiny",
-            "InceptionV3", "LCNet100", "MobileNetV2W100", "MobileNetV3W100Small", "MobileOneS0", "MobileViTS",
-            "RegNetY002", "RepVGGA0", "ResNet18", "ResNet50", "TinyNetA", "VGG11", "VisionTransformerTiny16",
+            "LCNet100", "MobileNetV2W100", "MobileNetV3W100Small", "MobileOneS0", "MobileViTS",
+            "RegNetY002", "RepVGGA0", "ResNet18", "ResNet50", "TinyNetA", "VisionTransformerTiny16",
             "Xception",
         )
     },
+    "kimm InceptionV3": kimm("InceptionV3", (96, 96, 3)),
     **{
         f"segmentation-models {network}, {backbone}": segmentation(network, backbone)
         for network, backbone in (
