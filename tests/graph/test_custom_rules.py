@@ -72,6 +72,13 @@ def test_wrong_rule_is_refused_when_the_plan_is_made(keras, rule):
         tfspline.plan(model_with(keras, rule), 0.5)
 
 
+def test_wrong_rule_of_a_layer_with_an_activation_is_refused(keras):
+    model = model_with(keras, WRONG["returns too few ids"])
+    model.get_layer("mix").activation = keras.activations.relu
+    with pytest.raises(ValueError, match=r"mix.*\(Mix\) must return ids that fit"):
+        tfspline.plan(model, 0.5)
+
+
 def test_right_rule_prunes(keras):
     assert tfspline.prune(model_with(keras, right), 0.5).get_layer("mix").scale.shape == (4,)
 

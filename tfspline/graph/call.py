@@ -25,12 +25,14 @@ class Call:
         output_shapes: the outputs' static shapes without the batch dimension.
         batch: how many inputs the model is run on at once; 1, unless its graph fixes another number.
         is_opaque, declares_macs: whether the rule has called `opaque` or `macs`.
+        may_change_width: whether the layer has an activation that may do anything to the channels, which are protected.
     """
 
     def __init__(self, findings: Findings, node: _keras.Node, args: tuple, kwargs: dict, outputs: list[tf.TensorSpec]):
         self._flows = [value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, Flow)]
         self.layer, self.inputs = node.layer, [flow.ids for flow in self._flows]
         self.output_shapes, self.is_opaque, self.declares_macs = [s[1:] for s in node.output_shapes], False, False
+        self.may_change_width = False
         self.batch, self._arguments = findings.batch, (args, kwargs)
         self._findings, self._path, self._outputs = findings, node.path, outputs
         self._outermost, self._inside, self._first_axis = node.layer, "", 0

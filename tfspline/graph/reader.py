@@ -337,8 +337,8 @@ def _apply_rule(rule: Callable, call: Call) -> list[np.ndarray]:
         call.refuse(f"must return the channel ids of each output: {len(call.output_shapes)}. Received: {received}")
     outputs = [call.checked(ids, "its output") for ids in outputs]
     for ids, shape in zip(outputs, call.output_shapes, strict=True):
-        if _keras.own_activation(call.layer) is not None and ids.shape[-1:] != shape[-1:] and ids.size > 1:
-            return call.opaque()  # the activation has another width, and the rule has protected the ids
         if ids.ndim != len(shape) or any(n not in (1, size) for n, size in zip(ids.shape, shape, strict=True)):
+            if call.may_change_width:
+                return call.opaque()
             call.refuse(f"must return ids that fit the output, {shape}, or have length 1. Received: {ids.shape}")
     return outputs

@@ -23,6 +23,7 @@ def activated(call: Call, ids: np.ndarray, owner: KerasLayer | None = None, name
     why = activation and _objection(activation)
     if why:
         call.protect(ids, f"the activation {functions.label(activation)!r} of {call.described()} {why}")
+        call.may_change_width = True
     return ids
 
 
