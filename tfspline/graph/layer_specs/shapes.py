@@ -96,7 +96,7 @@ def _concatenate(call: Call) -> np.ndarray | list[np.ndarray]:
         varies = [ids is not None and ids.shape[other] > 1 for ids in inputs]
         if other != axis and any(varies) and not all(varies):
             for ids in call.inputs:
-                call.tie(np.broadcast_to(ids.take([0], other), ids.shape), ids)
+                call.tie_groups(np.moveaxis(ids, other, 0), ids.shape[other])
     why = f"{call.described()} joins them with a constant"
     parts = [
         np.broadcast_to(
