@@ -141,6 +141,5 @@ def complete(layer: Any, *inputs: KerasTensor) -> None:
         layer.partial_output_shape = tuple(n if sizes.get(letter, n) == n else None for letter, n in open_sizes)
         before = layer.get_build_config()["input_shape"]
         built = tuple(n if n == old else None for n, old in zip(built, before, strict=True))
-    layer._build_shapes_dict = {
-        "input_shape": built
-    }  # a saved model is built for it, and must not contradict the above
+    # A saved model is built for this shape, which must not contradict the sizes above.
+    layer._build_shapes_dict = {"input_shape": built}

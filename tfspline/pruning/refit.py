@@ -22,6 +22,7 @@ from tfspline.graph.weights import folded, value_of
 
 RIDGE = 1e-3  # share of the mean variance of an input: the cost of changing a weight, against the error it removes
 TURNS = 4  # least-squares fits per layer with a ReLU; values change sides in between
+_FLAT = 1e-3  # share of the square of a mean that counts as variance: far above its rounding error, far below a signal
 _CHUNK = 2**25  # numbers of a layer's unfolded inputs that are in memory at a time
 
 
@@ -211,7 +212,7 @@ def _factor(gram, features, squares):
 def damping(share: float, variance: Any, square: Any) -> Any:
     """What to add to the diagonal of moments: a share of the mean variance, and of the mean square of the means, so
     that rounding errors of inputs that hardly vary are not taken for a variance."""
-    return share * (variance + 1e-3 * square) + np.finfo(np.float32).tiny
+    return share * (variance + _FLAT * square) + np.finfo(np.float32).tiny
 
 
 def _moments(layer, inputs, shifted):

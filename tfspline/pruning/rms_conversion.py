@@ -57,13 +57,13 @@ def with_rms_norm(model: KerasModel) -> KerasModel:
         raise ValueError(f"Expected a model of Keras 3. Received: {model.name!r} of tf_keras, without RMSNormalization")
     graph = graphs.read(model)
     copy = cut(model, graph, np.ones(graph.units, bool))
-    walk = at_open_sizes(copy, lambda sides: Walk(copy, graph, sides[0]))
+    walk = _walked(copy, graph)
     if walk.without_bias:
         paths = _keras.layer_paths(model)
         biased = {path: config for path in walk.without_bias if (config := _with_bias(paths[path])) is not None}
         copy = cut(model, graph, np.ones(graph.units, bool), biased)
         graph = graphs.read(copy)
-        walk = at_open_sizes(copy, lambda sides: Walk(copy, graph, sides[0]))
+        walk = _walked(copy, graph)
     streams = _convertible(walk, graph)
     layers = _keras.layer_paths(copy)
     norms = {path: _rms_norm(module, layers[path]) for stream in streams for path in stream.norms}
@@ -79,6 +79,10 @@ def with_rms_norm(model: KerasModel) -> KerasModel:
             norm.scale.assign(layers[path].gamma)
     _change_weights(_keras.layer_paths(small), walk, graph, streams)
     return small
+
+
+def _walked(model, graph) -> Walk:
+    return at_open_sizes(model, lambda sides: Walk(model, graph, sides[0]))
 
 
 def _convertible(walk: Walk, graph: Graph) -> list[Stream]:
