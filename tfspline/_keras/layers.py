@@ -118,6 +118,8 @@ def builtin_class_name(layer: KerasLayer | type) -> str | None:
     layer_class, own = (layer, {}) if isinstance(layer, type) else (type(layer), getattr(layer, "__dict__", {}))
     if not own.keys().isdisjoint(_REPLACED):
         return None
+    if is_builtin(layer_class):
+        return layer_class.__name__
     for base in layer_class.__mro__:
         if is_builtin(base):
             parts = [name for name in vars(base) if name.startswith("_") and not name.startswith("__")]

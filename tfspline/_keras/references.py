@@ -3,6 +3,7 @@
 import dis
 import functools
 import gc
+import inspect
 import sys
 import types
 import weakref
@@ -19,7 +20,11 @@ from tfspline._keras.modules import is_layer_class, of_class
 from tfspline._keras.types import KerasLayer, KerasVariable
 
 CALLS = ("_inbound_nodes", "_outbound_nodes", "_inbound_nodes_value", "_outbound_nodes_value")
-_LEAVES = (str, bytes, int, float, complex, type(None), type, types.ModuleType, np.ndarray, np.generic, tf.Tensor)
+_SIGNATURES = (inspect.Signature, inspect.FullArgSpec)  # what they hold of a function is reached through the function
+_LEAVES = (
+    *(str, bytes, int, float, complex, type(None), type, types.ModuleType, np.ndarray, np.generic, tf.Tensor),
+    *_SIGNATURES,
+)
 _PLAIN = {str, bytes, int, float, bool, complex, type(None), type, np.ndarray}  # passed over early, since most are
 _LIBRARIES = ("keras", "tf_keras", "tensorflow", "numpy", "tensorflow_model_optimization")
 _WITHOUT_LAYERS = {*_LIBRARIES, *sys.stdlib_module_names}
