@@ -91,16 +91,16 @@ def not_finite(model: KerasModel) -> str | None:
     from them."""
     layers = layer_paths(model)
     for (path, _), weight in weights(model):
-        layer, value = layers[path], tf.convert_to_tensor(weight)
-        if not value.dtype.is_floating:
+        layer, value = layers[path], np.asarray(tf.convert_to_tensor(weight))
+        if not tf.as_dtype(value.dtype).is_floating:
             continue
         norm = of_class(layer, "BatchNormalization")
         if not (weight.trainable or norm or builtin_class_name(layer)):
-            value = tf.where(tf.math.is_inf(value), tf.zeros_like(value), value)  # may be the mask of an attention
+            value = value[~np.isinf(value)]  # may be the mask of an attention
         if norm and weight is layer.moving_variance:
-            value = tf.cast(value, tf.float32)
-            value = tf.stack([value, tf.math.rsqrt(value + layer.epsilon)])
-        if not tf.reduce_all(tf.math.is_finite(value)):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                value = np.stack([value, 1 / np.sqrt(value.astype(np.float32) + layer.epsilon)])
+        if not np.isfinite(value).all():
             return path
     return None
 

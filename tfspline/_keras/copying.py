@@ -13,10 +13,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfspline._keras.constraints import Zeros
-from tfspline._keras.layers import config_of, from_config, op_name, rename, sublayers
+from tfspline._keras.layers import config_of, from_config, is_builtin, op_name, rename, sublayers
 from tfspline._keras.modules import keras_of
 from tfspline._keras.references import (
     CALLS,
@@ -55,6 +56,8 @@ class Copies:
 
     def of(self, value: Any) -> Any:
         """The copy of a layer or other object; a ValueError if a part of it cannot be copied."""
+        if value is None:
+            return None
         objects, reaching = reach(value)
         self._copied |= {key: objects[key] for key in reaching}
         try:
@@ -252,16 +255,39 @@ class Copies:
     )
 
 
-@contextlib.contextmanager
-def without_objects(layer: KerasLayer) -> Iterator[None]:
+def without_objects(layer: KerasLayer) -> contextlib.AbstractContextManager[None]:
     """Takes the Python objects out of a layer while its config is read: Keras cannot put all of them into a config."""
+    return _replaced(
+        layer, lambda part, name, _: keras_of(part).activations.linear if name.endswith("activation") else None
+    )
+
+
+def with_weights_of_zeros(layer: KerasLayer, original: KerasLayer) -> contextlib.AbstractContextManager[None]:
+    """Lets a new layer be built with weights of zeros: drawing values that those of the original replace takes long."""
+    # A layer that makes other layers when it is built, such as attention, passes its initializers on to them.
+    if op_name(layer) is not None or len(sublayers(layer)) < len(sublayers(original)):
+        return contextlib.nullcontext()
+    return _replaced(layer, lambda part, name, value: _zeros if _draws(part, name) else value)
+
+
+def _draws(layer, name):
+    return name.endswith("initializer") and is_builtin(type(layer))
+
+
+def _zeros(shape, dtype=None, **_):
+    return tf.convert_to_tensor(np.zeros(shape, tf.as_dtype(dtype).as_numpy_dtype))  # tf.zeros takes four times as long
+
+
+@contextlib.contextmanager
+def _replaced(layer: KerasLayer, of: Callable[[KerasLayer, str, Any], Any]) -> Iterator[None]:
+    """Puts `of(part, name, value)` for a while where a layer, or a layer inside it, holds a Python object."""
     layers = [layer, *sublayers(layer)] if op_name(layer) is None else []
-    taken = [(part, name, value) for part in layers for name, value in vars(part).items() if name.endswith(OBJECTS)]
+    held = [(part, name, value) for part in layers for name, value in vars(part).items() if name.endswith(OBJECTS)]
     try:
-        for part, name, value in taken:
+        for part, name, value in held:
             if value is not None:
-                vars(part)[name] = keras_of(part).activations.linear if name.endswith("activation") else None
+                vars(part)[name] = of(part, name, value)
         yield
     finally:
-        for part, name, value in taken:
+        for part, name, value in held:
             vars(part)[name] = value

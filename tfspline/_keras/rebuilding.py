@@ -1,5 +1,6 @@
 """Copies of models: the same graph from new layers, called in the same way."""
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -11,7 +12,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfspline._keras.copying import Copies, without_objects
+from tfspline._keras.copying import Copies, with_weights_of_zeros, without_objects
 from tfspline._keras.graph import is_graph, layer_paths, model_inputs, run, unwrapped
 from tfspline._keras.layers import (
     builtin_class_name,
@@ -37,7 +38,7 @@ def rebuild(
 
     Args:
         changes: the config entries of layers to change, by layer path. Such a layer is made anew from its config, and
-            its weights have initial values. All others are copied with their weights and all that they hold.
+            its weights have initial values or zeros. All others are copied with their weights and all that they hold.
         replacements: the layers that replace a layer, by its path, to be called one after the other; without any, the
             first input of the layer is passed on. The layer itself stands for its copy.
         arguments: the arguments to change in the calls of a layer or bare op, by its path; see `with_arguments`.
@@ -107,10 +108,15 @@ class _Rebuilding:
 
         def visit(node, args, kwargs):
             args, kwargs = tf.nest.map_structure(lambda x: self._objects.of(x) if is_weight(x) else x, (args, kwargs))
-            if self._paths.get(id(node.layer)) in self._arguments:
-                args, kwargs = with_arguments(node.layer, args, kwargs, self._arguments[self._paths[id(node.layer)]])
+            path = self._paths.get(id(node.layer))
+            if path in self._arguments:
+                args, kwargs = with_arguments(node.layer, args, kwargs, self._arguments[path])
             layers = self._copies_of(node.layer, args, kwargs) or [lambda *args, **kwargs: first_argument(args, kwargs)]
-            return functools.reduce(lambda x, layer: layer(x), layers[1:], layers[0](*args, **kwargs))
+            first, *others = layers
+            is_new = path in self._changes and path not in self._replacements
+            with with_weights_of_zeros(first, node.layer) if is_new else contextlib.nullcontext():
+                output = first(*args, **kwargs)
+            return functools.reduce(lambda x, layer: layer(x), others, output)
 
         outputs = run(model, inputs, visit)
         if isinstance(model, module.Sequential):

@@ -48,7 +48,8 @@ def variables(layer: KerasLayer) -> set[int]:
     """The ids of the tf.Variables that a layer reaches, also through closures."""
     if is_builtin(type(layer)) and not of_class(layer, "Lambda") and op_name(layer) is None:
         held = [value for name, value in vars(layer).items() if name.endswith(OBJECTS) and value is not None]
-        if not sublayers(layer) and all(_of_library(value) for value in held):
+        parts = [part for value in held for part in (value if isinstance(value, list) else [value])]
+        if not sublayers(layer) and all(map(_of_library, parts)):
             return {id(variable_of(weight)) for weight in weights(layer)}
     return {id(part) for part in reach(layer)[0].values() if isinstance(part, tf.Variable)}
 

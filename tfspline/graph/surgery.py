@@ -21,7 +21,7 @@ _DECLARE = (
 def cut(model: KerasModel, graph: Graph, kept: np.ndarray, configs: Mapping[str, dict] | None = None) -> KerasModel:
     """An uncompiled copy of a model with this `graph`, without the units that are not kept.
 
-    `configs` holds further config entries to change, by layer path; a weight that they add keeps its initial value.
+    `configs` holds further config entries to change, by layer path; a weight that they add is zero.
     """
     changes = {path: dict(entries) for path, entries in (configs or {}).items()}
     for part in graph.slices:
@@ -95,13 +95,14 @@ def _slice_weights(sources, copies, graph, kept, changes):
         for i, (source, copy) in enumerate(pairs):
             value = tf.convert_to_tensor(source)
             for axis, positions, factor in parts.get((path, i), ()):
-                value = tf.gather(value, positions, axis=axis) * tf.cast(factor, value.dtype)
+                value = np.asarray(value).take(positions, axis)  # much faster than tf.gather
+                value = value if factor == 1 else value * value.dtype.type(factor)
             if tuple(value.shape) != tuple(copy.shape):
                 raise ValueError(
                     f"Layer {path!r} ({type(sources[path]).__name__}) needs a weight of shape {tuple(copy.shape)}, but "
                     f"that in the model becomes {tuple(value.shape)}. Its channel rule {_DECLARE}."
                 )
-            copy.assign(value)
+            copy.assign(tf.convert_to_tensor(value))
         _keras.copy_states(sources[path], copies[path])
         _keras.finalize(copies[path])
 
