@@ -117,10 +117,15 @@ class Copies:
             copy = self._of_layer(value) if is_layer(value) else None
             if copy is not None:
                 return self._remember(value, copy)
-            return next(make for kind, make in self._MAKERS if issubclass(type(value), kind))(self, value)
+            return self._maker(type(value))(self, value)
         except Exception:
             self._failed.append(value)
             raise
+
+    @classmethod
+    @functools.cache
+    def _maker(cls, kind):
+        return next(make for base, make in cls._MAKERS if issubclass(kind, base))
 
     def _remember(self, value, copy):
         self._copies[id(value)] = value, copy

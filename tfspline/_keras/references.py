@@ -26,6 +26,7 @@ _LEAVES = (
     *_SIGNATURES,
 )
 _PLAIN = {str, bytes, int, float, bool, complex, type(None), type, np.ndarray}  # passed over early, since most are
+_PLAIN_CONTAINERS = {list, tuple, set, frozenset, dict}  # these, and not classes derived from them, hold nothing else
 _LIBRARIES = ("keras", "tf_keras", "tensorflow", "numpy", "tensorflow_model_optimization")
 _WITHOUT_LAYERS = {*_LIBRARIES, *sys.stdlib_module_names}
 _CONTAINERS = ("tensorflow.python.trackable", "tensorflow.python.util.object_identity")
@@ -109,6 +110,8 @@ def reach(value: Any) -> tuple[dict[int, Any], set[int]]:
 
 def _is_state(value: Any) -> bool:
     """Whether a value is a layer or a weight, or keeps the books of those that belong to a layer."""
+    if type(value) in _PLAIN_CONTAINERS:
+        return False
     module = type(value).__module__
     keeps_books = module.startswith(_CONTAINERS) or "stored_ids" in attributes(value)
     if module.startswith("tensorflow.") and isinstance(value, _TRACKABLE):
@@ -120,7 +123,9 @@ def _parts(value: Any) -> Iterator[Any]:
     """The objects that a value refers to, as far as layers and weights are reached through them."""
     kind = type(value)
     home = kind.__module__
-    if issubclass(kind, tf.Variable):
+    if kind in _PLAIN_CONTAINERS:
+        yield from (*value, *value.values()) if kind is dict else value
+    elif issubclass(kind, tf.Variable):
         yield from (value.constraint, vars(value).get("_variable"))
     elif issubclass(kind, _LEAVES) or "_keras_history" in attributes(value):  # the latter are symbolic tensors
         return
