@@ -68,6 +68,7 @@ from tfspline._keras.modules import (
     tfmot,
 )
 from tfspline._keras.rebuilding import copy_of, object_config, rebuild, why_fixed
-from tfspline._keras.references import has_contents, is_layer, is_weight, variable_of, variables
+from tfspline._keras.references import TF_FUNCTION, has_contents, is_layer, is_weight, variable_of, variables
 from tfspline._keras.rms_norms import is_rms_norm
 from tfspline._keras.unrolling import unroll, why_not_unrolled
+from tfspline._keras.watching import runs_own_code

@@ -23,9 +23,10 @@ from tfspline._keras.layers import (
     weights,
     with_arguments,
 )
-from tfspline._keras.modules import keras_of, of_class
-from tfspline._keras.references import OBJECTS, is_weight
+from tfspline._keras.modules import is_model, keras_of, of_class
+from tfspline._keras.references import OBJECTS, variable_of
 from tfspline._keras.types import KerasLayer, KerasModel, KerasTensor
+from tfspline._keras.watching import watched_call
 
 
 def rebuild(
@@ -93,7 +94,10 @@ class _Rebuilding:
     """The copies of the layers of one model."""
 
     def __init__(self, model, changes, replacements, arguments):
-        self._paths = {id(layer): path for path, layer in layer_paths(model).items()}
+        paths = layer_paths(model)
+        self._paths = {id(layer): path for path, layer in paths.items()}
+        layers = [(path, layer) for path, layer in paths.items() if not is_model(layer)]
+        self._owners = {id(variable_of(weight)): path for path, layer in layers for weight in weights(layer)}
         self._changes, self._replacements, self._arguments = changes, replacements, arguments
         self._copies: dict[int, list] = {}  # by the id of the original
         self._open: set[int] = set()  # ids of layers and models that are being copied
@@ -107,16 +111,18 @@ class _Rebuilding:
         inputs = [symbolic_input(module, tensor, _called_shape(tensor, given)) for tensor, given in pairs]
 
         def visit(node, args, kwargs):
-            args, kwargs = tf.nest.map_structure(lambda x: self._objects.of(x) if is_weight(x) else x, (args, kwargs))
+            args, kwargs = self._copied_arguments(node.layer, args, kwargs)
             path = self._paths.get(id(node.layer))
             if path in self._arguments:
                 args, kwargs = with_arguments(node.layer, args, kwargs, self._arguments[path])
-            layers = self._copies_of(node.layer, args, kwargs) or [lambda *args, **kwargs: first_argument(args, kwargs)]
-            first, *others = layers
             is_new = path in self._changes and path not in self._replacements
-            with with_weights_of_zeros(first, node.layer) if is_new else contextlib.nullcontext():
-                output = first(*args, **kwargs)
-            return functools.reduce(lambda x, layer: layer(x), others, output)
+            outputs = first_argument(args, kwargs)
+            for layer in self._copies_of(node.layer, args, kwargs):
+                with with_weights_of_zeros(layer, node.layer) if is_new else contextlib.nullcontext():
+                    outputs, read = watched_call(layer, args, kwargs)
+                self._check_read(node.layer, read)
+                args, kwargs = (outputs,), {}
+            return outputs
 
         outputs = run(model, inputs, visit)
         if isinstance(model, module.Sequential):
@@ -163,6 +169,24 @@ class _Rebuilding:
             if of_class(layer, "TimeDistributed"):
                 copy.input_spec = None
         return copy
+
+    def _copied_arguments(self, layer, args, kwargs):
+        """The arguments of a call with copies of the weights, layers and functions among them."""
+        try:
+            return tf.nest.map_structure(self._objects.of, (args, kwargs))
+        except ValueError as error:
+            path = self._paths.get(id(layer), layer.name)
+            raise ValueError(f"An argument of {path!r} ({type(layer).__name__}) cannot be copied: {error}") from error
+
+    def _check_read(self, layer, read):
+        """Raises a ValueError if the code of a copy of a layer reads weights of the original model."""
+        names = {self._owners[id(variable)] for variable in read if id(variable) in self._owners}
+        if names:
+            raise ValueError(
+                f"Layer {self._paths.get(id(layer), layer.name)!r} ({type(layer).__name__}) cannot be copied: its code "
+                f"gets weights of {', '.join(map(repr, sorted(names)))} in a way that copies cannot follow; give it "
+                "that layer by an attribute of its own layer, a list or dict there, or a closure"
+            )
 
     def _changes_of(self, layer, path, inner):
         """The config entries to change of a layer inside another one, "cell.units" for `units` of its `cell`."""

@@ -45,14 +45,22 @@ def is_layer(value: Any) -> bool:
 _is_layer_class = functools.cache(is_layer_class)  # it is asked for every object that is reached
 
 
-def variables(layer: KerasLayer) -> set[int]:
-    """The ids of the tf.Variables that a layer reaches, also through closures."""
-    if is_builtin(type(layer)) and not of_class(layer, "Lambda") and op_name(layer) is None:
-        held = [value for name, value in vars(layer).items() if name.endswith(OBJECTS) and value is not None]
-        parts = [part for value in held for part in (value if isinstance(value, list) else [value])]
-        if not sublayers(layer) and all(map(_of_library, parts)):
-            return {id(variable_of(weight)) for weight in weights(layer)}
-    return {id(part) for part in reach(layer)[0].values() if isinstance(part, tf.Variable)}
+def variables(value: Any) -> set[int]:
+    """The ids of the tf.Variables that a layer, or an argument of a call, reaches, also through closures."""
+    if is_layer(value) and op_name(value) is None and not sublayers(value) and not has_own_code(value):
+        return {id(variable_of(weight)) for weight in weights(value)}
+    return {id(part) for part in reach(value)[0].values() if isinstance(part, tf.Variable)}
+
+
+def has_own_code(layer: KerasLayer) -> bool:
+    """Whether a layer or bare op, or a layer inside it, runs code that is neither Keras' nor TensorFlow's."""
+    if (name := op_name(layer)) is not None:
+        return "." in name
+    if not is_builtin(type(layer)) or of_class(layer, "Lambda"):
+        return True
+    held = [value for name, value in vars(layer).items() if name.endswith(OBJECTS) and value is not None]
+    parts = [part for value in held for part in (value if isinstance(value, list) else [value])]
+    return not all(map(_of_library, parts)) or any(map(has_own_code, sublayers(layer)))
 
 
 def _of_library(value):
@@ -180,14 +188,14 @@ def has_contents(cell) -> bool:
 def globals_of(function) -> dict[str, Any]:
     """The globals that a user's function reads, by name. Functions of libraries know no layers."""
     namespace = function.__globals__
-    if _is_of_library(function):
+    if _is_function_of_library(function):
         return {}
     return {name: namespace[name] for name in _names_read(function.__code__)[0] if name in namespace}
 
 
 def read_from_modules(function) -> dict[str, Any]:
     """What a user's function reads as attributes of modules of users, by "module.attribute"."""
-    if _is_of_library(function):
+    if _is_function_of_library(function):
         return {}
     _, names, imports = _names_read(function.__code__)
     closed = [cell.cell_contents for cell in function.__closure__ or () if has_contents(cell)]
@@ -202,7 +210,7 @@ def read_from_modules(function) -> dict[str, Any]:
     return found
 
 
-def _is_of_library(function):
+def _is_function_of_library(function):
     # Not by `__module__`, which functools.wraps copies.
     return function.__globals__.get("__name__", "").partition(".")[0] in _LIBRARIES
 

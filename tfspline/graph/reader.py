@@ -181,7 +181,7 @@ class _Walk:
         self._followers: list[tuple[Flow, str]] = []  # one of these, the BatchNormalization that reads it
         self._bent: list[np.ndarray] = []  # ids of what passes a call that is not positively homogeneous
         self._input_shapes: list[tuple] = []
-        self.arguments: set[tuple[str, int]] = set()  # weights that calls read: (layer path, id of the tf.Variable)
+        self.arguments: set[tuple[str, int]] = set()  # what arguments reach: (layer path, id of the tf.Variable)
 
     def run(self, model: Any, input_shapes: list[tuple]) -> list[Flow]:
         """Walks over the model; returns what flows into its outputs."""
@@ -211,7 +211,8 @@ class _Walk:
         args, kwargs = beside_inputs(args, kwargs, flows)
         values = tf.nest.flatten((args, kwargs))
         arguments = [flow for flow in values if isinstance(flow, Flow)]
-        self.arguments |= {(node.path, id(_keras.variable_of(value))) for value in values if _keras.is_weight(value)}
+        others = [value for value in values if not isinstance(value, Flow)]
+        self.arguments |= {(node.path, variable) for value in others for variable in _keras.variables(value)}
         work = CallWork(node, args, kwargs)
         call = Call(self.findings, node, args, kwargs, work.outputs)
         followed = spec_of(node.layer).elementwise or not any(flow.batchless for flow in flows)

@@ -93,7 +93,7 @@ def _numbers(layer, rank):
 
 def _function(function) -> str:
     """A function, callable object or layer in words. The name alone tells only those of Keras and TensorFlow apart."""
-    name = getattr(function, "__name__", type(function).__name__)
+    name = _name(function) or type(function).__name__
     if known := _keras.function_name(function):
         return known
     if _keras.is_layer(function) and _keras.builtin_class_name(function):
@@ -138,12 +138,19 @@ def _content(value, around=()):
 
 def _of_object(value, around):
     """The content of an object of any other kind: that of its call if it is a user's, and its numbers."""
-    python = getattr(value, "python_function", None)  # of a tf.function
+    python = value.python_function if isinstance(value, _keras.TF_FUNCTION) else None
     calls = [vars(base)["__call__"] for base in type(value).__mro__ if "__call__" in vars(base)]
     call = calls[0] if calls and not _keras.is_layer(value) and not _keras.is_builtin(type(value)) else None
     attributes = getattr(value, "__dict__", {}).items() if call else ()
     numbers = {name: part for name, part in attributes if isinstance(part, bool | int | float)}
-    return [type(value).__name__, getattr(value, "__name__", ""), *_content([python, call, numbers], around)]
+    return [type(value).__name__, _name(value), *_content([python, call, numbers], around)]
+
+
+def _name(value):
+    try:
+        return value.__name__
+    except Exception:  # a user's __getattr__ may raise anything
+        return ""
 
 
 def _arguments(node, args, kwargs):
@@ -172,7 +179,7 @@ def _argument(value) -> str:
 def _array(value) -> np.ndarray | None:
     """The numbers of an array, tensor, number or list of them, whatever holds them; None of anything else."""
     if isinstance(value, list | tuple):
-        if not value or not all(isinstance(part, bool | int | float | np.number) for part in tf.nest.flatten(value)):
+        if not value or not _is_numeric(value):
             return None
     elif not isinstance(value, bool | int | float | np.number | np.ndarray) and not _is_eager(value):
         return None
@@ -180,9 +187,15 @@ def _array(value) -> np.ndarray | None:
         array = np.asarray(value)
     except ValueError:  # lists of several lengths
         return None
-    if array.dtype.kind in "fV":  # V: bfloat16
+    if array.dtype.kind in "fV" and array.dtype.names is None:  # V: bfloat16, or records
         return array.astype(float)
     return array.astype(np.int64) if array.dtype.kind in "biu" else None
+
+
+def _is_numeric(value):
+    if isinstance(value, list | tuple):
+        return all(map(_is_numeric, value))
+    return isinstance(value, bool | int | float | np.number)
 
 
 def _is_eager(value):

@@ -63,9 +63,8 @@ def _initializers(layer, owners, shapes):
 
 
 def check_cut(model: KerasModel, graph: Graph) -> None:
-    """Raises a ValueError if a model with custom layers cannot be cut, as found by cutting one unit of each group."""
-    layers = _keras.layer_paths(model).values()
-    if all(_keras.op_name(layer) or _keras.builtin_class_name(layer) for layer in layers):
+    """Raises a ValueError if a model with code of users cannot be cut, as found by cutting one unit of each group."""
+    if not _keras.runs_own_code(model):
         return
     kept = np.ones(graph.units, bool)
     for group in graph.groups:
@@ -74,6 +73,7 @@ def check_cut(model: KerasModel, graph: Graph) -> None:
     try:
         cut(model, graph, kept)
     except Exception as error:  # from any custom layer
+        layers = _keras.layer_paths(model).values()
         users = {
             type(layer) for layer in layers if is_custom(layer) and not type(layer).__module__.startswith("tfspline")
         }

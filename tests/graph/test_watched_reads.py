@@ -1,0 +1,137 @@
+"""Code that gets at a layer in ways that copies cannot follow is refused by name: its copy would stay bound to it."""
+
+import contextvars
+import itertools
+import types
+
+import keras as keras3
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.zoo import difference, inputs_for, scramble
+
+import tfspline
+
+
+def array(layer):
+    held = np.empty(1, object)
+    held[0] = layer
+    return held
+
+
+def variable(layer):
+    held = contextvars.ContextVar("held")
+    held.set(layer)
+    return held
+
+
+# What holds a layer, and how code gets it back.
+HIDDEN = {
+    "object array": (array, lambda held: held[0]),
+    "iterator": (itertools.repeat, next),
+    "generator": (lambda layer: (layer for _ in itertools.count()), next),
+    "context variable": (variable, lambda held: held.get()),
+    "class": (lambda layer: type("Registry", (), {"layer": layer}), lambda held: held.layer),
+    "own getattr": (
+        lambda layer: type("Registry", (), {"__getattr__": lambda self, name: {"layer": layer}[name]})(),
+        lambda held: held.layer,
+    ),
+    "string with attributes": (lambda layer: type("Name", (str,), {"layer": layer})("name"), lambda held: held.layer),
+    "module": (lambda layer: types.SimpleNamespace(module=module(layer)), lambda held: vars(held.module)["encoder"]),
+    "globals": (lambda layer: globals().update(hidden=layer), lambda held: globals()["hidden"]),
+}
+
+
+def module(layer):
+    made = types.ModuleType("registry")
+    made.encoder = layer
+    return made
+
+
+def tied(keras, held, get):
+    class Tied(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="tied")
+            self.held = held
+
+        def call(self, x, training=None):  # the test of `training` has it copied, not unrolled
+            x = 2.0 * x if training else x
+            return tf.matmul(x, tf.convert_to_tensor(get(self.held).kernel), transpose_b=True)
+
+        def compute_output_shape(self, shape):  # with it, Keras 3 does not run `call`
+            return (shape[0], 6)
+
+    return Tied()
+
+
+def around(keras, source, middle):
+    """input -> `source` -> Dense -> Dense -> middle(x) -> Dense."""
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(16)(keras.layers.Dense(8, "relu")(source(inputs)))
+    return keras.Model(inputs, keras.layers.Dense(2)(middle(x)))
+
+
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_a_layer_that_gets_at_another_one(keras, kind):
+    hide, get = HIDDEN[kind]
+    source = keras.layers.Dense(16, "relu", name="source")
+    model = around(keras, source, tied(keras, hide(source), get))
+    with pytest.raises(ValueError, match="Layer 'tied' .*'source'.*attribute.*closure"):
+        tfspline.plan(model, 0.5, criterion="l1")
+    follow = around(keras, source, tied(keras, [source], lambda held: held[0]))
+    tfspline.plan(follow, 0.5, criterion="l1")
+
+
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_an_activation_that_gets_at_a_layer(keras, kind):
+    hide, get = HIDDEN[kind]
+    source = keras.layers.Dense(16, "relu", name="source")
+    held = hide(source)
+
+    def activation(x):
+        return x * tf.reduce_sum(tf.convert_to_tensor(get(held).kernel))
+
+    model = around(keras, source, keras.layers.Dense(6, activation, name="tied"))
+    with pytest.raises(ValueError, match="Layer 'tied' .*'source'.*closure"):
+        tfspline.plan(model, 0.5, criterion="l1")
+
+
+def passed(keras, source):
+    class Use(keras.layers.Layer):
+        def call(self, x, other):
+            return tf.matmul(x, tf.convert_to_tensor(other["layer"].kernel), transpose_b=True)
+
+    return lambda x: Use(name="use")(x, other={"layer": source})
+
+
+def mapped(keras, source):
+    return lambda x: keras.ops.map(lambda row: tf.linalg.matvec(tf.convert_to_tensor(source.kernel), row), x)
+
+
+@pytest.mark.parametrize("middle", [passed, mapped])
+def test_arguments_that_lead_to_a_layer_are_copied(keras, rng, middle):
+    if middle is mapped and keras is not keras3:
+        pytest.skip("only Keras 3 records functions as arguments")
+    source = keras.layers.Dense(16, "relu", name="source")
+    model = scramble(around(keras, source, middle(keras, source)), rng)
+    plan, x = tfspline.plan(model, 0.5, criterion="l1"), inputs_for(model, rng)
+    slim, masked = plan.apply(model), plan.mask(model)
+    before = slim(x)
+    assert difference(masked(x), before) <= 1e-5
+    assert "uses weights of 'source'" in {row["layer"]: row["protected"] for row in plan.rows()}["source"]
+    source.kernel.assign(tf.zeros((6, 16)))
+    assert difference(slim(x), before) == 0
+
+
+def test_an_argument_that_gets_at_a_layer():
+    source = keras3.layers.Dense(16, "relu", name="source")
+    held = itertools.repeat(source)
+
+    def product(row):
+        return tf.linalg.matvec(tf.convert_to_tensor(next(held).kernel), row)
+
+    model = around(keras3, source, lambda x: keras3.ops.map(product, x))
+    with pytest.raises(ValueError, match="'map.*'source'"):
+        tfspline.plan(model, 0.5, criterion="l1")
