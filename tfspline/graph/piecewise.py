@@ -26,14 +26,15 @@ class PiecewiseAffine:
     @classmethod
     def of(cls, function: Callable[[tf.Tensor], tf.Tensor], breakpoints: tuple[float, ...]) -> "PiecewiseAffine":
         """The pieces of a function whose breakpoints are known; slopes and offsets are read off its values."""
+        pieces = itertools.pairwise([breakpoints[0] - 4.0, *breakpoints, breakpoints[-1] + 4.0])
+        points = np.array([low + (high - low) * np.array([0.25, 0.5, 0.75]) for low, high in pieces])
+        values = np.asarray(function(tf.constant(points.ravel(), tf.float64))).reshape(points.shape)
         slopes, offsets = [], []
-        for low, high in itertools.pairwise([breakpoints[0] - 4.0, *breakpoints, breakpoints[-1] + 4.0]):
-            points = low + (high - low) * np.array([0.25, 0.5, 0.75])
-            values = np.asarray(function(tf.constant(points, tf.float64)))
-            slope = (values[2] - values[0]) / (points[2] - points[0])
-            straight = abs(values[1] - (values[0] + values[2]) / 2) < 1e-12 * max(1, *abs(values))
+        for (start, middle, end), z in zip(values, points, strict=True):
+            slope = (end - start) / (z[2] - z[0])
+            straight = abs(middle - (start + end) / 2) < 1e-12 * max(1, abs(start), abs(middle), abs(end))
             slopes.append(slope if straight else math.nan)
-            offsets.append(values[1] - slope * points[1])
+            offsets.append(middle - slope * z[1])
         return cls(tuple(map(float, breakpoints)), tuple(slopes), tuple(offsets))
 
     @property
