@@ -50,6 +50,8 @@ def make_savable(layer: KerasLayer) -> None:
 def own_activation(layer: KerasLayer, name: str = "activation") -> Any:
     """The activation that a layer holds, a function or another layer; None without one, or if it changes nothing."""
     activation: Any = getattr(layer, name, None)
+    if activation is None:
+        return None
     while builtin_class_name(activation) == "Activation":
         activation = activation.activation
     return activation if callable(activation) and function_name(activation) not in ("linear", "identity") else None
@@ -216,15 +218,14 @@ def weight(layer: KerasLayer, path: str) -> Any:
 def weights(layer: KerasLayer) -> list:
     """All weights of a layer; none for a bare op."""
     # In tf_keras a vocabulary is among the weights, but is not an array.
-    return [weight for weight in getattr(layer, "weights", ()) if hasattr(weight, "shape")]
+    return [weight for weight in getattr(layer, "weights", ()) if hasattr(type(weight), "shape")]
 
 
 def weight_shapes(layer: KerasLayer) -> list[tuple[int, ...]]:
     """The shapes of `weights(layer)`."""
     # A variable whose size tf_keras leaves open, such as the boundaries of a Discretization, knows it only by value.
-    return [
-        tuple(tf.shape(weight).numpy()) if None in weight.shape else tuple(weight.shape) for weight in weights(layer)
-    ]
+    shapes = [(weight, tuple(weight.shape)) for weight in weights(layer)]
+    return [tuple(tf.shape(weight).numpy()) if None in shape else shape for weight, shape in shapes]
 
 
 def output_shape(layer: KerasLayer, shapes: Any) -> tuple | None:
