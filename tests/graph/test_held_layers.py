@@ -25,6 +25,22 @@ class Frozen:
     layer: object
 
 
+class Private:
+    __slots__ = ("__layer",)
+
+    def __init__(self, layer):
+        self.__layer = layer
+
+    def get(self):
+        return self.__layer
+
+
+def array_of(layer):
+    array = np.empty((1, 2), object)
+    array[0, 1] = layer
+    return array
+
+
 def functional(keras, layer, own=False):
     class Doubled(keras.Model):
         def call(self, x, training=None, mask=None):
@@ -66,6 +82,12 @@ HOLDERS = {
     "functional model": (lambda keras, layer: functional(keras, layer), lambda held: held),
     "subclassed functional model": (lambda keras, layer: functional(keras, layer, own=True), lambda held: held),
     "subclassed model": (lambda keras, layer: subclassed(keras, layer), lambda held: held),
+    "array": (lambda keras, layer: array_of(layer), lambda held: held[0, 1]),
+    "private slot": (lambda keras, layer: Private(layer), lambda held: held.get()),
+    "factory": (
+        lambda keras, layer: types.SimpleNamespace(made=collections.defaultdict(lambda: layer)),
+        lambda held: held.made["new"],
+    ),
     "defaultdict": (lambda keras, layer: collections.defaultdict(list, a=layer), lambda held: held["a"]),
 }
 

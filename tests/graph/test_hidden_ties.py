@@ -1,6 +1,7 @@
 """Weights that reach a layer or op on ways that Keras does not track: kept in copies, or refused by name."""
 
 import collections
+import functools
 import sys
 import types
 import weakref
@@ -16,7 +17,22 @@ HOLDERS = {
     "deque": lambda layer: collections.deque([layer]),
     "mapping proxy": lambda layer: types.MappingProxyType({"layer": layer}),
     "weak reference": lambda layer: weakref.ref(layer),
+    "iterator": lambda layer: iter([layer]),
+    "generator": lambda layer: (layer for _ in range(2)),
+    "zip of a map": lambda layer: zip([1], map(lambda _: layer, [1]), strict=True),
+    "cached function": lambda layer: functools.lru_cache(lambda: layer),
+    "method of a list": lambda layer: [layer].__getitem__,
+    "property": lambda layer: property(lambda self: layer),
+    "records": lambda layer: np.array([(layer, 1)], dtype=[("layer", object), ("number", int)]),
+    "string with attributes": lambda layer: named(layer),
+    "partial of an iterator": lambda layer: functools.partial(next, iter([layer])),
 }
+
+
+def named(layer):
+    name = type("Name", (str,), {})("name")
+    name.layer = layer
+    return name
 
 
 def transposed(keras, source):
@@ -118,6 +134,28 @@ def test_a_container_that_cannot_be_copied_is_refused(keras, holder):
     x = keras.Input((6,))
     model = keras.Model(x, keras.layers.Dense(2)(Holder(inner)(keras.layers.Dense(8)(keras.layers.Dense(8)(x)))))
     with pytest.raises(ValueError, match="Holder.*list or dict.*attribute 'held'"):
+        tfspline.plan(model, 0.5)
+
+
+@pytest.mark.parametrize("base", [object, list, dict, tuple, str])
+@pytest.mark.parametrize("name", ["get", "__getitem__"])
+@pytest.mark.sweep(5)
+def test_a_helper_object_whose_methods_use_a_layer_is_refused(keras, base, name):
+    inner = keras.layers.Dense(8)
+    inner.build((None, 8))
+    helper = types.SimpleNamespace(inner=type("Helper", (base,), {name: lambda self, *_: inner})())
+
+    class Holder(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.held = helper
+
+        def call(self, x, training=None):  # the layer is not read: it is refused for what it might do
+            return 2.0 * x if training else 2.0 * x
+
+    x = keras.Input((6,))
+    model = keras.Model(x, keras.layers.Dense(2)(Holder()(keras.layers.Dense(8)(keras.layers.Dense(8)(x)))))
+    with pytest.raises(ValueError, match=f"Holder.*{name}.* of Helper uses a layer.*constructor"):
         tfspline.plan(model, 0.5)
 
 

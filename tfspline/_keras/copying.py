@@ -22,7 +22,6 @@ from tfspline._keras.modules import keras_of
 from tfspline._keras.references import (
     CALLS,
     OBJECTS,
-    OPAQUE,
     TF_FUNCTION,
     attributes,
     checkpointed,
@@ -30,6 +29,7 @@ from tfspline._keras.references import (
     globals_of,
     has_contents,
     is_layer,
+    is_opaque,
     is_proxy,
     is_weight,
     reach,
@@ -177,6 +177,14 @@ class Copies:
     def _opaque(self, value):
         raise ValueError(f"it holds a {type(value).__name__} with layers or weights; hold them in a list or dict")
 
+    def _array(self, values):
+        if type(values) is not np.ndarray or values.dtype.names:
+            return self._opaque(values)
+        copy = self._remember(values, values.copy())
+        for place in np.ndindex(values.shape):
+            copy[place] = self._copy(values[place])
+        return copy
+
     def _weak_set(self, values):
         return self._remember(values, weakref.WeakSet(map(self._copy, values)))
 
@@ -196,11 +204,13 @@ class Copies:
         return self._remember(function, function._clone(self._copy(function.python_function)))
 
     def _fixed(self, values):
+        self._check_class(type(values))
         parts = [self._copy(part) for part in values]
         make = getattr(values, "_make", type(values))
         return self._remember(values, make(parts))
 
     def _collection(self, values):
+        self._check_class(type(values))
         copy = self._remember(values, type(values).__new__(type(values)))
         parts = values.items() if isinstance(values, dict) else tuple(values)
         # The methods of the base class: those of Keras' and TensorFlow's collections would track the parts again.
@@ -211,16 +221,21 @@ class Copies:
         else:
             set.update(copy, [self._copy(part) for part in parts])
         if hasattr(type(values), "default_factory"):
-            copy.default_factory = values.default_factory
+            copy.default_factory = self._copy(values.default_factory)
         return self._with_attributes(values, copy)
 
-    def _object(self, value):
-        for name, part in class_attributes(type(value)):
+    def _check_class(self, kind):
+        for name, part in class_attributes(kind):
             if reach(part)[1]:
                 raise ValueError(
-                    f"{name!r} of its class uses a layer or weight as a global, a closure or an attribute of a "
-                    "class or module; give it to the constructor and hold it as an attribute of the layer"
+                    f"{name!r} of {kind.__name__} uses a layer or weight as a global, a closure or an attribute of a "
+                    "class or module; give it to the constructor and hold it as an attribute of the object"
                 )
+
+    def _object(self, value):
+        self._check_class(type(value))
+        if is_opaque(value):
+            self._opaque(value)
         if is_proxy(value):
             return self._remember(value, type(value)(self._copy(value.__wrapped__)))
         new = types.SimpleNamespace if isinstance(value, types.SimpleNamespace) else object
@@ -252,7 +267,8 @@ class Copies:
         (weakref.WeakSet, _weak_set),  # tf_keras keeps the books of layers in a list in it
         (weakref.WeakKeyDictionary, _weak_keys),  # in models, what was trainable when they were compiled
         (tf.train.Checkpoint, _checkpoint),
-        (OPAQUE, _opaque),
+        (np.ndarray, _array),
+        (weakref.ref, _opaque),
         (TF_FUNCTION, _tf_function),
         ((tuple, frozenset), _fixed),
         ((list, dict, set), _collection),

@@ -7,7 +7,7 @@ import inspect
 import sys
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,17 +22,22 @@ from tfspline._keras.types import KerasLayer, KerasVariable
 CALLS = ("_inbound_nodes", "_outbound_nodes", "_inbound_nodes_value", "_outbound_nodes_value")
 _SIGNATURES = (inspect.Signature, inspect.FullArgSpec)  # what they hold of a function is reached through the function
 _LEAVES = (
-    *(str, bytes, int, float, complex, type(None), type, types.ModuleType, np.ndarray, np.generic, tf.Tensor),
+    *(type(None), type, types.ModuleType, np.ndarray, np.generic, tf.Tensor),
     *_SIGNATURES,
 )
-_PLAIN = {str, bytes, int, float, bool, complex, type(None), type, np.ndarray}  # passed over early, since most are
+_PLAIN = {str, bytes, int, float, bool, complex, type(None), type}  # passed over early, since most are
 _PLAIN_CONTAINERS = {list, tuple, set, frozenset, dict}  # these, and not classes derived from them, hold nothing else
 _LIBRARIES = ("keras", "tf_keras", "tensorflow", "numpy", "tensorflow_model_optimization")
 _WITHOUT_LAYERS = {*_LIBRARIES, *sys.stdlib_module_names}
 _CONTAINERS = ("tensorflow.python.trackable", "tensorflow.python.util.object_identity")
 OBJECTS = ("activation", "initializer", "regularizer", "constraint")  # entries of configs that hold Python objects
 _TRACKABLE: Any = tf.__internal__.tracking.AutoTrackable  # among others of tf.Module and what is in a SavedModel
-OPAQUE: Any = (deque, types.MappingProxyType, weakref.ref, type(functools.lru_cache(lambda: 0)))
+_OPEN: Any = (  # classes that are not written in Python, of which copies are made
+    *(*_PLAIN_CONTAINERS, object, OrderedDict, defaultdict, types.SimpleNamespace),
+    *(types.FunctionType, types.MethodType, functools.partial),
+)
+_HEAP_TYPE, _IMMUTABLE_TYPE = 1 << 9, 1 << 8  # flags of CPython: all classes written in Python have only the first
+_BUILDING = ("__init__", "__new__", "__init_subclass__", "build")
 TF_FUNCTION: Any = type(tf.function(lambda: 0))
 
 
@@ -135,14 +140,14 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from (*value, *value.values()) if kind is dict else value
     elif issubclass(kind, tf.Variable):
         yield from (value.constraint, vars(value).get("_variable"))
+    elif issubclass(kind, np.ndarray) and value.dtype.hasobject:
+        yield value.tolist()
     elif issubclass(kind, _LEAVES) or "_keras_history" in attributes(value):  # the latter are symbolic tensors
         return
     elif issubclass(kind, weakref.ref):
         yield value()
     elif issubclass(kind, tf.train.Checkpoint):
         yield from checkpointed(value).values()
-    elif issubclass(kind, OPAQUE):
-        yield from gc.get_referents(value)
     elif issubclass(kind, types.FunctionType):
         yield from (cell.cell_contents for cell in value.__closure__ or () if has_contents(cell))
         yield from (value.__defaults__, value.__kwdefaults__, vars(value), *globals_of(value).values())
@@ -155,6 +160,9 @@ def _parts(value: Any) -> Iterator[Any]:
         yield value.python_function
     elif home.startswith("tensorflow.") and not home.startswith(_CONTAINERS) and not issubclass(kind, _TRACKABLE):
         return
+    elif is_opaque(value):
+        yield from gc.get_referents(value)
+        yield from (part for _, part in class_attributes(kind))
     else:
         if isinstance(value, dict):
             yield from (*value, *value.values())
@@ -162,6 +170,8 @@ def _parts(value: Any) -> Iterator[Any]:
             yield from value
         if is_proxy(value):
             yield value.__wrapped__
+        elif isinstance(value, defaultdict):
+            yield value.default_factory
         yield from (part for name, part in attributes(value).items() if name not in CALLS)
         yield from (part for _, part in slots(value))
         yield from (part for _, part in class_attributes(kind))
@@ -170,6 +180,18 @@ def _parts(value: Any) -> Iterator[Any]:
 def checkpointed(checkpoint: tf.train.Checkpoint) -> dict[str, Any]:
     """What a checkpoint is made of, by name. A model of tf_keras holds one of itself, by a weak reference."""
     return {name: part() if type(part) is weakref.ref else part for name, part in checkpoint._kwargs.items()}
+
+
+def is_opaque(value: Any) -> bool:
+    """Whether a value may refer to others in a way that only the garbage collector sees, such as an iterator."""
+    kind: Any = type(value)
+    return _is_opaque_class(kind) and not is_proxy(value)
+
+
+@functools.cache
+def _is_opaque_class(kind: Any) -> bool:
+    foreign = (base for base in kind.__mro__ if base.__flags__ & (_HEAP_TYPE | _IMMUTABLE_TYPE) != _HEAP_TYPE)
+    return any(base not in _OPEN for base in foreign)
 
 
 def is_proxy(value: Any) -> bool:
@@ -238,14 +260,15 @@ def class_attributes(kind: Any) -> list[tuple[str, Any]]:
     if _of_library(kind):
         return []
     classes = [base for base in kind.__mro__ if not _of_library(base) and base.__module__ != "builtins"]
-    held = [(name, value) for base in classes for name, value in vars(base).items() if _is_used(name)]
+    held = [(name, value) for base in classes for name, value in vars(base).items() if _is_used(name, value)]
     unwrapped = [(name, getattr(value, "__func__", getattr(value, "fget", value))) for name, value in held]
-    return [(name, value) for name, value in unwrapped if not isinstance(value, _LEAVES)]
+    return [(name, value) for name, value in unwrapped if type(value) not in _PLAIN and not isinstance(value, _LEAVES)]
 
 
-def _is_used(name):
+def _is_used(name, value):
     """Whether a layer that is built uses the attribute of its class."""
-    return name == "__call__" or not (name.startswith("__") or name == "build")
+    is_special = name.startswith("__")
+    return name not in _BUILDING and (isinstance(value, types.FunctionType) or not is_special)
 
 
 def attributes(value: Any) -> dict[str, Any]:
@@ -264,6 +287,10 @@ def slots(value: Any) -> list[tuple[str, Any]]:
 
 @functools.cache
 def _slot_names(kind: Any) -> Any:
-    slots = [vars(base).get("__slots__", ()) for base in kind.__mro__]
-    names = [name for some in slots for name in ([some] if isinstance(some, str) else some)]
-    return [name for name in names if not name.startswith("__")]
+    found = []
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            is_private = name.startswith("__") and not name.endswith("__")
+            found.append(f"_{base.__name__.lstrip('_')}{name}" if is_private else name)
+    return [name for name in found if not name.startswith("__")]

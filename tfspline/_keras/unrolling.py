@@ -112,8 +112,11 @@ class _Unrolling:
         self._names = {tensor._keras_history[0].name for tensor in tf.nest.flatten(inputs)}
         if not all(layer.built for layer in (self._model, *sublayers(self._model))):  # twins must not be built instead
             self._model(tf.nest.map_structure(lambda x: tf.zeros([size or 1 for size in x.shape], x.dtype), inputs))
-        with intercepted(self, self._module):
-            outputs = self._model(inputs)
+        try:
+            with intercepted(self, self._module):
+                outputs = self._model(inputs)
+        except _NotCopied as error:
+            raise ValueError(_first_line(error)) from error
         if id(self._model) in self._failed:
             raise ValueError(
                 f"The graph of the subclassed model {type(self._model).__name__} ({self._model.name!r}) cannot be "
