@@ -342,3 +342,11 @@ def test_a_layer_whose_config_does_not_make_it_keeps_its_units_and_the_advice_wo
     assert tfspline.prune(keras.Model(x, keras.layers.Dense(2)(Mended(8)(x))), 0.5).layers[1].units == 4
     x = inputs_for(model, rng)
     assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= 1e-5
+
+
+def test_a_sequential_calls_a_layer_twice(keras, rng):
+    twice = keras.layers.Dense(8, "relu")
+    model = keras.Sequential([keras.Input((8,)), twice, keras.layers.Dense(8, "relu"), twice, keras.layers.Dense(2)])
+    x, plan = rng.normal(size=(3, 8)).astype("float32"), tfspline.plan(scramble(model, rng), 0.5, criterion="l1")
+    assert difference(model(x), _keras.rebuild(model)(x)) == 0
+    assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= 1e-5

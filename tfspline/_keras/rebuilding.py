@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import inspect
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -110,6 +109,8 @@ class _Rebuilding:
         pairs = zip(model.inputs, called_with or model.inputs, strict=True)
         inputs = [symbolic_input(module, tensor, _called_shape(tensor, given)) for tensor, given in pairs]
 
+        called: list = []
+
         def visit(node, args, kwargs):
             args, kwargs = self._copied_arguments(node.layer, args, kwargs)
             path = self._paths.get(id(node.layer))
@@ -122,12 +123,13 @@ class _Rebuilding:
                     outputs, read = watched_call(layer, args, kwargs)
                 self._check_read(node.layer, read)
                 args, kwargs = (outputs,), {}
+                called.append(layer)
             return outputs
 
         outputs = run(model, inputs, visit)
         if isinstance(model, module.Sequential):
-            layers = [*itertools.chain(*(self._copies[id(unwrapped(layer))] for layer in model.layers))]
-            copy = of_same_class(model, module.Sequential, layers=[*inputs, *layers])
+            # Not `model.layers`: in tf_keras, a layer that is called twice occurs once in it.
+            copy = of_same_class(model, module.Sequential, layers=[*inputs, *called])
         else:
             structures = {"inputs": (model.input, inputs), "outputs": (model.output, outputs)}
             packed = {name: tf.nest.pack_sequence_as(*pair) for name, pair in structures.items()}
