@@ -9,6 +9,7 @@ import tensorflow as tf
 from helpers.zoo import difference, inputs_for, scramble
 
 import tfspline
+from tfspline._keras import watching
 
 
 def variable(layer):
@@ -123,3 +124,10 @@ def test_an_argument_that_gets_at_a_layer():
     model = around(keras3, source, lambda x: keras3.ops.map(product, x))
     with pytest.raises(ValueError, match="'map.*'source'"):
         tfspline.plan(model, 0.5, criterion="l1")
+
+
+def test_layers_of_keras_are_not_run_to_see_what_they_read(keras, monkeypatch):
+    hidden = [keras.layers.Dense(8, "relu"), keras.layers.BatchNormalization()]
+    model = keras.Sequential([keras.Input((4,)), *hidden, keras.layers.Dense(2)])
+    monkeypatch.setattr(watching, "_watched", lambda: pytest.fail("it takes longer than the rest of a cut"))
+    assert tfspline.prune(model, 0.5).layers[0].units == 4

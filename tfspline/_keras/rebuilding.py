@@ -119,8 +119,8 @@ class _Rebuilding:
             is_new = path in self._changes and path not in self._replacements
             outputs = first_argument(args, kwargs)
             for layer in self._copies_of(node.layer, args, kwargs):
-                with with_weights_of_zeros(layer, node.layer) if is_new else contextlib.nullcontext():
-                    outputs, read = watched_call(layer, args, kwargs)
+                around = with_weights_of_zeros(layer, node.layer) if is_new else contextlib.nullcontext()
+                outputs, read = watched_call(layer, args, kwargs, around)
                 self._check_read(node.layer, read)
                 args, kwargs = (outputs,), {}
                 called.append(layer)

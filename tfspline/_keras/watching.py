@@ -27,13 +27,16 @@ def _runs_own_code(layer, args, kwargs):
     return has_own_code(layer) or any(map(callable, tf.nest.flatten((args, kwargs))))
 
 
-def watched_call(layer: KerasLayer, args: tuple, kwargs: dict) -> tuple[Any, list[Any]]:
-    """The outputs of a layer or bare op on symbolic tensors, and the tf.Variables that code of users reads in it."""
-    if not _runs_own_code(layer, args, kwargs):
-        return layer(*args, **kwargs), []
-    with _watched() as read:
+def watched_call(
+    layer: KerasLayer, args: tuple, kwargs: dict, around: contextlib.AbstractContextManager
+) -> tuple[Any, list[Any]]:
+    """The outputs of a layer or bare op on symbolic tensors, and the tf.Variables that code of users reads in it. The
+    call is made in the context `around`, which may change what the layer holds."""
+    is_watched = _runs_own_code(layer, args, kwargs)
+    watched: Any = _watched() if is_watched else contextlib.nullcontext([])
+    with around, watched as read:
         outputs = layer(*args, **kwargs)
-        if isinstance(layer, keras.Operation):
+        if is_watched and isinstance(layer, keras.Operation):
             _trace(layer, args, kwargs)
     return outputs, read
 
