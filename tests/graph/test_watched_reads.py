@@ -4,6 +4,7 @@ import contextvars
 import types
 
 import keras as keras3
+import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.zoo import difference, inputs_for, scramble
@@ -84,6 +85,81 @@ def test_an_activation_that_gets_at_a_layer(keras, kind):
 
     model = around(keras, source, keras.layers.Dense(6, activation, name="tied"))
     with pytest.raises(ValueError, match="Layer 'tied' .*'source'.*closure"):
+        tfspline.plan(model, 0.5, criterion="l1")
+
+
+def used_in_training(keras, get):
+    """A layer that reads another one when it trains, inside one whose own `call` takes no `training`."""
+
+    class Part(keras.layers.Layer):
+        def call(self, x, training=None):
+            return tf.matmul(x, tf.convert_to_tensor(get().kernel), transpose_b=True) if training else x[:, :6]
+
+    class Tied(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="tied")
+            self.part, self.norm = Part(), keras.layers.BatchNormalization()
+
+        def build(self, shape):
+            self.norm.build((None, 6))
+
+        def call(self, x):
+            x = self.norm(self.part(x))
+            self.add_loss(tf.reduce_mean(x))
+            return x
+
+        def compute_output_shape(self, shape):
+            return (shape[0], 6)
+
+    return Tied()
+
+
+def test_a_layer_that_gets_at_another_one_in_training_only(keras):
+    source = keras.layers.Dense(16, "relu", name="source")
+    model = around(keras, source, used_in_training(keras, variable(source).get))
+    with pytest.raises(ValueError, match="Layer 'tied' .*'source'"):
+        tfspline.plan(model, 0.5, criterion="l1")
+
+
+@pytest.mark.parametrize("place", ["kernel_regularizer", "bias_constraint"])
+def test_a_regularizer_or_constraint_that_gets_at_a_layer(keras, place):
+    source = keras.layers.Dense(16, "relu", name="source")
+    held = variable(source)
+
+    def near(weight):
+        return tf.reduce_sum(tf.convert_to_tensor(held.get().kernel)) + 0.0 * tf.convert_to_tensor(weight)
+
+    model = around(keras, source, keras.layers.Dense(6, name="tied", **{place: near}))
+    with pytest.raises(ValueError, match="Layer 'tied' .*'source'"):
+        tfspline.plan(model, 0.5, criterion="l1")
+
+
+def test_looking_at_the_training_of_a_layer_changes_nothing(keras, rng):
+    other = keras.layers.Dense(16, name="other")
+    other.build((None, 6))
+    model = around(keras, keras.layers.Dense(16, "relu"), used_in_training(keras, variable(other).get))
+    slim = tfspline.plan(scramble(model, rng), 0.5, criterion="l1").apply(model)
+    before, after = (one.get_layer("tied").norm.get_weights() for one in (model, slim))
+    assert all(map(np.array_equal, before, after))
+    assert len(slim.losses) == len(model.losses)
+
+
+def test_a_layer_that_gets_at_another_one_if_there_is_a_mask(keras):
+    source = keras.layers.Dense(16, "relu", name="source")
+    get = variable(source).get
+
+    class Tied(keras.layers.Layer):
+        def call(self, x, mask=None, training=None):
+            return x if mask is None else x + tf.reduce_sum(tf.convert_to_tensor(get().kernel))
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    def time(x):
+        return keras.layers.Masking()(keras.layers.Reshape((4, 4))(x))
+
+    model = around(keras, source, lambda x: keras.layers.Flatten()(Tied(name="tied")(time(x))))
+    with pytest.raises(ValueError, match="Layer 'tied' .*'source'"):
         tfspline.plan(model, 0.5, criterion="l1")
 
 

@@ -19,7 +19,8 @@ from tfspline._keras.layers import is_builtin, op_name, sublayers, weights
 from tfspline._keras.modules import is_layer_class, of_class
 from tfspline._keras.types import KerasLayer, KerasVariable
 
-CALLS = ("_inbound_nodes", "_outbound_nodes", "_inbound_nodes_value", "_outbound_nodes_value")
+# What the calls of a layer have left in it.
+CALLS = ("_inbound_nodes", "_outbound_nodes", "_inbound_nodes_value", "_outbound_nodes_value", "_losses")
 _SIGNATURES = (inspect.Signature, inspect.FullArgSpec)  # what they hold of a function is reached through the function
 _LEAVES = (
     *(type(None), type, types.ModuleType, np.ndarray, np.generic, tf.Tensor),
