@@ -1,10 +1,12 @@
 """Helpers shared by the benchmarks: hardware, timing, training, tables, and results that survive an interruption."""
 
+import ctypes
 import gc
 import importlib
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import time
@@ -13,6 +15,7 @@ import tensorflow as tf
 
 from tfspline import models
 from tfspline._keras import keras_named
+from tfspline.recipe.recipe import Recipe
 
 
 def setting(*keras_names):
@@ -50,6 +53,28 @@ def peak():
     """Return the peak memory of this process in bytes."""
     unit = 1 if platform.system() == "Darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def status(field):
+    """Read the memory of this process in bytes: "VmRSS" is the current value, "VmHWM" the peak since its last reset."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", file.read())[1])
+
+
+def trim():
+    """Return unused memory to the system, so that it does not count as used."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def taken(function):
+    """Return the peak memory of a function above the process's current memory, in bytes, and its result. Linux only."""
+    trim()
+    before = status("VmRSS")
+    with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
+        file.write("5")  # resets VmHWM
+    result = function()
+    return status("VmHWM") - before, result
 
 
 class Results:
@@ -145,6 +170,33 @@ def train(model, recipe, dataset, done, until, *callbacks, verbose=2):
         verbose=verbose,
         callbacks=[keras_named(recipe.keras).callbacks.LearningRateScheduler(recipe.learning_rate_at), *callbacks],
     )
+
+
+def trained(path, build, recipe, dataset):
+    """Load the network in a file, after building it and training it by a recipe if there is no such file."""
+    keras = keras_named(recipe.keras)
+    if not os.path.exists(path):
+        keras.utils.set_random_seed(recipe.seed)
+        model = compiled(build(), recipe)
+        train(model, recipe, dataset, 0, recipe.epochs)
+        model.save(f"{path}.part.keras")
+        os.replace(f"{path}.part.keras", path)
+    return keras.models.load_model(path)
+
+
+def dense_resnet20(folder, dataset, seed, epochs):
+    """Load the ResNet-20 of a seed, after training it on Fashion-MNIST if there is no file."""
+    recipe = Recipe(
+        network="resnet20", keras="tf_keras", augment="crop", learning_rate=0.1, weight_decay=5e-4, epochs=epochs,
+        seed=seed, ratio=0.5,
+    )  # fmt: skip
+    path = os.path.join(folder, f"dense-{epochs}-{seed}.keras")
+    return trained(path, lambda: network(recipe, dataset), recipe, dataset)
+
+
+def is_stream(layer):
+    """Whether a layer of a ResNet of the package produces the channels of a residual stream."""
+    return layer.name == "stem" or layer.name.endswith(("conv2", "shortcut"))
 
 
 def accuracy(model, dataset, split="test"):

@@ -13,14 +13,12 @@ import statistics
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
 import numpy as np  # noqa: E402
-import tf_keras  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import Results, accuracy, compiled, network, setting, train  # noqa: E402
+from common import Results, accuracy, dense_resnet20, is_stream, setting  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import datasets  # noqa: E402
-from tfspline.recipe.recipe import Recipe  # noqa: E402
 
 CRITERIA = ("spline_affine", "spline_data", "spline", "bn_scale", "l1", "fpgm", "random")
 WAYS = {
@@ -43,26 +41,6 @@ flags.DEFINE_bool("streams", False, "Prune the residual streams as well as the i
 flags.DEFINE_integer("images", 512, "Unlabelled training images for scores and compensations.")
 
 
-def dense_network(folder, dataset, seed, epochs):
-    """Load the dense network of a seed, after training it if there is no file."""
-    path = os.path.join(folder, f"dense-{epochs}-{seed}.keras")
-    if not os.path.exists(path):
-        recipe = Recipe(
-            network="resnet20", keras="tf_keras", augment="crop", learning_rate=0.1, weight_decay=5e-4, epochs=epochs,
-            seed=seed, ratio=0.5,
-        )  # fmt: skip
-        model = compiled(network(recipe, dataset), recipe)
-        train(model, recipe, dataset, 0, epochs)
-        model.save(f"{path}.part.keras")
-        os.replace(f"{path}.part.keras", path)
-    return tf_keras.models.load_model(path)
-
-
-def is_stream(layer):
-    """Whether a layer produces the channels of a residual stream."""
-    return layer.name == "stem" or layer.name.endswith(("conv2", "shortcut"))
-
-
 def cell_of(given, seed, ratio, criterion, way):
     """Return the cell of a pruned network; dense networks have no ratio, criterion or way."""
     options = {"epochs": given.epochs, "streams": given.streams, "scope": given.scope, "images": given.images}
@@ -74,7 +52,7 @@ def sweep(given, folder):
     results = Results(folder, *cell_of(given, None, None, None, None))
     for seed in map(int, given.seeds):
         dataset = datasets.load("fashion_mnist", given.data_dir, seed=seed)
-        dense = dense_network(folder, dataset, seed, given.epochs)
+        dense = dense_resnet20(folder, dataset, seed, given.epochs)
         cell = cell_of(given, seed, None, None, None)
         if not results.find(**cell):
             print(results.add(cell | {"accuracy": 100 * accuracy(dense, dataset)}), flush=True)

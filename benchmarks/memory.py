@@ -5,19 +5,16 @@ python benchmarks/memory.py [--keras=keras] [--networks=ResNet50,EfficientNetB7]
 """
 
 import concurrent.futures
-import ctypes
 import functools
-import gc
 import multiprocessing
 import os
-import re
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when tensorflow is imported
 
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import setting  # noqa: E402
+from common import setting, status, taken, trim  # noqa: E402
 
 import tfspline  # noqa: E402
 from tfspline import _keras, datasets, models  # noqa: E402
@@ -33,28 +30,6 @@ SHAPE = (224, 224, 3)
 BATCH = 4
 MB = 1e6
 SETTLED = 10  # epochs after which a training has allocated its memory
-
-
-def status(field):
-    """Read the memory of this process in bytes: "VmRSS" is the current value, "VmHWM" the peak since its last reset."""
-    with open("/proc/self/status", encoding="utf-8") as file:
-        return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", file.read())[1])
-
-
-def trim():
-    """Return unused memory to the system, so that it does not count as used."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-
-
-def taken(function):
-    """Return the peak memory of a function above the process's current memory, in bytes, and its result."""
-    trim()
-    before = status("VmRSS")
-    with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
-        file.write("5")  # resets VmHWM
-    result = function()
-    return status("VmHWM") - before, result
 
 
 def images(count):
