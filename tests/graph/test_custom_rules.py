@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from helpers.zoo import difference, inputs_for, scramble
 
 import tfspline
 
@@ -81,6 +83,60 @@ def test_wrong_rule_of_a_layer_with_an_activation_is_refused(keras):
 
 def test_right_rule_prunes(keras):
     assert tfspline.prune(model_with(keras, right), 0.5).get_layer("mix").scale.shape == (4,)
+
+
+class Own:
+    """What a layer of a user has: a matrix as weight, its size in the config, and a call that is not unrolled."""
+
+    def __init__(self, units, **options):
+        super().__init__(**options)
+        self.units = units
+
+    def build(self, shape):
+        self.matrix = self.add_weight(name="matrix", shape=(shape[-1], self.units))
+
+    def call(self, x, training=None):
+        return tf.matmul(2.0 * x if training else x, tf.convert_to_tensor(self.matrix))
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], self.units)
+
+    def get_config(self):
+        return super().get_config() | {"units": self.units}
+
+
+def rule_of_own(call):
+    call.consume("matrix", 0, call.channels())
+    outputs = call.produce("matrix", 1)
+    call.resize("units", lambda kept: int(kept[outputs].sum()))
+    return call.place(outputs)
+
+
+def distributed(keras, rule, times):
+    """A layer with a channel rule in TimeDistributed, as often as `times`."""
+    own = type("Own", (Own, keras.layers.Layer), {})
+    tfspline.register_channel_rule(own, rule)
+    layer = own(6, name="own")
+    for _ in range(times):
+        layer = keras.layers.TimeDistributed(layer, name="wrapped")
+    inputs = keras.Input((3, 2, 4))
+    return keras.Model(inputs, keras.layers.Dense(2)(layer(keras.layers.Dense(8, "relu", name="first")(inputs))))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_rule_holds_in_time_distributed(keras, rng, times):
+    model = scramble(distributed(keras, rule_of_own, times), rng)
+    plan, x = tfspline.plan(model, 0.5, criterion="l1"), inputs_for(model, rng)
+    slim = plan.apply(model)
+    assert [row["units_after"] for row in plan.rows()] == [4, 3, 2]
+    assert difference(plan.mask(model)(x), slim(x)) <= 1e-5
+    assert slim.get_layer("wrapped").get_weights()[0].shape == (4, 3)
+
+
+@pytest.mark.parametrize("rule", [lambda call: None, lambda call: call.produce("kernel", 1)])
+def test_the_error_of_a_wrong_rule_in_time_distributed_names_its_layer(keras, rule):
+    with pytest.raises(ValueError, match=r"The channel rule of 'wrapped' \(Own\) must"):
+        tfspline.plan(distributed(keras, rule, 1), 0.5)
 
 
 def test_rule_gives_ids_for_each_output(keras):

@@ -229,6 +229,44 @@ def a_plan_of_another_rule(keras, folder):
     return lambda: tfspline.Plan.load(folder / "plan.json", model), right
 
 
+def of_time(keras, *layers):
+    """Layers that are called on five steps, and a head."""
+    return keras.Sequential([keras.Input((5, 4)), *layers, keras.layers.Dense(3, name="head")])
+
+
+@case(r"applies 'inner' \(Twice\), which .*; describe it with tfspline.register_channel_rule\(Twice")
+def a_layer_without_a_rule_in_time_distributed(keras, folder):
+    class Twice(keras.layers.Layer):
+        def call(self, x, training=None):
+            return x * (2.0 if training else 1.0)
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    wrapped = keras.layers.TimeDistributed(Twice(name="inner"))
+    model = of_time(keras, keras.layers.Dense(8, "relu", name="a"), wrapped)
+    use = functools.partial(units_of, model, ratio=0.5)
+    return use, lambda: tfspline.register_channel_rule(Twice, lambda call: call.inputs[0]) or use() == 4
+
+
+@case("applies 'net'.*wrap each of its layers instead of all together")
+def a_model_in_time_distributed(keras, folder):
+    wrap = keras.layers.TimeDistributed
+    model = of_time(keras, wrap(small_model(keras, "net")))
+    each = [wrap(keras.layers.Dense(8, "relu"), name="a"), wrap(keras.layers.Dense(8, "relu"), name="b")]
+    return lambda: tfspline.plan(model, 0.5), lambda: units_of(of_time(keras, *each), ratio=0.5) == 4
+
+
+@case("uses weights of 'a', too; call the same of the two in both places")
+def a_layer_with_and_without_time_distributed(keras, folder):
+    def use(wraps):
+        layer, x = keras.layers.Dense(8, "relu", name="shared" if wraps else "a"), keras.Input((5, 4))
+        other = keras.layers.TimeDistributed(layer, name="a") if wraps else layer
+        return units_of(keras.Model(x, keras.layers.Dense(3)(other(x) + layer(2 * x))), ratio=0.5)
+
+    return lambda: use(True), lambda: use(False) == 4
+
+
 @case("deque.* hold them in a list or dict")
 def a_layer_in_a_deque(keras, folder):
     class Holder(keras.layers.Layer):

@@ -8,7 +8,6 @@ counting all use that list.
 
 import functools
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from tfspline.graph.channel_ids import group_units
 from tfspline.graph.findings import Findings
 from tfspline.graph.fixed_arrays import holder, regularizes
 from tfspline.graph.layer_specs.registry import is_homogeneous, spec_of
-from tfspline.graph.layer_specs.spec import unknown
+from tfspline.graph.layer_specs.spec import apply_rule, unknown
 from tfspline.graph.signature import Signature, renamed, signature
 from tfspline.graph.structure import Graph, Repeats, Resize, Shapes, producer_name
 from tfspline.graph.switched_off import off_values
@@ -89,8 +88,11 @@ def _protect_fixed(findings, layers) -> None:
         if part.layer not in reasons:
             builtin = all(_keras.is_builtin(type(one)) for one in (layer, *_keras.sublayers(layer)))
             sizes = {key: of[0](whole) for (path, key), of in findings.resizes.items() if path == part.layer}
+            inner = _keras.innermost(layer)  # a wrapper is made anew from the layer in it
+            if inner is not layer:
+                sizes = {key.replace("layer.", ""): value for key, value in sizes.items()}
             sizes = {key: value for key, value in sizes.items() if "." not in key}  # not of a layer inside
-            reasons[part.layer] = None if builtin else _keras.why_fixed(layer, sizes)
+            reasons[part.layer] = None if builtin else _keras.why_fixed(inner, sizes)
         if reasons.get(part.layer):
             findings.ids.protect(part.units, f"{part.layer!r} has to stay as it is: {reasons[part.layer]}")
 
@@ -125,6 +127,8 @@ def _protect_shared(findings, layers, users, arguments) -> Repeats:
         other = {user for weight in weights for user in users[id(_keras.variable_of(weight))]} - {part.layer}
         for user in sorted(other):
             why = f"{user!r} ({type(layers[user]).__name__}) uses weights of {part.layer!r}, too"
+            if _keras.innermost(layers[user]) is _keras.innermost(layers[part.layer]):  # one is a wrapper of the other
+                why += "; call the same of the two in both places"
             findings.ids.protect(part.units, why)
     return repeats
 
@@ -217,7 +221,7 @@ class _Walk:
         call = Call(self.findings, node, args, kwargs, work.outputs)
         followed = spec_of(node.layer).elementwise or not any(flow.batchless for flow in flows)
         rule = unknown if not followed or any(flow.batchless for flow in arguments) else spec_of(node.layer).rule
-        outputs = _apply_rule(rule, call)
+        outputs = apply_rule(rule, call)
         for ids in outputs:
             self.findings.ids.lay_out(ids)
         if _keras.op_name(node.layer) != "getitem":
@@ -322,24 +326,3 @@ class _Walk:
             bent=bent,
             units=len(reasons),
         )
-
-
-def _apply_rule(rule: Callable, call: Call) -> list[np.ndarray]:
-    """The channel ids that a rule returns, one array for each output; a ValueError names the layer of a wrong rule."""
-    try:
-        result = rule(call)
-    except Exception as error:
-        if call.described() in str(error):
-            raise
-        call.refuse(f"failed with {type(error).__name__}: {error}")
-    outputs = list(result) if isinstance(result, list | tuple) else [result]
-    if result is None or len(outputs) != len(call.output_shapes):
-        received = None if result is None else len(outputs)
-        call.refuse(f"must return the channel ids of each output: {len(call.output_shapes)}. Received: {received}")
-    outputs = [call.checked(ids, "its output") for ids in outputs]
-    for ids, shape in zip(outputs, call.output_shapes, strict=True):
-        if ids.ndim != len(shape) or any(n not in (1, size) for n, size in zip(ids.shape, shape, strict=True)):
-            if call.may_change_width:
-                return call.opaque()
-            call.refuse(f"must return ids that fit the output, {shape}, or have length 1. Received: {ids.shape}")
-    return outputs

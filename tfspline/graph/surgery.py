@@ -73,7 +73,7 @@ def check_cut(model: KerasModel, graph: Graph) -> None:
     try:
         cut(model, graph, kept)
     except Exception as error:  # from any custom layer
-        layers = _keras.layer_paths(model).values()
+        layers = map(_keras.innermost, _keras.layer_paths(model).values())
         users = {
             type(layer) for layer in layers if is_custom(layer) and not type(layer).__module__.startswith("tfspline")
         }

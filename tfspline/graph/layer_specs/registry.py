@@ -27,7 +27,7 @@ from tfspline.graph.layer_specs import (
     slicing,
 )
 from tfspline.graph.layer_specs.elementwise_trace import is_elementwise_layer
-from tfspline.graph.layer_specs.spec import Kernel, LayerSpec, unknown
+from tfspline.graph.layer_specs.spec import Kernel, LayerSpec, apply_rule, unknown, why_unknown
 from tfspline.graph.piecewise import Activation, ArgmaxChoice, PiecewiseAffine, Smooth
 
 _MODULES = (
@@ -46,14 +46,14 @@ def _time_distributed(call: Call) -> list[np.ndarray]:
     """Applies a layer to each step: the rule of that layer holds."""
     inner = call.layer.layer
     spec = spec_of(inner)
-    if spec is UNKNOWN or is_custom(inner):
-        return unknown(call, f"applies a {type(inner).__name__}, which tfspline knows only outside of TimeDistributed")
+    if spec is UNKNOWN:
+        return unknown(call, f"applies {inner.name!r} ({type(inner).__name__}), which {why_unknown(call, inner)}")
     if len(call.inputs) > 1 or len(call.output_shapes) > 1:
         return unknown(call, "has a mask or other inputs, or several outputs")
     each = call.of_each_step("layer")
-    ids = spec.rule(each)
+    (ids,) = apply_rule(spec.rule, each)
     call.is_opaque, call.declares_macs = each.is_opaque, each.declares_macs
-    return [np.asarray(ids[0] if isinstance(ids, list) else ids)[None]]
+    return [ids[None]]
 
 
 LAYERS["TimeDistributed"] = LayerSpec(_time_distributed)

@@ -17,16 +17,44 @@ ChannelRule = Callable[[Call], "np.ndarray | list[np.ndarray]"]
 def unknown(call: Call, why: str = "") -> list[np.ndarray]:
     """The channel rule of layers about which nothing is known: protects all their inputs and outputs."""
     if not why and _keras.op_name(call.layer) is None:
-        name, other = type(call.layer).__name__, call.shares_with()
-        reason = _keras.why_not_unrolled(call.layer)
-        why = f"cannot be unrolled, as {reason}" if reason else "is not a layer that tfspline knows"
-        advice = f"; describe it with tfspline.register_channel_rule({name}, rule)"
-        why += f", and {other!r} uses its weights, too" if other else advice
+        why = why_unknown(call, call.layer)
     why = f"{call.described()} {why or 'is not an operation through which tfspline can follow channels'}"
     call.keep(why)
     for ids in call.inputs:
         call.protect(ids, why)
     return call.opaque()
+
+
+def why_unknown(call: Call, layer: KerasLayer) -> str:
+    """Why nothing is known about the layer that is called, or about one inside it, and the way out."""
+    reason, other = _keras.why_not_unrolled(layer), call.shares_with()
+    why = f"cannot be unrolled, as {reason}" if reason else "is not a layer that tfspline knows"
+    if other:
+        return f"{why}, and {other!r} uses its weights, too"
+    if _keras.is_model(layer):
+        return f"{why}; wrap each of its layers instead of all together"
+    return f"{why}; describe it with tfspline.register_channel_rule({type(layer).__name__}, rule)"
+
+
+def apply_rule(rule: ChannelRule, call: Call) -> list[np.ndarray]:
+    """The channel ids that a rule returns, one array for each output; a ValueError names the layer of a wrong rule."""
+    try:
+        result = rule(call)
+    except Exception as error:
+        if str(error).startswith("The channel rule of "):
+            raise
+        call.refuse(f"failed with {type(error).__name__}: {error}")
+    outputs = list(result) if isinstance(result, list | tuple) else [result]
+    if result is None or len(outputs) != len(call.output_shapes):
+        received = None if result is None else len(outputs)
+        call.refuse(f"must return the channel ids of each output: {len(call.output_shapes)}. Received: {received}")
+    outputs = [call.checked(ids, "its output") for ids in outputs]
+    for ids, shape in zip(outputs, call.output_shapes, strict=True):
+        if ids.ndim != len(shape) or any(n not in (1, size) for n, size in zip(ids.shape, shape, strict=True)):
+            if call.may_change_width:
+                return call.opaque()
+            call.refuse(f"must return ids that fit the output, {shape}, or have length 1. Received: {ids.shape}")
+    return outputs
 
 
 @dataclasses.dataclass(frozen=True)
