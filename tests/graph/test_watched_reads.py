@@ -27,6 +27,7 @@ HIDDEN = {
         lambda layer: type("Meta", (type,), {"layer": layer})("Registry", (), {})(),
         lambda held: type(held).layer,
     ),
+    "argument of an error": (RuntimeError, lambda held: held.args[0]),
     "module": (lambda layer: types.SimpleNamespace(module=module(layer)), lambda held: vars(held.module)["encoder"]),
     "globals": (lambda layer: globals().update(hidden=layer), lambda held: globals()["hidden"]),
 }
@@ -200,6 +201,31 @@ def test_an_argument_that_gets_at_a_layer():
     model = around(keras3, source, lambda x: keras3.ops.map(product, x))
     with pytest.raises(ValueError, match="'map.*'source'"):
         tfspline.plan(model, 0.5, criterion="l1")
+
+
+def test_an_error_that_has_passed_through_code_with_a_layer_is_no_tie(keras, rng):
+    source = keras.layers.Dense(16, "relu", name="source")
+
+    def fail(layer):
+        raise RuntimeError("as in the last epoch")
+
+    with pytest.raises(RuntimeError) as caught:
+        fail(source)
+
+    class Logged(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.seen = [caught.value, caught.tb]
+
+        def call(self, x, training=None):
+            return 2.0 * x if training else x
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    model = scramble(around(keras, source, Logged()), rng)
+    plan, x = tfspline.plan(model, 0.5, criterion="l1"), inputs_for(model, rng)
+    assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= 1e-5
 
 
 def test_layers_of_keras_are_not_run_to_see_what_they_read(keras, monkeypatch):

@@ -24,7 +24,7 @@ CALLS = ("_inbound_nodes", "_outbound_nodes", "_inbound_nodes_value", "_outbound
 _SIGNATURES = (inspect.Signature, inspect.FullArgSpec)  # what they hold of a function is reached through the function
 _LEAVES = (
     *(type(None), type, types.ModuleType, np.ndarray, np.generic, tf.Tensor),
-    *_SIGNATURES,
+    *(*_SIGNATURES, BaseException, types.TracebackType, types.FrameType),  # those of an error know all of its callers
 )
 _PLAIN = {str, bytes, int, float, bool, complex, type(None), type}  # passed over early, since most are
 _PLAIN_CONTAINERS = {list, tuple, set, frozenset, dict}  # these, and not classes derived from them, hold nothing else
