@@ -7,7 +7,8 @@ from helpers.zoo import scramble
 import tfspline
 from tfspline.graph.reader import read
 from tfspline.pruning import criteria, elimination
-from tfspline.pruning.units import Measurements, Reader, Units, units_of
+from tfspline.pruning.readers import Reader
+from tfspline.pruning.units import Measurements, Units, units_of
 
 
 def units(weight, offset=None, scale=None):

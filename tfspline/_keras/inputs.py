@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfspline import _keras
 from tfspline._keras.types import Data, InputShape, KerasModel
 
-PROBE = 1024  # samples that are taken from a tf.data.Dataset, which may be infinite
+PROBE = 1024  # samples of a tf.data.Dataset, which may be infinite, or to choose and refit weights on; more tell little
 
 
 class Probe(NamedTuple):
@@ -39,6 +39,16 @@ def probe(model: KerasModel, data: Data) -> Probe:
         if any(shape[:1] != (len(inputs[0]),) for shape in shapes):
             raise ValueError(f"Expected labels of {len(inputs[0])} samples, as many as inputs. Received: {shapes}")
     return Probe(inputs, labels)
+
+
+def sample(model: KerasModel, data: Data) -> Probe:
+    """As `probe`, with at most `PROBE` samples, spread evenly over the data, which may be sorted."""
+    seen = probe(model, data)
+    samples = len(seen.inputs[0])
+    if samples <= PROBE:
+        return seen
+    at = np.linspace(0, samples - 1, PROBE).astype(int)
+    return Probe(*tf.nest.map_structure(lambda value: tf.gather(value, at), tuple(seen)))
 
 
 def _pair(data):

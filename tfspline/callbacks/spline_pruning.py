@@ -48,8 +48,8 @@ class SplinePruning(SavedCallback):
     def __init__(
         self,
         schedule: Callable[[int], tuple[bool, float]],
-        criterion: str = "spline",
-        scope: str = "layer",
+        criterion: str | None = None,
+        scope: str | None = None,
         *,
         start: EarlyBird | None = None,
         regrow: bool = False,
@@ -61,7 +61,9 @@ class SplinePruning(SavedCallback):
         backup_dir: str | os.PathLike | None = None,
     ):
         super().__init__(backup_dir, "iterations")
+        criterion = criteria.default(data) if criterion is None else criterion
         criteria.named(criterion)
+        scope = criteria.default_scope(criterion) if scope is None else scope
         self.schedule, self.start = schedule, start
         self._progress = Progress(Schedule(schedule), begin=0 if start is None else None)
         self._units = UnitSwitch(

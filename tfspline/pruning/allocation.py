@@ -16,6 +16,8 @@ _COSTS = {"max_flops": "FLOPs", "max_params": "parameters", "max_latency": "time
 _CLOSE = 0.01  # the search for widths stops once the cost is this close below the budget
 _TOLERANCE = 0.05  # relative error that a latency may have: clocks are no more exact than a few percent
 _TRIES = 8  # the most whole models whose latency is measured
+_FLOORS = (1 / 4, 1 / 8, 1 / 16, 1 / 32, 0)  # the share of its units that each group keeps if units are ranked together
+_ROUNDS = 4  # of ranking units by what they save, which depends on the widths that the ranking leads to
 _TABLE = (1, 0.75, 0.5, 0.25, 0)  # shares of each group's units at which the latency of layers is measured
 
 
@@ -57,7 +59,7 @@ class Budget:
         if isinstance(self.ratio, Mapping):
             return ranking.rounded(_widths_by_layer(ranking, self.ratio))
         if self.ratio is not None:
-            return ranking.widths_at(self.ratio)
+            return _widths_at_ratio(ranking, self.ratio)
         if self.max_latency is not None:
             assert stopwatch is not None, "max_latency needs a stopwatch"
             return _LatencySearch(ranking, stopwatch, self.max_latency).widths()
@@ -73,14 +75,24 @@ class _Ranking:
     def __init__(self, budget: Budget, graph: Graph, groups: list[Group], scores: list[np.ndarray]):
         self.groups = groups
         self.sizes = np.array([len(group.units) for group in groups])
-        self.budget, self._units = budget, graph.units
+        self.budget, self._units, self._scores = budget, graph.units, scores
         self.protects = bool(graph.protect)
-        ranks = [_rank(score) for score in scores]
-        self._rank_from_best = [len(rank) - 1 - rank for rank in ranks]
-        ranked_together = ranks if budget.scope == "layer" else [_rank(np.concatenate(scores))]
-        ratios = np.concatenate([(rank + 1) / len(rank) for rank in ranked_together])
+        self._ranks = [_rank(score) for score in scores]
+        self._group = np.repeat(np.arange(len(groups)), self.sizes)
+        self.floor = _FLOORS[0] if budget.scope == "global" else 0
+        self._pools = _pools(budget, graph, groups)
+        self.order(np.ones(len(groups)))
+
+    def order(self, savings: np.ndarray) -> None:
+        """Ranks the units anew, given what one unit of each group saves."""
+        pools = self._pools[self._group]
+        per_saving = np.concatenate([score / saving for score, saving in zip(self._scores, savings, strict=True)])
+        ratios = np.empty(len(pools))
+        for pool in np.unique(pools):
+            ranks = _rank(per_saving[pools == pool])
+            ratios[pools == pool] = (ranks + 1) / len(ranks)
         order = np.argsort(ratios, kind="stable")
-        self._group_at = np.repeat(np.arange(len(groups)), self.sizes)[order]  # the group that loses the i-th unit
+        self._group_at = self._group[order]  # the group that loses the i-th unit
         self._ratio_at = ratios[order]  # the smallest ratio at which the i-th unit is removed
 
     def __len__(self):
@@ -89,23 +101,33 @@ class _Ranking:
     def kept(self, widths: np.ndarray) -> np.ndarray:
         """The units of the model, bool [units], that are kept at these widths."""
         kept = np.ones(self._units, bool)
-        for group, rank, width in zip(self.groups, self._rank_from_best, widths, strict=True):
-            kept[group.units[rank >= width]] = False
+        for group, rank, width in zip(self.groups, self._ranks, widths, strict=True):
+            kept[group.units[rank < len(rank) - width]] = False
         return kept
 
     def rounded(self, widths: np.ndarray) -> np.ndarray:
-        """Widths of at least `min_units`, rounded up to a multiple of `round_to`."""
+        """Widths of at least `min_units` and the `floor`, rounded up to a multiple of `round_to`."""
         step = self.budget.round_to
-        widths = -(-np.maximum(widths, self.budget.min_units) // step) * step
+        least = np.maximum(np.ceil(self.floor * self.sizes).astype(int), self.budget.min_units)
+        widths = -(-np.maximum(widths, least) // step) * step
         return np.minimum(widths, self.sizes)
 
     def widths_after(self, count: int) -> np.ndarray:
         """The widths after the first `count` units are removed."""
         return self.rounded(self.sizes - np.bincount(self._group_at[:count], minlength=len(self.sizes)))
 
-    def widths_at(self, ratio: float) -> np.ndarray:
-        """The widths after this ratio of the units is removed."""
-        return self.widths_after(int(np.searchsorted(self._ratio_at, ratio + 1e-9, side="right")))
+    def count_at(self, ratio: float) -> int:
+        """How many units are removed at a ratio."""
+        return int(np.searchsorted(self._ratio_at, ratio + 1e-9, side="right"))
+
+    def lower_floor(self, cost: Callable[[np.ndarray], float], budget: float) -> float:
+        """Lowers the floor until a cost can be at most `budget`, if that is possible. Returns the least cost."""
+        for floor in _FLOORS[_FLOORS.index(self.floor) :]:
+            self.floor = floor
+            least = cost(self.widths_after(len(self)))
+            if least <= budget:
+                break
+        return least
 
     def count_for(self, cost: Callable[[np.ndarray], float], budget: float) -> int:
         """How many units must be removed until a cost, which falls with the widths, is at most `budget`."""
@@ -124,6 +146,24 @@ class _Ranking:
         return widths
 
 
+def _pools(budget, graph, groups):
+    """The pool of each group, int [groups]. Units of a pool are ranked together, and the same share of each goes.
+
+    With a ratio, attention heads and other units of several numbers are a pool of their own: they are too different
+    from channels to be counted together.
+    """
+    if budget.scope == "layer":
+        return np.arange(len(groups))
+    if budget.ratio is None:
+        return np.zeros(len(groups), int)
+    last = {
+        unit: part.axis == len(graph.shapes[part.layer][part.index]) - 1
+        for part in graph.producers.values()
+        for unit in part.units
+    }
+    return np.array([int(last.get(group.units[0], True)) for group in groups])
+
+
 def _rank(scores):
     return np.argsort(np.argsort(scores, kind="stable"))
 
@@ -139,6 +179,15 @@ def _widths_by_layer(ranking, ratios):
     return ranking.sizes - removed
 
 
+def _widths_at_ratio(ranking, ratio):
+    """The widths after this ratio of the units is removed, or as many as `min_units` lets go."""
+    if ranking.budget.scope == "layer":
+        return ranking.widths_after(ranking.count_at(ratio))
+    stay = ranking.sizes.sum() - np.floor(ratio * ranking.sizes.sum() + 1e-9)
+    ranking.lower_floor(np.sum, stay)
+    return ranking.widths_after(ranking.count_for(np.sum, stay))
+
+
 def _widths_below(ranking, name, budget, cost_by_layer):
     """The widths with the largest cost, as a share of the whole model's, of at most `budget`."""
     whole = sum(cost_by_layer().values())
@@ -146,10 +195,30 @@ def _widths_below(ranking, name, budget, cost_by_layer):
     def cost(widths):
         return sum(cost_by_layer(ranking.kept(widths)).values()) / whole
 
-    least = cost(ranking.widths_after(len(ranking)))
+    least = ranking.lower_floor(cost, budget)
     if least > budget:
         raise _too_small(ranking, name, budget, least)
-    return ranking.widened(ranking.widths_after(ranking.count_for(cost, budget)), cost, budget)
+    return ranking.widened(_widths_by_savings(ranking, cost, budget), cost, budget)
+
+
+def _widths_by_savings(ranking, cost, budget):
+    """Widths at which a cost is at most `budget`; units that are ranked together are so by what they save there."""
+    if ranking.budget.scope == "global":
+        widths = ranking.sizes
+        for _ in range(_ROUNDS):
+            ranking.order(_savings(widths, cost))
+            widths = ranking.widths_after(ranking.count_for(cost, budget))
+    return ranking.widths_after(ranking.count_for(cost, budget))
+
+
+def _savings(widths, cost):
+    """What one unit of each group saves of a cost, which is at most 1, at these widths."""
+    savings, now = np.zeros(len(widths)), cost(widths)
+    for group in range(len(widths)):
+        fewer = widths.copy()
+        fewer[group] -= 1
+        savings[group] = now - cost(fewer)
+    return np.maximum(savings, 1e-9)
 
 
 class _LatencySearch:
@@ -164,6 +233,8 @@ class _LatencySearch:
         cuts = [ranking.rounded(np.ceil(part * ranking.sizes).astype(int)) for part in _TABLE]
         self._seconds = stopwatch.table([ranking.kept(widths) for widths in cuts])
         self._whole = self._seconds(ranking.kept(ranking.sizes))
+        ranking.lower_floor(self._predicted, budget)
+        _widths_by_savings(ranking, self._predicted, budget)
         self._tried = {tuple(ranking.sizes): (1.0, 1.0)}  # widths -> predicted share, measured share
 
     def widths(self) -> np.ndarray:

@@ -10,12 +10,23 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline._utils.checks import among
-from tfspline.pruning.elimination import RHO, eliminate_by_cost, greedy_elimination, hyperplane_distances
-from tfspline.pruning.units import Gradients, Reader, Units
+from tfspline.pruning.elimination import RHO, ReaderMap, eliminate_by_cost, greedy_elimination, hyperplane_distances
+from tfspline.pruning.readers import Reader
+from tfspline.pruning.units import Gradients, Units
 
 Criterion = Callable[[Units], np.ndarray]
 
 _criteria: dict[str, Criterion] = {}
+
+
+def default(data: object) -> str:
+    """The criterion that loses least, given whether there is `data`."""
+    return "spline" if data is None else "spline_output"
+
+
+def default_scope(criterion: str) -> str:
+    """The scope that loses least with a criterion."""
+    return "global" if criterion == "spline_output" else "layer"
 
 
 def register_criterion(name: str, function: Criterion) -> None:
@@ -88,7 +99,7 @@ def spline_data(units: Units) -> np.ndarray:
     Units are eliminated as in `spline`. A unit that never switches scores 0.
     """
     distance, switches = np.zeros((len(units.kernel),) * 2, np.float32), np.zeros(len(units.kernel), bool)
-    readers = _readers(units, "spline_data")
+    readers = _readers(units.readers, units, "spline_data")
     for reader in readers:
         active = np.diag(reader.coactivity)
         differ = active[:, None] + active[None, :] - 2 * reader.coactivity
@@ -111,7 +122,24 @@ def spline_affine(units: Units) -> np.ndarray:
     error as a share of the variance of the layer's output, summed over the layers that read the unit. The cheapest
     unit is eliminated, again and again, with V and G^-1 updated; its score is the largest cost so far.
     """
-    return eliminate_by_cost(_readers(units, "spline_affine"))
+    maps = []
+    for reader in _readers(units.readers, units, "spline_affine"):
+        gram = reader.outgoing @ reader.outgoing.T
+        maps.append(ReaderMap.of(reader, gram / (np.sum(gram * reader.covariance) + np.finfo(np.float32).tiny)))
+    return eliminate_by_cost(maps)
+
+
+@_built_in
+def spline_output(units: Units) -> np.ndarray:
+    """What removing a unit changes in the outputs of the network, after the best merging (needs `data`).
+
+    As in `spline_affine`, the other units replace unit k up to an error of variance 1 / (G^-1)_kk in its value. It
+    costs E[g^2] times as much, with g the derivative of the outputs by the value: the squared error of the outputs, to
+    first order, as a share of their variance. So costs of different layers are comparable. They are summed over the
+    positions of a sample, and G is shrunk, as positions of one sample are not independent.
+    """
+    readers = _readers(units.readers_with_gradients, units, "spline_output")
+    return eliminate_by_cost([ReaderMap.of(one, one.gradients) for one in readers if one.gradients is not None])
 
 
 @_built_in
@@ -189,15 +217,15 @@ def _over_mean(norm):
     return norm / max(norm.mean(), np.finfo(np.float32).tiny)
 
 
-def _readers(units, criterion) -> list[Reader]:
-    if units.readers is None:
+def _readers(readers, units, criterion) -> list[Reader]:
+    if readers is None:
         raise ValueError(f"Criterion {criterion!r} needs `data`, unlabelled inputs. Received: none")
-    if not units.readers:
+    if not readers:
         raise ValueError(
             f"Criterion {criterion!r} cannot observe what reads the units of {units.name!r}, which stay in a layer. "
             "Add the layer to `protect`, or use criterion 'spline' or 'l1'."
         )
-    return units.readers
+    return readers
 
 
 def _gradients(units, criterion, training) -> Gradients:

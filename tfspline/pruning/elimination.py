@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from tfspline.pruning.units import Reader
+from tfspline.pruning.readers import Reader
 
 RHO = 0.05  # weight of the difference of offsets in the distance of two hyperplanes
 RIDGE = 1e-4  # share of a covariance's mean variance added to its diagonal: units may be linearly dependent
-_SHARE = 64  # one in this many remaining units is eliminated per step of `eliminate_by_cost`, at least one
+_SHARE = 16  # one in this many remaining units is eliminated per step of `eliminate_by_cost`, at least one
 
 
 def hyperplane_distances(weight: np.ndarray, offset: np.ndarray, rho: float = RHO) -> np.ndarray:
@@ -41,11 +41,12 @@ def greedy_elimination(distance: np.ndarray, norm: np.ndarray) -> np.ndarray:
     return scores
 
 
-def eliminate_by_cost(readers: list[Reader]) -> np.ndarray:
-    """Eliminates, again and again, the unit that is cheapest to merge into the others (see the criterion
-    `spline_affine`). Returns the largest cost up to and including the elimination of each unit, float32 [n]."""
-    maps = [_ReaderMap.of(reader) for reader in readers]
-    remaining, highest = np.arange(len(readers[0].covariance)), 0.0
+def eliminate_by_cost(maps: list["ReaderMap"]) -> np.ndarray:
+    """Eliminates, again and again, the unit that is cheapest to merge into the others, given the maps that read them.
+
+    Returns the largest cost up to and including the elimination of each unit, float32 [n].
+    """
+    remaining, highest = np.arange(len(maps[0].gram)), 0.0
     scores = np.empty(len(remaining), np.float32)
     while remaining.size:
         eliminated, costs = _cheapest(maps, max(1, remaining.size // _SHARE))
@@ -63,11 +64,12 @@ def _cheapest(maps, count):
 
     If two units can replace each other, both are cheap only until one is eliminated.
     """
-    candidates = tf.argsort(tf.add_n([one.costs() for one in maps]))[: 2 * count].numpy()
-    maps = [_ReaderMap(_square(one.inverse, candidates), _square(one.gram, candidates), one.variance) for one in maps]
+    candidates = np.argsort(sum(one.costs() for one in maps), kind="stable")[: 2 * count]
+    at = np.ix_(candidates, candidates)
+    maps = [ReaderMap(one.inverse[at], one.gram[at]) for one in maps]
     eliminated, costs = [], []
     for _ in range(count):
-        cost = tf.add_n([one.costs() for one in maps]).numpy()
+        cost = sum(one.costs() for one in maps)
         k = int(cost.argmin())
         kept = np.delete(np.arange(len(candidates)), k)
         eliminated.append(candidates[k])
@@ -79,39 +81,49 @@ def _cheapest(maps, count):
 
 
 @dataclasses.dataclass
-class _ReaderMap:
-    """The affine map by which a layer reads n units, with outgoing weights V, in float64."""
+class ReaderMap:
+    """How a layer reads n units, in float64.
 
-    inverse: tf.Tensor  # [n, n], inverse of the units' covariance
-    gram: tf.Tensor  # [n, n], V V^T
-    variance: tf.Tensor  # of the layer's output
+    Attributes:
+        inverse: [n, n], inverse of the covariance of the units' values.
+        gram: [n, n], what an error in the units' values costs, a quadratic form.
+    """
+
+    inverse: np.ndarray
+    gram: np.ndarray
 
     @classmethod
-    def of(cls, reader: Reader) -> "_ReaderMap":
-        covariance = tf.cast(reader.covariance, tf.float64)
-        ridge = RIDGE * tf.reduce_mean(tf.linalg.diag_part(covariance)) + np.finfo(np.float32).tiny
-        covariance = tf.linalg.set_diag(covariance, tf.linalg.diag_part(covariance) + ridge)
-        inverse = tf.linalg.inv(covariance)
-        del covariance  # large for a wide layer
-        gram = tf.matmul(reader.outgoing, reader.outgoing, transpose_b=True)
-        variance = tf.cast(tf.reduce_sum(gram * reader.covariance), tf.float64) + np.finfo(np.float32).tiny
-        return cls(inverse, tf.cast(gram, tf.float64), variance)
+    def of(cls, reader: Reader, gram: np.ndarray) -> "ReaderMap":
+        """The map of a `Reader`, with its covariance shrunk."""
+        return cls(np.linalg.inv(shrunk(reader.covariance, reader.samples)), gram.astype(np.float64))
 
-    def costs(self) -> tf.Tensor:
-        """The cost of eliminating each unit, float64 [n]: |V_k|^2 / (G^-1)_kk over the variance."""
-        return tf.linalg.diag_part(self.gram) / tf.linalg.diag_part(self.inverse) / self.variance
+    def costs(self) -> np.ndarray:
+        """The cost of eliminating each unit, float64 [n]: gram_kk / (G^-1)_kk (Hassibi and Stork 1993)."""
+        return np.diag(self.gram) / np.diag(self.inverse)
 
     def merge(self, eliminated: list[int], kept: np.ndarray) -> None:
-        """Merges units into the kept ones: V += R V_eliminated, with R = -H_eliminated H_ee^-1 and H the inverse."""
-        columns, read = tf.gather(self.inverse, eliminated, axis=1), tf.gather(self.gram, eliminated, axis=1)
-        share = tf.matmul(columns, tf.linalg.inv(tf.gather(columns, eliminated)))
-        half = tf.matmul(share, tf.gather(read, eliminated)) / 2 - read
-        share, columns, half = (tf.gather(matrix, kept) for matrix in (share, columns, half))
-        self.inverse = _square(self.inverse, kept)  # one after the other, so that each step frees its input
-        self.inverse -= tf.matmul(share, columns, transpose_b=True)
-        self.gram = _square(self.gram, kept)
-        self.gram += tf.matmul(tf.concat([half, share], 1), tf.concat([share, half], 1), transpose_b=True)
+        """Merges units into the kept ones, which take over their errors by R = -H_eliminated H_ee^-1, H the inverse."""
+        columns, read = self.inverse[:, eliminated], self.gram[:, eliminated]
+        share = columns @ np.linalg.inv(columns[eliminated])
+        half = share @ read[eliminated] / 2 - read
+        share, columns, half = share[kept], columns[kept], half[kept]
+        at = np.ix_(kept, kept)
+        self.inverse = self.inverse[at]
+        self.inverse -= share @ columns.T
+        self.gram = self.gram[at]
+        self.gram += np.hstack([half, share]) @ np.hstack([share, half]).T
 
 
-def _square(matrix, units):
-    return tf.gather(tf.gather(matrix, units), units, axis=1)
+def shrunk(covariance: np.ndarray, samples: float) -> np.ndarray:
+    """A covariance of n values, float64 [n, n], shrunk towards their mean variance by how well `samples` determine it.
+
+    The oracle approximating shrinkage of Chen, Wiesel, Eldar and Hero (2010), and at least `RIDGE`.
+    """
+    covariance, n = covariance.astype(np.float64), len(covariance)
+    trace, squares = np.trace(covariance), np.sum(np.square(covariance))
+    most = (1 - 2 / n) * squares + trace**2
+    spread = (samples + 1 - 2 / n) * (squares - trace**2 / n)
+    share = max(RIDGE, most / spread if spread > most else 1.0)
+    covariance *= 1 - share
+    covariance[np.diag_indices(n)] += share * trace / n + np.finfo(np.float32).tiny
+    return covariance

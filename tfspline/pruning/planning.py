@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from tfspline._keras.constraints import check_finite
-from tfspline._keras.inputs import Probe, probe, shapes_of_inputs
+from tfspline._keras.inputs import Probe, sample, shapes_of_inputs
 from tfspline._keras.types import Data, InputShape, KerasLayer, KerasModel
 from tfspline._utils.checks import count, several
 from tfspline.deployment.timing import Runtime, Stopwatch
@@ -32,8 +32,8 @@ def plan(
     max_flops: float | None = None,
     max_params: float | None = None,
     max_latency: float | None = None,
-    criterion: str = "spline",
-    scope: str = "layer",
+    criterion: str | None = None,
+    scope: str | None = None,
     min_units: int = 1,
     round_to: int = 1,
     protect: Iterable[str | Callable[[KerasLayer], bool]] = (),
@@ -54,18 +54,21 @@ def plan(
         max_params: the largest share of the model's parameters that may stay, in (0, 1).
         max_latency: the share of the prediction time that may stay, in (0, 1), met within 5 %. Measuring takes about a
             minute for a large network and needs an otherwise idle machine.
-        criterion: "spline", "spline_data", "spline_affine", "bn_scale", "l1", "l2", "fpgm", "taylor", "snip",
-            "synflow", "random", or a name given to `register_criterion`.
-        scope: "layer" removes the same share of every group of units; "global" ranks all units together.
+        criterion: "spline", "spline_data", "spline_affine", "spline_output", "bn_scale", "l1", "l2", "fpgm", "taylor",
+            "snip", "synflow", "random", or a name given to `register_criterion`. The default is "spline_output", which
+            loses least, with `data`, and "spline" without.
+        scope: "layer" removes the same share of every group of units. "global" ranks all units together, by their score
+            for what they save of the budget, and keeps a quarter of each group if the budget can be met so. The default
+            is "global" for the criterion "spline_output", whose scores are comparable across layers, else "layer".
         min_units: the smallest number of units that a group keeps.
         round_to: widths are rounded up to a multiple of this number. A group without such a width keeps all units.
         protect: layers whose units are kept: paths, or predicates of a layer.
         allow_inexact: also remove units whose removal changes the function of the rest, so that the result differs
             from the masked model: channels that LayerNormalization and similar layers normalize over.
         seed: seed of the criterion "random".
-        data: inputs for data-driven criteria, several inputs in a list; a few hundred samples are enough. "taylor" and
+        data: inputs for data-driven criteria, several inputs in a list; 256 to 1,024 samples are enough. "taylor" and
             "snip" need a tuple `(x, y)` of inputs and labels, and a compiled loss. A batched tf.data.Dataset of either
-            works too; its first 1,024 samples are used.
+            works too. At most 1,024 samples are used: of arrays an even selection, of a dataset the first ones.
         input_shape: the shape of one input, without the batch, for which work is counted if the model leaves sizes
             open: a tuple of integers; for several inputs a list or dict of tuples. By default that of `data`.
         runtime: where `max_latency` is measured: "tensorflow", "litert", or a function, as for `tfspline.latency`.
@@ -85,6 +88,7 @@ def plan(
     >>> tfspline.plan(model, 0.5).cost()["units"]
     (10, 6)
     """
+    criterion = criteria.default(data) if criterion is None else criterion
     criteria.named(criterion)
     count("seed", seed, least=0)
     budget = Budget(
@@ -92,13 +96,13 @@ def plan(
         max_flops=max_flops,
         max_params=max_params,
         max_latency=max_latency,
-        scope=scope,
+        scope=criteria.default_scope(criterion) if scope is None else scope,
         min_units=min_units,
         round_to=round_to,
     )
     protect = several("protect", protect)
     model = functional(model)
-    seen = None if data is None else probe(model, data)
+    seen = None if data is None else sample(model, data)
     if input_shape is None and seen is not None:
         input_shape = seen.input_shape
     graph = graphs.read(model, protect, allow_inexact, input_shape)
@@ -179,7 +183,7 @@ def prune(
 
     Returns:
         An uncompiled model of the same Keras version with the same layer names and fewer units, free of tfspline
-        classes.
+        classes. Without `data` a warning is logged, as it has to be trained then.
 
     Raises:
         TypeError, ValueError: as for `plan` and `Plan.apply`.
@@ -188,7 +192,7 @@ def prune(
 
     >>> import keras, numpy as np, tfspline
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)])
-    >>> tfspline.prune(model, 0.5, criterion="spline_affine", data=np.random.rand(100, 4)).layers[0].units
+    >>> tfspline.prune(model, 0.5, data=np.random.rand(100, 4)).layers[0].units
     4
     """
     compensation.check(data, compensate, recalibrate)
@@ -197,4 +201,11 @@ def prune(
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             raise TypeError(f"prune() has no argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else "."))
-    return plan(model, ratio, data=data, **options).apply(model, data, compensate, recalibrate)
+    small = plan(model, ratio, data=data, **options).apply(model, data, compensate, recalibrate)
+    if data is None:
+        logging.warning(
+            "%r was pruned without data, so its accuracy is low until it is trained. Train it, or give prune() `data`, "
+            "a few hundred unlabelled inputs, to choose the units and refit the remaining weights on.",
+            model.name,
+        )
+    return small

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfspline._keras.constraints import check_finite
-from tfspline._keras.inputs import probe
+from tfspline._keras.inputs import sample
 from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.files import read_json, write_json
 from tfspline.graph import reader as graphs
@@ -172,7 +172,7 @@ class Plan:
         if compensate == "auto":
             compensate = "none" if data is None else "refit"
         graph, kept = graphs.matching(model, self.graph), ~self.removed
-        inputs = None if data is None else probe(model, data).inputs
+        inputs = None if data is None else sample(model, data).inputs
         if inputs is not None or compensate == "merge":
             check_finite(model)
         if inputs is None and compensate == "merge":
