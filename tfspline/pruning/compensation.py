@@ -16,8 +16,9 @@ from tfspline.graph.surgery import cut, cut_arguments
 from tfspline.graph.weights import value_of
 from tfspline.pruning import refit
 from tfspline.pruning.elimination import RIDGE
+from tfspline.pruning.least_squares import Ridge
 from tfspline.pruning.placement import channels_last, places_of
-from tfspline.pruning.refit import Pair
+from tfspline.pruning.streaming import Pair, Stream
 from tfspline.pruning.units import units_of
 
 # Units are merged without data if 2 (1 - cos(w, w')) + (b / |w| - b' / |w'|)^2 is smaller: the mean squared difference
@@ -51,11 +52,14 @@ def compensate(
     refitted layer as they are, because the fit takes them into account.
     """
     walk = _Walk(model, small, graph, kept, how, recalibrate)
-    _keras.run(model, [Pair(x, x) for x in inputs], walk.visit, nested=True)
+    walk.stream = Stream(model, inputs, walk.outputs)
+    walk.stream.run(walk.compensate)
 
 
 class _Walk:
     """Runs the uncut and the cut model side by side and compensates each layer of the cut one when it is reached."""
+
+    stream: Stream
 
     def __init__(self, model, small, graph, kept, how, recalibrate):
         self._graph, self._kept, self._how = graph, kept, how
@@ -65,25 +69,20 @@ class _Walk:
         norms = {path for path, layer in self._layers.items() if _keras.of_class(layer, "BatchNormalization")}
         fitted = {goal.bn for goal in self._goals.values()}
         self._stale = norms - fitted - graph.shared if recalibrate else set()
-        self._addends = {tensor for goal in self._goals.values() for tensor in goal.others}
-        self._pairs = {}  # tensor id -> its `Pair`, for tensors that a later layer's output is added to
 
-    def visit(self, node, args, kwargs):
+    def outputs(self, node, args, kwargs):
+        """The outputs of a call in both models."""
+        whole = _keras.call(node.layer, args, kwargs, Pair, lambda pair: pair.whole)
+        return [Pair(*pair) for pair in zip(whole, self._of_cut(node, args, kwargs), strict=True)]
+
+    def compensate(self, node, args, kwargs):
+        """Changes the weights of a layer of the cut model, which is about to be called."""
         layer = self._layers[node.path]
         if node.path in self._goals and refit.projection(layer) is not None:
             x = self._inside(node, layer, args, kwargs)
         else:
             x = next((value for value in tf.nest.flatten((args, kwargs)) if isinstance(value, Pair)), None)
         self._compensate(node, layer, x)
-        whole = _keras.call(node.layer, args, kwargs, Pair, lambda pair: pair.whole)
-        small = self._of_cut(node, layer, args, kwargs)
-        pairs = [Pair(*pair) for pair in zip(whole, small, strict=True)]
-        if spec_of(layer).adds:
-            for tensor in node.inputs:
-                self._pairs.pop(tensor, None)
-        added = zip(node.outputs, pairs, strict=True)
-        self._pairs.update((tensor, pair) for tensor, pair in added if tensor in self._addends)
-        return pairs
 
     def _inside(self, node, layer, args, kwargs):
         """The inputs of the projections inside two attention layers that are called."""
@@ -92,34 +91,39 @@ class _Walk:
             _keras.inputs_of(refit.projection(layer)) as inputs_cut,
         ):
             _keras.call(node.layer, args, kwargs, Pair, lambda pair: pair.whole)
-            self._of_cut(node, layer, args, kwargs)
+            self._of_cut(node, args, kwargs)
         return Pair(*inputs, *inputs_cut)
 
-    def _of_cut(self, node, layer, args, kwargs):
+    def _of_cut(self, node, args, kwargs):
         """The outputs of a call in the cut model."""
         if node.path in self._arguments:
             args, kwargs = _keras.with_arguments(node.layer, args, kwargs, self._arguments[node.path])
-        return _keras.call(layer, args, kwargs, Pair, lambda pair: pair.cut)
+        return _keras.call(self._layers[node.path], args, kwargs, Pair, lambda pair: pair.cut)
 
     def _compensate(self, node, layer, x):
         path, graph, kept = node.path, self._graph, self._kept
         if path in self._goals:
             goal = self._goals[path]
-            if not all(tensor in self._pairs for tensor in goal.others):  # that branch runs later: leave the sum aside
-                goal = refit.Goal(goal.bn)
-            others = [self._pairs[tensor] for tensor in goal.others]
+            others = [self.stream.pairs.get(tensor) for tensor in goal.others]
+            if None in others:  # that branch runs later: leave the sum aside
+                goal, others = refit.Goal(goal.bn), []
             inner = refit.projection(layer)
             if inner is None:
                 outputs = kept[self._producers[path].units]
-                refit.refit(node.layer, layer, self._layers.get(goal.bn), x, outputs, goal.relu, others)
+                refit.refit(node.layer, layer, self._layers.get(goal.bn), x, outputs, goal, others)
             else:
                 outputs = kept[self._producers[producer_name(path, 2)].units]  # the first are heads
                 refit.refit_projection(refit.projection(node.layer), inner, x, outputs, goal, others)
-        elif self._how == "merge" and path not in graph.shared and refit.is_refittable(layer):
+        elif self._how == "merge" and path not in graph.shared and _is_mergeable(layer):
             _merge(node.layer, layer, x.whole, kept[graph.reads[path, 0][1]], kept[self._producers[path].units])
         elif path in self._stale:
             axis, units = graph.reads.get((path, 0), (0, np.array([], int)))
             _recalibrate(layer, x, axis + 1, kept[units])
+
+
+def _is_mergeable(layer):
+    """Whether all outputs of a layer read all its inputs."""
+    return refit.is_refittable(layer) and getattr(layer, "groups", 1) == 1
 
 
 def _merge(whole, layer, x, reads, makes):
@@ -134,21 +138,18 @@ def _merge(whole, layer, x, reads, makes):
     x = channels_last(x, refit.channel_axis(layer))
     stay, gone = np.flatnonzero(reads), np.flatnonzero(~reads)
     kernel = value_of(whole.kernel).compress(~reads, axis=-2).compress(makes, axis=-1)
-    if len(x) < len(stay):  # only a Dense layer, which has one tap, has so many inputs
-        lost = tf.cast(tf.matmul(tf.gather(x, gone, axis=1), kernel), tf.float64)
-        fit = refit.FewRows(tf.gather(x, stay, axis=1), layer.use_bias)
-        change, shift = (part.numpy() for part in fit.solve(lost))
+    ridge = Ridge(tf.gather(x, stay, axis=1)[None], bool(layer.use_bias))
+    ridge.set_ridge(RIDGE)
+    removed = tf.gather(x, gone, axis=1)
+    if kernel.ndim == 2:  # a Dense layer may have more inputs than there are samples, and many of them removed
+        change, shift = (part[0].numpy() for part in ridge.solve(tf.matmul(removed, kernel)[None]))
     else:
-        mean = tf.reduce_mean(x, axis=0).numpy() if layer.use_bias else np.zeros(x.shape[-1], np.float32)
-        gram = tf.cast(tf.matmul(x - mean, x - mean, transpose_a=True), tf.float64).numpy()
-        ridge = refit.damping(RIDGE, np.trace(gram) / len(gram), len(x) * np.square(mean, dtype=np.float64).mean())
-        ridged = gram[np.ix_(stay, stay)] + ridge * np.eye(len(stay))
-        share = tf.linalg.solve(ridged, gram[np.ix_(stay, gone)]).numpy()
+        share, mean = (part[0].numpy() for part in ridge.solve(removed[None]))
         change = np.einsum("kr,...ro->...ko", share, kernel)
-        shift = np.einsum("r,wro->o", mean[gone] - mean[stay] @ share, kernel.reshape(-1, *kernel.shape[-2:]))
+        shift = np.einsum("ir,wro->o", mean, kernel.reshape(-1, *kernel.shape[-2:]))
     layer.kernel.assign(value_of(layer.kernel) + change)
     if layer.use_bias:
-        layer.bias.assign(value_of(layer.bias) + shift)
+        layer.bias.assign(value_of(layer.bias) + shift.reshape(-1))
 
 
 def _recalibrate(bn, x, axis, kept):

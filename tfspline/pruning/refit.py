@@ -16,22 +16,30 @@ import tensorflow as tf
 
 from tfspline import _keras
 from tfspline._keras.types import KerasLayer, KerasModel
-from tfspline.graph.layer_specs.registry import has_relu, is_fused, spec_of
+from tfspline.graph.layer_specs.registry import activation_of, is_fused, spec_of
+from tfspline.graph.piecewise import PiecewiseAffine
 from tfspline.graph.structure import Graph
 from tfspline.graph.weights import folded, value_of
+from tfspline.pruning.least_squares import Ridge, Windows
+from tfspline.pruning.streaming import Pair
 
-RIDGE = 1e-3  # share of the mean variance of an input: the cost of changing a weight, against the error it removes
 TURNS = 4  # least-squares fits per layer with a ReLU; values change sides in between
-_FLAT = 1e-3  # share of the square of a mean that counts as variance: far above its rounding error, far below a signal
-_CHUNK = 2**25  # numbers of a layer's unfolded inputs that are in memory at a time
-
-
-@dataclasses.dataclass
-class Pair:
-    """A tensor of the uncut model and the corresponding tensor of the cut model."""
-
-    whole: tf.Tensor
-    cut: tf.Tensor
+_SHARES = (
+    1e-4,
+    1e-3,
+    1e-2,
+    0.03,
+    0.1,
+    0.3,
+    1.0,
+    3.0,
+    10.0,
+    1e6,
+)  # ridges to choose from, as shares of the mean variance
+_LEAST = 8  # with fewer images than this, nothing is fitted
+_FOLDS = 4  # one in this many images is held back to choose the ridge
+_ROWS, _PER_FEATURE = 2**15, 8  # rows to fit to, if there are more: at least so many, and so many for each feature
+_NUMBERS = 2**26  # the most numbers in these rows
 
 
 @dataclasses.dataclass
@@ -40,7 +48,7 @@ class Goal:
 
     bn: str | None = None  # path of a BatchNormalization that follows and reads nothing else
     others: tuple[int, ...] = ()  # ids of the tensors that are added to the output
-    relu: bool = False  # whether a ReLU follows
+    flat: tuple[float, float] = (-np.inf, np.inf)  # below the first and above the second, what follows is constant
 
 
 def goals(model: KerasModel, graph: Graph) -> dict[str, Goal]:
@@ -75,22 +83,34 @@ class _Tensors:
 
 def _goal(node, graph, tensors) -> Goal:
     if _keras.own_activation(node.layer) is not None:
-        return Goal(relu=has_relu(node.layer))
+        return Goal(flat=flat_sides(node.layer))
     bn, others, last, following = None, (), node, tensors.only_reader(node)
     if following and graph.folded.get(node.path) == (following.path,) and following.path not in graph.shared:
         bn, last, following = following.path, following, tensors.only_reader(following)
         if getattr(last.layer, "activation", None):  # a SplineUnit
-            return Goal(bn, relu=has_relu(last.layer))
+            return Goal(bn, flat=flat_sides(last.layer))
     if following and spec_of(following.layer).adds and tensors.same_shape(following.inputs):
         others = tuple(tensor for tensor in following.inputs if tensor not in last.outputs)
         following = tensors.only_reader(following)
-    return Goal(bn, others, bool(following) and not is_fused(following.layer) and has_relu(following.layer))
+    if following is None or is_fused(following.layer):
+        return Goal(bn, others)
+    return Goal(bn, others, flat_sides(following.layer))
+
+
+def flat_sides(layer: KerasLayer) -> tuple[float, float]:
+    """Below the first and above the second number, the activation that a layer is or holds is constant."""
+    activation = activation_of(layer) if _keras.op_name(layer) is None else None
+    if not isinstance(activation, PiecewiseAffine):
+        return -np.inf, np.inf
+    low = activation.breakpoints[0] if np.all(np.asarray(activation.slopes[0]) == 0) else -np.inf
+    high = activation.breakpoints[-1] if np.all(np.asarray(activation.slopes[-1]) == 0) else np.inf
+    return low, high
 
 
 def is_refittable(layer: KerasLayer) -> bool:
-    """Whether a layer can be merged and refitted: Dense, or an ungrouped convolution."""
+    """Whether a layer can be refitted: Dense, or a convolution, in groups or not."""
     kernel = spec_of(layer).kernel
-    return kernel is not None and kernel.refittable(layer)
+    return kernel is not None and kernel.refittable
 
 
 def projection(layer: KerasLayer) -> KerasLayer | None:
@@ -110,7 +130,7 @@ def refit_projection(whole: KerasLayer, layer: KerasLayer, x: Pair, makes: np.nd
 
     x = Pair(*(tf.reshape(value, [*value.shape[:-2], -1]) for value in (x.whole, x.cut)))
     fitted = dense(layer)
-    refit(dense(whole), fitted, None, x, makes, goal.relu, others)
+    refit(dense(whole), fitted, None, x, makes, goal, others)
     layer.kernel.assign(fitted.kernel.numpy().reshape(layer.kernel.shape))
 
 
@@ -125,136 +145,97 @@ def refit(
     bn: KerasLayer | None,
     x: Pair,
     makes: np.ndarray,
-    relu: bool,
+    goal: Goal,
     others: list[Pair],
 ) -> None:
     """Refits a layer of the cut model in place, given the layer `whole` of the uncut model, and `makes`, bool
-    [channels], which of its outputs are kept. `bn`, `relu` and `others` are as in `Goal`."""
-    inputs = _channels_last(layer, x.cut)
+    [channels], which of its outputs are kept. `bn` and `others` are what `goal` names."""
     slope, shift = folded(bn) if bn is not None else (1.0, 0.0)
     slope = np.where(np.abs(slope) > 1e-6, slope, 1.0)  # nothing passes a zero slope, so there is nothing to fit
-    rest = shift + sum(_channels_last(layer, other.cut) for other in others)
-    goal = _goal_values(whole, layer, x, makes, slope, shift, others)
+    inputs, inputs_whole = _channels_last(layer, x.cut), _channels_last(layer, x.whole)
+    windows, windows_whole = (Windows(one, tuple(inputs.shape[1:-1])) for one in (layer, whole))
+    at = _drawn(len(inputs), int(np.prod(windows.positions)), windows.features)
 
-    kernel, bias = tf.constant(value_of(layer.kernel)), _bias(layer)
-    shifted = layer.use_bias or bn is not None
-    few = np.prod(goal.shape[:-1]) < np.prod(kernel.shape[:-1])
-    fit: FewRows | _ManyRows = FewRows(_unfolded(layer, inputs), shifted) if few else _ManyRows(layer, inputs, shifted)
-    for turn in range(TURNS if relu else 1):
-        with tf.GradientTape() as tape:
-            tape.watch(kernel)
-            output = _linear(layer, inputs, kernel, bias)
-        target = tf.where(goal > 0, goal, tf.minimum(output * slope + rest, 0)) if relu and turn else goal
-        error = (target - rest) / slope - output
-        # The gradient of <output, error> by the kernel is X^T error, with X the unfolded inputs.
-        if isinstance(fit, FewRows):
-            change, offset = fit.solve(_matrix(error))
-        else:
-            change, offset = fit.solve(error, tape.gradient(output, kernel, error))
-        kernel += tf.reshape(change, kernel.shape)
-        bias += offset
-    layer.kernel.assign(kernel.numpy())
+    def drawn(value):
+        value = _channels_last(layer, value)
+        return tf.gather(tf.reshape(value, [-1, value.shape[-1]]), at)
+
+    target = windows.product(windows_whole.rows(inputs_whole, at), windows_whole.matrices(value_of(whole.kernel)))
+    target = tf.gather(target + _bias(whole), np.flatnonzero(makes), axis=1) * slope + shift
+    target += sum(tf.gather(drawn(other.whole), np.flatnonzero(makes), axis=1) for other in others)
+    rest = shift + sum((drawn(other.cut) for other in others), tf.zeros_like(target))
+    fit = _Fit(windows, windows.rows(inputs, at), target, slope, rest, goal.flat, bool(layer.use_bias or bn))
+    images = at // int(np.prod(windows.positions))
+    kernel, bias = fit.solve(windows.matrices(value_of(layer.kernel)), _bias(layer), images)
+    layer.kernel.assign(windows.kernel(kernel).numpy())
     if layer.use_bias:
-        layer.bias.assign(bias.numpy())
+        layer.bias.assign(bias)
     elif bn is not None:
-        bn.moving_mean.assign(value_of(bn.moving_mean) - bias.numpy())
+        bn.moving_mean.assign(value_of(bn.moving_mean) - bias)
 
 
-def _goal_values(whole, layer, x, makes, slope, shift, others):
-    """What the uncut model computes in the kept outputs, after BatchNormalization and the add."""
-    kept = np.flatnonzero(makes)
-    output = _linear(whole, _channels_last(layer, x.whole), value_of(whole.kernel), _bias(whole))
-    goal = tf.gather(output, kept, axis=-1) * slope + shift
-    return goal + sum(tf.gather(_channels_last(layer, other.whole), kept, axis=-1) for other in others)
+def _drawn(samples, positions, features):
+    """Indices of the rows to fit to, in order: all, or a random part if there are too many."""
+    most = min(max(_ROWS, _PER_FEATURE * features), max(_NUMBERS // features, 1))
+    count = samples * positions
+    return np.arange(count) if count <= most else np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
-class FewRows:
-    """Ridge regression on x, float32 [rows, features], with fewer rows than features, so that X X^T is smaller than
-    X^T X. `shifted`: fit an offset too."""
+@dataclasses.dataclass
+class _Fit:
+    """A layer's kernel and bias are fitted so that `slope` (x kernel + bias) + `rest` comes near the `target`, both
+    [rows, channels], up to values beyond the `flat` sides, which are as good as their limits."""
 
-    def __init__(self, x: tf.Tensor, shifted: bool):
-        self._shifted = shifted
-        self._mean = tf.reduce_mean(x, 0) if shifted else tf.zeros_like(x[0])
-        self._x = x - self._mean
-        gram = tf.cast(tf.matmul(self._x, self._x, transpose_b=True), tf.float64)
-        self._factor = _factor(gram, x.shape[1], len(x) * tf.square(tf.cast(self._mean, tf.float64)))
+    windows: Windows
+    x: tf.Tensor  # the layer's inputs in the cut model, as `Windows.rows` gives them
+    target: tf.Tensor
+    slope: Any
+    rest: tf.Tensor
+    flat: tuple[float, float]
+    shifted: bool
 
-    def solve(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The W, float32 [features, outputs], and b, float32 [outputs], that minimise |X W + b - y|^2 + ridge |W|^2 for
-        y, float64 [rows, outputs]; b = 0 unless `shifted`."""
-        mean = tf.reduce_mean(y, 0) if self._shifted else tf.zeros_like(y[0])
-        dual = tf.cast(tf.linalg.cholesky_solve(self._factor, y - mean), tf.float32)
-        change = tf.matmul(self._x, dual, transpose_a=True)
-        return change, tf.cast(mean, tf.float32) - tf.tensordot(self._mean, change, 1)
+    def solve(self, kernel: tf.Tensor, bias: np.ndarray, images: np.ndarray) -> tuple[tf.Tensor, np.ndarray]:
+        """The fitted kernel, as matrices, and bias. The ridge is the one that does best for a quarter of the images,
+        int [rows], fitted to the others."""
+        if len(np.unique(images)) < _LEAST:
+            return kernel, bias
+        held = images % _FOLDS == 0
+        share = self._part(~held)._best_share(kernel, bias, self._part(held)) * np.mean(~held)
+        ridge = Ridge(self.x, self.shifted)
+        ridge.set_ridge(share)
+        for turn in range(1 if np.isinf(self.flat).all() else TURNS):
+            change, offset = ridge.solve(self._error(kernel, bias, clipped=turn > 0))
+            kernel, bias = kernel + change, bias + tf.reshape(offset, [-1]).numpy()
+        return kernel, bias
 
+    def _part(self, rows):
+        """The same for some of the rows."""
+        at = np.flatnonzero(rows)
+        x, target, rest = tf.gather(self.x, at, axis=1), tf.gather(self.target, at), tf.gather(self.rest, at)
+        return dataclasses.replace(self, x=x, target=target, rest=rest)
 
-class _ManyRows:
-    """As `FewRows`, for a layer's unfolded inputs X, which have too many rows to be kept in memory."""
+    def _best_share(self, kernel, bias, held):
+        """The ridge with which the fit does best on the rows that are `held` back."""
+        ridge, error, lost = Ridge(self.x, self.shifted), self._error(kernel, bias, clipped=False), []
+        for share in _SHARES:
+            ridge.set_ridge(share)
+            change, offset = ridge.solve(error)
+            left = held._error(kernel + change, bias + tf.reshape(offset, [-1]), clipped=True)
+            lost.append(float(tf.reduce_sum(tf.square(left * held.windows.by_group(held._slopes())))))
+        return _SHARES[int(np.argmin(lost))]
 
-    def __init__(self, layer, inputs, shifted):
-        self._shifted = shifted
-        self._rows, self._mean, gram = _moments(layer, inputs, shifted)
-        self._factor = _factor(gram, len(gram), self._rows * tf.square(self._mean))
+    def _slopes(self):
+        return tf.broadcast_to(tf.cast(self.slope, tf.float32), [1, self.target.shape[1]])
 
-    def solve(self, y, cross):
-        """As `FewRows.solve`, given y and X^T y."""
-        mean = tf.reduce_mean(_matrix(y), 0) if self._shifted else tf.zeros(y.shape[-1], tf.float64)
-        centred = _matrix(cross) - self._rows * self._mean[:, None] * mean[None, :]
-        change = tf.linalg.cholesky_solve(self._factor, centred)
-        return tf.cast(change, tf.float32), tf.cast(mean - tf.tensordot(self._mean, change, 1), tf.float32)
-
-
-def _factor(gram, features, squares):
-    ridge = damping(RIDGE, tf.linalg.trace(gram) / features, tf.reduce_sum(squares) / features)
-    return tf.linalg.cholesky(gram + ridge * tf.eye(len(gram), dtype=tf.float64))
-
-
-def damping(share: float, variance: Any, square: Any) -> Any:
-    """What to add to the diagonal of moments: a share of the mean variance, and of the mean square of the means, so
-    that rounding errors of inputs that hardly vary are not taken for a variance."""
-    return share * (variance + _FLAT * square) + np.finfo(np.float32).tiny
-
-
-def _moments(layer, inputs, shifted):
-    """The number of rows of a layer's unfolded inputs, their means (zero unless `shifted`) and moments about these."""
-    samples = max(1, _CHUNK // int(np.prod(layer.kernel.shape[:-1]) * np.prod(inputs.shape[1:-1])))
-    rows, total, gram = 0, 0.0, 0.0
-    for start in range(0, len(inputs), samples):
-        x = _unfolded(layer, inputs[start : start + samples])
-        if shifted and not rows:
-            origin = tf.reduce_mean(x, 0)  # moments about a point near the mean keep their precision
-        x = x - origin if shifted else x
-        rows += len(x)
-        total += tf.cast(tf.reduce_sum(x, 0), tf.float64)
-        gram += tf.cast(tf.matmul(x, x, transpose_a=True), tf.float64)
-    if not shifted:
-        return rows, tf.zeros_like(total), gram
-    off = total / rows
-    return rows, off + tf.cast(origin, tf.float64), gram - rows * off[:, None] * off[None, :]
-
-
-def _unfolded(layer, x):
-    """The inputs of a layer as a matrix [samples and positions, fan_in], which its kernel as a matrix multiplies."""
-    window = tuple(layer.kernel.shape[:-2])
-    fan_in = int(np.prod(layer.kernel.shape[:-1]))
-    if window:
-        x = _linear(layer, x, tf.reshape(tf.eye(fan_in), [*window, -1, fan_in]), 0.0)
-    return tf.reshape(x, [-1, fan_in])
-
-
-def _matrix(x):
-    """A tensor as a float64 matrix [rest, last axis]."""
-    return tf.cast(tf.reshape(x, [-1, x.shape[-1]]), tf.float64)
-
-
-def _linear(layer, x, kernel, bias):
-    """The output of a layer for channels-last inputs with other weights, without its activation."""
-    if len(kernel.shape) == 2:
-        return tf.tensordot(x, kernel, 1) + bias
-    if set(layer.kernel_size) == {1}:
-        strides = (slice(None), *(slice(None, None, stride) for stride in layer.strides))
-        return tf.tensordot(x[strides], tf.reshape(kernel, kernel.shape[-2:]), 1) + bias
-    return tf.nn.convolution(x, kernel, layer.strides, layer.padding.upper(), dilations=layer.dilation_rate) + bias
+    def _error(self, kernel, bias, clipped):
+        """What the output lacks, [groups, rows, channels of a group], before `slope`; nothing beyond the flat sides if
+        `clipped`."""
+        value = (self.windows.product(self.x, kernel) + bias) * self.slope + self.rest
+        target, (low, high) = self.target, self.flat
+        if clipped:
+            target = tf.where(target <= low, tf.minimum(value, low), target)
+            target = tf.where(target >= high, tf.maximum(value, high), target)
+        return self.windows.by_group((target - value) / self.slope)
 
 
 def _bias(layer):

@@ -115,14 +115,6 @@ def _is_point(layer):
     return set(layer.kernel_size) == {1}
 
 
-def _conv_refittable(layer: KerasLayer) -> bool:
-    """Ungrouped, and without gaps between windows: for these, TensorFlow 2.21 can corrupt memory (gradient, CPU)."""
-    if layer.groups > 1 or layer.padding not in ("valid", "same"):
-        return False
-    gaps = any(size < stride for size, stride in zip(layer.kernel_size, layer.strides, strict=True))
-    return not gaps or _is_point(layer)
-
-
 def _conv_sees_padding(layer: KerasLayer) -> bool:
     return not _is_point(layer) and layer.padding != "valid"
 
@@ -136,8 +128,8 @@ def _spec(rule: Callable, kernel: Kernel) -> LayerSpec:
     return LayerSpec(rule, affine=True, kernel=kernel, dependence=functools.partial(_through_kernel, kernel.response))
 
 
-_DENSE = Kernel(_conv_response, sees_padding=lambda layer: False, is_hyperplane=True, refittable=lambda layer: True)
-_CONV = Kernel(_conv_response, sees_padding=_conv_sees_padding, is_hyperplane=True, refittable=_conv_refittable)
+_DENSE = Kernel(_conv_response, sees_padding=lambda layer: False, is_hyperplane=True, refittable=True)
+_CONV = Kernel(_conv_response, sees_padding=_conv_sees_padding, is_hyperplane=True, refittable=True)
 
 LAYERS: dict[str, LayerSpec] = {
     "Dense": _spec(_dense, _DENSE),

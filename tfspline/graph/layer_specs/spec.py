@@ -70,7 +70,7 @@ class Kernel:
     mixes: bool = True  # whether each output reads several inputs, so that constant inputs can be folded into the bias
     sees_padding: Callable[[KerasLayer], bool] = lambda layer: True  # whether outputs at the border read padding
     is_hyperplane: bool = False  # whether a column of the kernel [..., inputs, outputs] is normal to a unit's boundary
-    refittable: Callable[[KerasLayer], bool] = lambda layer: False  # whether compensation can merge and refit it
+    refittable: bool = False  # whether compensation can refit it
 
 
 @dataclasses.dataclass(frozen=True)
