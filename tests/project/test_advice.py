@@ -559,6 +559,147 @@ def integers_without_data(keras, folder):
     return use, lambda: use(data=X)
 
 
+def subclassed(keras, call):
+    """A subclassed model with a Dense "a" and a head, of which a class method computes the outputs."""
+
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            self.a, self.head = keras.layers.Dense(8, "relu", name="a"), keras.layers.Dense(3)
+
+        def call(self, x, training=None):
+            return call(self, x, training)
+
+    model = Net()
+    model(X)
+    return model
+
+
+@case("branches on `training`.*; write its `call` with layers and ops of Keras only")
+def a_subclassed_model_that_branches(keras, folder):
+    branching = subclassed(keras, lambda self, x, training: self.head(self.a(x) * (0.5 if training else 1.0)))
+    drop = keras.layers.Dropout(0.5)
+    with_layers = subclassed(keras, lambda self, x, training: self.head(drop(self.a(x), training=training)))
+    return lambda: tfspline.plan(branching, 0.5), lambda: units_of(with_layers, ratio=0.5) == 4
+
+
+@case("a keras.Input.shape, dtype=.* for each of them")
+def two_inputs_of_a_subclassed_model_with_tokens(keras, folder):
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = keras.layers.Embedding(9, 8), keras.layers.Dense(3)
+            self.a = keras.layers.Dense(8, "relu", name="a")
+
+        def call(self, inputs):
+            return self.head(self.a(inputs[1]) + keras.layers.Flatten()(self.table(inputs[0])))
+
+    model = Net()
+    model([np.ones((2, 1), "int32"), X[:2]])
+    given = [keras.Input((1,), dtype="int32"), keras.Input((4,), dtype="float32")]
+
+    def right():
+        return [tensor.dtype for tensor in tfspline.functional(model, given).inputs] == ["int32", "float32"]
+
+    return lambda: tfspline.functional(model, [(1,), (4,)]), right
+
+
+@case("SavedModel; load 'own' with its class, by custom_objects", versions=(tf_keras,))
+def a_layer_that_is_loaded_without_its_class(keras, folder):
+    class Own(keras.layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(name="scale", shape=(shape[-1],))
+
+        def call(self, x):
+            return x * self.scale
+
+    sequential(keras, keras.layers.Dense(8, "relu", name="a"), Own(name="own")).save(folder / "saved")
+    use = lambda **classes: keras.models.load_model(folder / "saved", custom_objects=classes)  # noqa: E731
+    return lambda: tfspline.plan(use(), {"a": 0.5}), lambda: units_of(use(Own=Own), ratio=0.5)
+
+
+@case("SavedModel.* or call it before or after the model", versions=(keras3,))
+def a_function_of_a_saved_model(keras, folder):
+    part = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+    part.export(folder / "part", verbose=False)
+    first = keras.layers.TFSMLayer(folder / "part", call_endpoint="serve")
+    rest = sequential(keras, keras.layers.Dense(8, "relu", name="a"))
+
+    def right():
+        return tfspline.prune(rest, 0.5)(first(X)).shape == (16, 3)
+
+    return lambda: tfspline.plan(keras.Sequential([keras.Input((4,)), first, *rest.layers]), 0.5), right
+
+
+@case("a model that it is a part of; let it hold layers of that model")
+def a_layer_that_holds_its_model(keras, folder):
+    class Tied(keras.layers.Layer):
+        held = None
+
+        def call(self, x, training=None):
+            return x * (2.0 if training else 1.0)
+
+    def use(of):
+        hidden, tied = [keras.layers.Dense(8, "relu", name=name) for name in "ab"], Tied()
+        model = keras.Sequential([keras.Input((4,)), *hidden, keras.layers.Dense(3), tied], name="net")
+        object.__setattr__(tied, "held", [of(model)])  # Keras 3 accepts no layers any more
+        return units_of(model, ratio=0.5)
+
+    return lambda: use(lambda model: model), lambda: use(lambda model: model.layers[0]) == 8
+
+
+@case("assign finite numbers to the layer")
+def a_layer_with_nan(keras, folder):
+    model = small_model(keras, "net")
+    weights = model.get_layer("a").get_weights()
+    model.get_layer("a").set_weights([np.full_like(weight, np.nan) for weight in weights])
+    use = functools.partial(units_of, model, ratio=0.5)
+    return use, lambda: model.get_layer("a").set_weights(weights) or use() == 4
+
+
+@case(r"call model.compile\(optimizer", versions=(keras3,))
+def masks_in_a_training_without_an_optimizer(keras, folder):
+    model = small_model(keras, "net")
+    pruning = tfspline.SplinePruning(at(0), backup_dir=folder)
+    bare = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+    pruning.set_params({"steps": 2, "epochs": 2})
+    pruning.set_model(bare)
+    right = lambda: train(model, tfspline.SplinePruning(at(0), backup_dir=folder))  # noqa: E731
+    return lambda: pruning.on_train_begin() or pruning.on_epoch_begin(0), right
+
+
+@case("`data`, unlabelled inputs, is needed to refit", versions=(keras3,))
+def a_refit_without_data(keras, folder):
+    use = functools.partial(tfspline.prune, small_model(keras, "net"), 0.5, compensate="refit")
+    return use, lambda: use(data=X)
+
+
+@case("needs `data`, unlabelled inputs", versions=(keras3,))
+def a_criterion_without_data(keras, folder):
+    use = functools.partial(units_of, small_model(keras, "net"), ratio=0.5, criterion="spline_affine")
+    return use, lambda: use(data=X) == 4
+
+
+@case(r"needs `data=\(x, y\)`, inputs with labels", versions=(keras3,))
+def a_criterion_without_labels(keras, folder):
+    use = functools.partial(units_of, small_model(keras, "net"), ratio=0.5, criterion="taylor")
+    return lambda: use(data=X), lambda: use(data=(X, Y)) == 4
+
+
+@case(r"Give the argument `input_shape`, such as input_shape=", versions=(keras3,))
+def a_budget_for_an_open_size(keras, folder):
+    layers = keras.layers
+    parts = [layers.Dense(8, "relu", name="a"), layers.GlobalAveragePooling1D(), layers.Dense(3)]
+    use = functools.partial(units_of, keras.Sequential([keras.Input((None, 4)), *parts]), max_flops=0.6)
+    return use, lambda: use(input_shape=(5, 4)) < 8
+
+
+@case("must be at most the 2 steps of an epoch", versions=(keras3,))
+def looks_that_are_rarer_than_epochs(keras, folder):
+    use = lambda every: train(small_model(keras, "net"), tfspline.EarlyBird(every=every), epochs=1)  # noqa: E731
+    return lambda: use(3), lambda: use(2)
+
+
 @warns("No unit of 'net' is removed.* Remove a larger share, or lower min_units or round_to")
 def a_budget_that_removes_nothing(keras, folder):
     use = functools.partial(units_of, small_model(keras, "net"))
@@ -651,6 +792,39 @@ def a_class_that_is_lost(keras, folder):
     outputs = keras.layers.Dense(3)(keras.layers.Dense(8, "relu", name="a")(inputs))
     kept = functools.partial(tfspline.prune, Kept(inputs, outputs), 0.5)
     return lambda: tfspline.prune(Net(inputs, outputs), 0.5), lambda: type(kept()) is Kept
+
+
+@warns("allow_inexact=True removes them")
+def units_that_are_off_and_not_exact(keras, folder):
+    layers = keras.layers
+    parts = [layers.Dense(8, name="a"), layers.LayerNormalization(), layers.Dense(8, "relu"), layers.Dense(3)]
+    masked = tfspline.plan(keras.Sequential([keras.Input((4,)), *parts]), 0.5, allow_inexact=True).mask
+    model = masked(keras.Sequential([keras.Input((4,)), *parts]))
+    use = functools.partial(tfspline.slim, model)
+    return lambda: use().get_layer("a").units == 8, lambda: use(allow_inexact=True).get_layer("a").units == 4
+
+
+@warns("budget depends on work that is not counted.*odd: the MACs of a MatrixInverse")
+def a_budget_of_unknown_work(keras, folder):
+    class Odd(keras.layers.Layer):
+        def call(self, x):
+            return tf.linalg.matvec(tf.linalg.inv(tf.eye(4) + 0.0 * tf.reduce_sum(x)), x)
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    def use(**budget):
+        layers = [keras.layers.Dense(8, "relu", name="a"), keras.layers.Dense(4), Odd(name="odd")]
+        return units_of(sequential(keras, *layers), **budget) < 8
+
+    return lambda: use(max_flops=0.6), lambda: use(max_params=0.6)
+
+
+@warns("leave out .*approximate=True")
+def codes_of_smooth_activations(keras, folder):
+    model = sequential(keras, keras.layers.Dense(8, "relu"), keras.layers.Dense(8, "gelu"))
+    use = functools.partial(tfspline.region_codes, model, X)
+    return lambda: len(use()) == 16, lambda: len(use(approximate=True)) == 16
 
 
 @warns(

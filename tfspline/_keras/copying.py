@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspline._keras.constraints import Zeros
-from tfspline._keras.layers import config_of, from_config, is_builtin, op_name, rename, sublayers
+from tfspline._keras.layers import config_of, from_config, is_builtin, is_loaded, op_name, rename, sublayers
 from tfspline._keras.modules import keras_of
 from tfspline._keras.references import (
     CALLS,
@@ -114,6 +114,9 @@ class Copies:
         if self._shares_weights and is_weight(value):
             return value
         try:
+            if is_layer(value) and is_loaded(value):
+                advice = "with its class, by custom_objects, or call it before or after the model"
+                raise ValueError(f"it is a function of a SavedModel; load {value.name!r} {advice}")
             copy = self._of_layer(value) if is_layer(value) else None
             if copy is not None:
                 return self._remember(value, copy)
@@ -200,7 +203,7 @@ class Copies:
 
     def _tf_function(self, function):
         if type(function) is not TF_FUNCTION:
-            raise ValueError("it holds a function of a loaded SavedModel")
+            raise ValueError("it holds a function of a loaded SavedModel; call it before or after the model")
         return self._remember(function, function._clone(self._copy(function.python_function)))
 
     def _fixed(self, values):

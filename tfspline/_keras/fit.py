@@ -20,7 +20,7 @@ def add_penalty(layer: KerasLayer, path: str, penalty: Callable) -> None:
 
 def iterations(model: KerasModel) -> int:
     """The number of steps that a model's optimizer has made, which is part of the optimizer's checkpoints."""
-    if model.optimizer is None:
+    if getattr(model, "optimizer", None) is None:  # Keras 3 has no such attribute before the model is compiled
         raise ValueError(
             f"Expected a model compiled with an optimizer. Received: {model.name!r}, which has none; call "
             "model.compile(optimizer=...)."

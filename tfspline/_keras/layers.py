@@ -148,6 +148,11 @@ def is_builtin(layer_class: type) -> bool:
     return layer_class.__module__.partition(".")[0] in _HOMES
 
 
+def is_loaded(layer: KerasLayer) -> bool:
+    """Whether what a layer computes is a function of a SavedModel, not its own code."""
+    return of_class(layer, "TFSMLayer") or ".saved_model." in type(layer).__module__
+
+
 def first_builtin(layer_class: type) -> Any:
     """The class of Keras that a class of layers is, or derives from."""
     return next(filter(is_builtin, layer_class.__mro__))
@@ -185,7 +190,10 @@ def with_arguments(layer: KerasLayer, args: tuple, kwargs: dict, values: dict[tu
 
 def _bound(layer, args, kwargs):
     is_tf_op = op_name(layer) is not None and not isinstance(layer, keras.Operation)
-    return inspect.signature(layer.function if is_tf_op else layer.call).bind(*args, **kwargs)
+    call = layer.function if is_tf_op else layer.call
+    if is_loaded(layer):  # the signature of its `call` lacks the inputs
+        call = lambda *inputs, **options: None  # noqa: E731
+    return inspect.signature(call).bind(*args, **kwargs)
 
 
 def _with(values, keys, value):

@@ -146,6 +146,8 @@ class _Rebuilding:
     def _copies_of(self, layer, args=(), kwargs=None) -> list:
         """The layers that replace a layer, which is called with these symbolic arguments."""
         if id(layer) not in self._copies:
+            if id(layer) in self._open:
+                raise ValueError("it holds a model that it is a part of; let it hold layers of that model")
             path = self._paths.get(id(layer), layer.name)
             if path in self._replacements:
                 copies = [self._copy_of(path, layer) if one is layer else one for one in self._replacements[path]]
@@ -201,13 +203,11 @@ class _Rebuilding:
 
     def _copy_inside(self, layer):
         """The copy of a layer that an object holds; None for a layer that belongs to this object only."""
-        if id(layer) in self._copies or id(layer) in self._paths or is_graph(layer):
-            if id(layer) not in self._open:
-                copy, *others = self._copies_of(layer)
-                if not others:
-                    return copy
-            elif is_graph(layer):
-                raise ValueError(f"it holds the model {layer.name!r} that it is a part of")
+        is_known = id(layer) in self._copies or id(layer) in self._paths
+        if is_graph(layer) or is_known and id(layer) not in self._open:
+            copy, *others = self._copies_of(layer)
+            if not others:
+                return copy
         return None
 
 

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspline._keras.layers import is_builtin, op_name, sublayers, weights
+from tfspline._keras.layers import is_builtin, is_loaded, op_name, sublayers, weights
 from tfspline._keras.modules import is_layer_class, of_class
 from tfspline._keras.types import KerasLayer, KerasVariable
 
@@ -62,7 +62,7 @@ def has_own_code(layer: KerasLayer) -> bool:
     """Whether a layer or bare op, or a layer inside it, runs code that is neither Keras' nor TensorFlow's."""
     if (name := op_name(layer)) is not None:
         return "." in name
-    if not is_builtin(type(layer)) or of_class(layer, "Lambda"):
+    if not is_builtin(type(layer)) or of_class(layer, "Lambda") or is_loaded(layer):
         return True
     held = [value for name, value in vars(layer).items() if name.endswith(OBJECTS) and value is not None]
     parts = [part for value in held for part in (value if isinstance(value, list) else [value])]

@@ -51,6 +51,7 @@ class _Inherited:
 _TRACKED = ("_self_", "_trainable_", "_non_trainable_", "_obj_reference")
 _ADDED = ("_losses", "_metrics")  # lists of tf_keras that add_loss and add_metric append to
 _INHERITED: Any = _Inherited()
+_WAY_OUT = "write its `call` with layers and ops of Keras only"
 _reasons: Any = weakref.WeakKeyDictionary()  # twin -> why its original was not unrolled
 
 
@@ -120,7 +121,7 @@ class _Unrolling:
         if id(self._model) in self._failed:
             raise ValueError(
                 f"The graph of the subclassed model {type(self._model).__name__} ({self._model.name!r}) cannot be "
-                f"recorded: {self._failed[id(self._model)]}. Write its `call` with layers and ops of Keras only"
+                f"recorded: {self._failed[id(self._model)]}; {_WAY_OUT}"
             )
         base: Any = self._module.Model
         if is_graph(self._model) and not isinstance(self._model, self._module.Sequential):
@@ -256,7 +257,7 @@ class _Unrolling:
     def _copy_of(self, layer):
         if is_model(layer):
             why = self._failed[id(layer)]
-            raise ValueError(f"Model {layer.name!r} ({type(layer).__name__}) cannot be unrolled, as {why}")
+            raise ValueError(f"Model {layer.name!r} ({type(layer).__name__}) cannot be unrolled, as {why}; {_WAY_OUT}")
         if self._is_rms_norm(layer):
             return stock_rms_norm(layer)
         try:
