@@ -1,7 +1,7 @@
 """Criteria: functions that score the units of a group; units with higher scores are more worth keeping.
 
-A criterion takes a `Units` and returns one score a unit. Scores of different groups are comparable, so that units can
-be ranked across layers. To add a criterion, write a function here and decorate it with `@_built_in`.
+A criterion takes a `Units` and returns one score a unit, by which units of different groups can be ranked together. To
+add a criterion, write a function here and decorate it with `@_built_in`.
 """
 
 from collections.abc import Callable
