@@ -159,7 +159,7 @@ def _shares(*ratios, units="units", **options):
 
 CASES = {
     "lenet_300_100": Case(
-        "LeNet-300-100, Fashion-MNIST, hidden units", _shares(0.5, 0.6, 0.7, 0.8), 512, _lenet_300_100
+        "LeNet-300-100, Fashion-MNIST, hidden units", _shares(0.5, 0.6, 0.7, 0.8), 1024, _lenet_300_100
     ),
     "resnet20": Case(
         "ResNet-20, Fashion-MNIST",
