@@ -350,3 +350,17 @@ def test_a_sequential_calls_a_layer_twice(keras, rng):
     x, plan = rng.normal(size=(3, 8)).astype("float32"), tfspline.plan(scramble(model, rng), 0.5, criterion="l1")
     assert difference(model(x), _keras.rebuild(model)(x)) == 0
     assert difference(plan.mask(model)(x), plan.apply(model)(x)) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["Embedding", "Masking"])
+def test_a_sequential_with_a_mask(keras, rng, kind):
+    layers = keras.layers
+    embedding = kind == "Embedding"
+    first = [keras.Input((5,)), layers.Embedding(9, 4, mask_zero=True)] if embedding else [keras.Input((5, 4))]
+    parts = [*first, *([] if embedding else [layers.Masking()]), layers.Dense(8, "relu", name="a"), layers.GRU(6)]
+    model = scramble(keras.Sequential([*parts, layers.Dense(2)]), rng)
+    x = np.arange(10).reshape(2, 5) % 7 if embedding else np.ones((2, 5, 4), "float32") * np.arange(5)[:, None]
+    plan = tfspline.plan(model, 0.5, criterion="l1")
+    slim = plan.apply(model)
+    assert isinstance(slim, keras.Sequential) and slim.get_layer("a").units == 4
+    assert difference(plan.mask(model)(x), slim(x)) <= 1e-5

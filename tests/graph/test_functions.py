@@ -370,3 +370,28 @@ def test_function_that_changes_the_width_is_kept_by_name(rng):
         x = layer(layers.Dense(8, name="before")(layers.Dense(8, "relu", name="free")(inputs)))
         plan, slim = cut_and_trained(tf_keras.Model(inputs, layers.Dense(2)(x)), rng)
         assert slim.get_layer("free").units == 4
+
+
+def test_a_lambda_that_was_told_its_output_shape(keras, rng):
+    layers, halved = keras.layers, keras.layers.Lambda(lambda x: np.float32(0.5) * tf.nn.relu(x), output_shape=(8,))
+    parts = [layers.Dense(8, name="a"), halved, layers.Dense(8, "relu"), layers.Dense(2)]
+    model = scramble(keras.Sequential([keras.Input((4,)), *parts]), rng)
+    plan, x = tfspline.plan(model, 0.5, criterion="l1"), inputs_for(model, rng)
+    slim = plan.apply(model)
+    assert slim.get_layer("a").units == 4
+    assert difference(plan.mask(model)(x), slim(x)) <= 1e-5
+
+
+def test_a_layer_with_a_fixed_output_shape_keeps_its_units():
+    class Halved(keras3.layers.Layer):
+        def call(self, x, training=None):
+            return tf.nn.relu(x) * (1.0 if training else 0.5)
+
+        def compute_output_shape(self, shape):
+            return (shape[0], 8)
+
+    layers = keras3.layers
+    parts = [layers.Dense(8, name="a"), Halved(name="halved"), layers.Dense(8, "relu", name="b"), layers.Dense(2)]
+    rows = tfspline.plan(keras3.Sequential([keras3.Input((4,)), *parts]), 0.5, criterion="l1").rows()
+    units = {row["layer"]: (row["units_after"], row["protected"]) for row in rows}
+    assert units["a"][0] == 8 and "register_channel_rule(Halved" in units["a"][1] and units["b"][0] == 4

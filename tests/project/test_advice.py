@@ -392,6 +392,19 @@ def sequential_of_two(keras):
     return model
 
 
+@case("'a' with activation 'Act'.*; make the activation a layer of its own, keras.layers.Activation")
+def an_activation_that_cannot_be_observed(keras, folder):
+    class Act:
+        def __call__(self, x):
+            return 0.5 * tf.nn.relu(x)
+
+    def use(*layers):
+        return len(tfspline.region_codes(sequential(keras, *layers), X, approximate=True))
+
+    fused = keras.layers.Dense(8, Act(), name="a")
+    return lambda: use(fused), lambda: use(keras.layers.Dense(8), keras.layers.Activation(Act())) == 16
+
+
 @case("Remove max_pooling=True")
 def pooling_among_norms(keras, folder):
     model = sequential(keras, keras.layers.Dense(8), keras.layers.BatchNormalization())

@@ -24,6 +24,7 @@ from tfspline._keras.graph import (
     is_graph,
     is_symbolic,
     is_unbuilt_sequential,
+    keeps_shape,
     layer_paths,
     mask_of,
     nodes,

@@ -181,6 +181,18 @@ def shapes_called_on(layer: KerasLayer) -> list[tuple]:
     return [tuple(inputs[0].shape) for inputs in calls] if all(len(inputs) == 1 for inputs in calls) else []
 
 
+def keeps_shape(layer: KerasLayer) -> bool:
+    """Whether a layer says of inputs of any size that its output has their shape, or is not asked."""
+    kind = type(layer)
+    if not isinstance(layer, keras.Layer) or kind.compute_output_shape is first_builtin(kind).compute_output_shape:
+        return True
+    smaller = [(*shape[:-1], shape[-1] and shape[-1] - 1) for shape in shapes_called_on(layer)]
+    try:
+        return all(tuple(layer.compute_output_shape(shape)) == shape for shape in smaller)
+    except Exception:  # from the user's code
+        return False
+
+
 def _read_by(node) -> list:
     """The symbolic tensors that a node of a Keras graph reads."""
     return node.input_tensors if hasattr(node, "operation") else tf.nest.flatten(node.keras_inputs)

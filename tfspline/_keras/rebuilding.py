@@ -119,11 +119,14 @@ class _Rebuilding:
             is_new = path in self._changes and path not in self._replacements
             outputs = first_argument(args, kwargs)
             for layer in self._copies_of(node.layer, args, kwargs):
+                if of_class(layer, "Lambda") and tuple(getattr(outputs, "shape", ())) not in node.input_shapes:
+                    layer._output_shape = None  # Keras 3 would believe it, so it has to find out the new one
                 around = with_weights_of_zeros(layer, node.layer) if is_new else contextlib.nullcontext()
                 outputs, read = watched_call(layer, args, kwargs, around)
                 self._check_read(node.layer, read)
                 args, kwargs = (outputs,), {}
-                called.append(layer)
+                if isinstance(layer, module.layers.Layer):  # in Keras 3, ops that compute masks are none
+                    called.append(layer)
             return outputs
 
         outputs = run(model, inputs, visit)

@@ -82,7 +82,8 @@ def _unread(model) -> set[int]:
 
 
 UNITS = ("activations", "batch_norm")
-SIGNS = "approximate=True takes the sign of the pre-activation instead, where it can be observed"
+_OBSERVE = "make the activation a layer of its own, keras.layers.Activation, so that its input can be observed"
+_SIGNS = "approximate=True takes the sign of the pre-activation instead, where it can be observed"
 
 
 def coded_calls(
@@ -103,8 +104,14 @@ def coded_calls(
         elif units != "batch_norm" and not _has_no_code(call, max_pooling):
             left_out.append(call)
     if left_out and not coded:
-        left_out[0].refuse(f"{SIGNS} (partition_report also needs maps=0), and EarlyBird(metric='mask') needs no codes")
+        hint = f"{how_to_code(approximate)}{'' if approximate else ' (partition_report also needs maps=0)'}"
+        left_out[0].refuse(f"{hint}, and EarlyBird(metric='mask') needs no codes")
     return dict(zip(unique(one.call.path for one in coded), coded, strict=True)), left_out
+
+
+def how_to_code(approximate: bool) -> str:
+    """How an activation that is not piecewise affine gets a code."""
+    return _OBSERVE if approximate else _SIGNS
 
 
 def _has_no_code(call: CallActivation, max_pooling: bool) -> bool:

@@ -17,7 +17,7 @@ from tfspline._keras.types import Data, KerasModel
 from tfspline._utils.checks import count, instance
 from tfspline._utils.files import read_npz, write_npz
 from tfspline.graph.unrolling import functional
-from tfspline.spline.calls import SIGNS, coded_calls
+from tfspline.spline.calls import coded_calls, how_to_code
 
 
 class Codes:
@@ -203,9 +203,8 @@ class RegionEncoder:
                 f"BatchNormalization for units='batch_norm'. Received: {model.name!r}, which has none"
             )
         if left_out:
-            hint = "" if approximate else f" {SIGNS}."
             names = "; ".join(call.described() for call in left_out)
-            logging.warning("The region codes of %s leave out %s.%s", model.name, names, hint)
+            logging.warning("The region codes of %s leave out %s; %s.", model.name, names, how_to_code(approximate))
         self._encode = tf.function(self._encode_batch, autograph=False)
 
     def __call__(self, x: Data, batch_size: int = 128) -> Codes:

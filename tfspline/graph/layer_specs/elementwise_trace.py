@@ -61,7 +61,7 @@ def is_elementwise_layer(layer: KerasLayer) -> bool:
     modes = [functools.partial(layer, training=told) for told in (False, True)] if takes_training else [layer]
     dtype = layer.compute_dtype
     specs = {tf.TensorSpec([None] * len(shape), dtype) for shape in shapes}
-    elementwise = all(is_elementwise(mode, spec) for mode in modes for spec in specs)
+    elementwise = _keras.keeps_shape(layer) and all(is_elementwise(mode, spec) for mode in modes for spec in specs)
     _keras.clear_losses(layer)
     return elementwise and all(is_finite_at_zero(modes[0], [n or 1 for n in shape], dtype) for shape in shapes)
 
