@@ -19,6 +19,7 @@ from tfspline.pruning.placement import channels_last, places_of, rows, side_by_s
 _BATCH = 2**27  # numbers that the layers of a model compute for the images of one batch
 _IMAGES = 64  # the most images of a batch
 _NUMBERS = 2**25  # the most numbers in memory at a time when units are compared by their shares in an output
+_DIFFERENTIATED = 256  # samples that are enough for derivatives, which take twice the time of values
 _ROWS = 256  # positions of an image that are compared, drawn at random; more tell nothing new
 
 
@@ -49,8 +50,9 @@ def readers_of(
 ) -> dict[str, list[Reader]]:
     """Runs the model on probe inputs. Returns, by group name, a `Reader` for each call that reads the group's units."""
     recorder = _Recorder(model, graph, groups)
+    step = -(-len(inputs[0]) // _DIFFERENTIATED)
     for number, batch in enumerate(_batches(model, graph, inputs)):
-        recorder.run(batch, number, gradients)
+        recorder.run(batch, number, gradients and number % step == 0)
     readers: dict[str, list[Reader]] = {group.name: [] for group in groups}
     for (name, *_), moments in recorder.moments.items():
         readers[name].append(moments.reader())
@@ -72,7 +74,7 @@ class _Moments:
 
     def __init__(self, outgoing: np.ndarray):
         self._outgoing, self._gradients = outgoing, None
-        self._samples = self._rows = 0
+        self._samples = self._rows = self._differentiated = 0
         self._total = self._squares = self._on = 0.0
 
     def add(self, samples: int, values: tf.Tensor, gradients: tf.Tensor | None, positions: float) -> None:
@@ -86,13 +88,14 @@ class _Moments:
         self._total += tf.reduce_sum(centred, axis=0).numpy().astype(np.float64)
         self._squares, self._on = self._squares + _square(centred), self._on + _square(on)
         if gradients is not None:
+            self._differentiated += samples
             drawn = samples * positions / len(gradients)
             self._gradients = drawn * _square(gradients) + (0 if self._gradients is None else self._gradients)
 
     def reader(self) -> Reader:
         """The `Reader` of all that was added."""
         mean = self._total / self._rows
-        gradients = None if self._gradients is None else np.float32(self._gradients / self._samples)
+        gradients = None if self._gradients is None else np.float32(self._gradients / self._differentiated)
         covariance = np.float32(self._squares / self._rows - np.outer(mean, mean))
         return Reader(covariance, np.float32(self._on / self._rows), self._outgoing, self._samples, gradients)
 
