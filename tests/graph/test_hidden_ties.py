@@ -6,12 +6,14 @@ import sys
 import types
 import weakref
 
+import keras as keras3
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.zoo import difference, inputs_for, scramble
 
 import tfspline
+from tfspline.layers import tf_keras as tf_keras_layers
 
 HOLDERS = {
     "deque": lambda layer: collections.deque([layer]),
@@ -222,3 +224,18 @@ def test_a_rule_is_no_way_out_for_a_layer_that_shares_weights(keras, kind):
         assert kept["first"] is None
         return
     assert "'shared' uses its weights, too" in kept["first"] or "uses weights of" in kept["first"]
+
+
+def test_what_tfspline_knows_of_other_layers_is_no_tie(keras):
+    class Halved(keras.layers.Layer):
+        def call(self, x, training=None):
+            return tf.nn.relu(x) * (1.0 if training else 0.5)
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    layers, unit = keras.layers, (tfspline.layers if keras is keras3 else tf_keras_layers).SplineUnit
+    first = keras.Sequential([keras.Input((4,)), layers.Dense(8), Halved(), layers.Dense(2)])
+    assert tfspline.plan(first, 0.5, criterion="l1").rows()[0]["units_after"] == 4  # Halved was traced
+    second = keras.Sequential([keras.Input((4,)), layers.Dense(8), unit("relu"), layers.Dense(2)])
+    assert tfspline.plan(second, 0.5).mask(second).layers[0].units == 8

@@ -28,7 +28,7 @@ _LEAVES = (
 )
 _PLAIN = {str, bytes, int, float, bool, complex, type(None), type}  # passed over early, since most are
 _PLAIN_CONTAINERS = {list, tuple, set, frozenset, dict}  # these, and not classes derived from them, hold nothing else
-_LIBRARIES = ("keras", "tf_keras", "tensorflow", "numpy", "tensorflow_model_optimization")
+_LIBRARIES = ("keras", "tf_keras", "tensorflow", "numpy", "tensorflow_model_optimization", "tfspline")
 _WITHOUT_LAYERS = {*_LIBRARIES, *sys.stdlib_module_names}
 _CONTAINERS = ("tensorflow.python.trackable", "tensorflow.python.util.object_identity")
 OBJECTS = ("activation", "initializer", "regularizer", "constraint")  # entries of configs that hold Python objects
