@@ -1,10 +1,12 @@
 """Refitting: fits a layer of a cut model, by least squares, to its output in the uncut model (beyond the paper).
 
-The layer's inputs come from the cut model. The fit compares outputs where the ReLU that follows reads them, after
+The layer's inputs come from the cut model. The fit compares outputs where the activation that follows reads them, after
 BatchNormalization and a residual add in between:
 
 - another branch of the add already differs from the uncut model, and the layer makes up for that;
 - where a ReLU is off in the uncut model, any negative value is as good as another.
+
+Weights are changed by ridge regression. The ridge is chosen on images held back, so that few images do no harm.
 """
 
 import dataclasses
@@ -24,18 +26,7 @@ from tfspline.pruning.least_squares import Ridge, Windows
 from tfspline.pruning.streaming import Pair
 
 TURNS = 4  # least-squares fits per layer with a ReLU; values change sides in between
-_SHARES = (
-    1e-4,
-    1e-3,
-    1e-2,
-    0.03,
-    0.1,
-    0.3,
-    1.0,
-    3.0,
-    10.0,
-    1e6,
-)  # ridges to choose from, as shares of the mean variance
+_SHARES = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 1e6)  # ridges to choose from, see `Ridge.set_ridge`
 _LEAST = 8  # with fewer images than this, nothing is fitted
 _FOLDS = 4  # one in this many images is held back to choose the ridge
 _ROWS, _PER_FEATURE = 2**15, 8  # rows to fit to, if there are more: at least so many, and so many for each feature
@@ -52,7 +43,7 @@ class Goal:
 
 
 def goals(model: KerasModel, graph: Graph) -> dict[str, Goal]:
-    """The goals of the layers that can be refitted, by path: Dense, ungrouped convolutions, attention; called once."""
+    """The goals of the layers that can be refitted, by path: Dense, convolutions, attention; called once."""
     tensors = _Tensors(_keras.nodes(model, nested=True))
     return {
         node.path: _goal(node, graph, tensors)
@@ -164,7 +155,8 @@ def refit(
     target = tf.gather(target + _bias(whole), np.flatnonzero(makes), axis=1) * slope + shift
     target += sum(tf.gather(drawn(other.whole), np.flatnonzero(makes), axis=1) for other in others)
     rest = shift + sum((drawn(other.cut) for other in others), tf.zeros_like(target))
-    fit = _Fit(windows, windows.rows(inputs, at), target, slope, rest, goal.flat, bool(layer.use_bias or bn))
+    shifted = bool(layer.use_bias) or bn is not None
+    fit = _Fit(windows, windows.rows(inputs, at), target, slope, rest, goal.flat, shifted)
     images = at // int(np.prod(windows.positions))
     kernel, bias = fit.solve(windows.matrices(value_of(layer.kernel)), _bias(layer), images)
     layer.kernel.assign(windows.kernel(kernel).numpy())
