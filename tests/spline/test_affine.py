@@ -29,7 +29,9 @@ def piecewise(model):
         name = layer.get_config().get("activation") if _keras.op_name(layer) is None else None
         if name in pieces:
             changes[path] = {"activation": pieces[name]}
-    return _keras.rebuild(model, changes)
+    copy = _keras.rebuild(model, changes)
+    copy.set_weights(model.get_weights())  # those of layers that are made anew are zero
+    return copy
 
 
 @pytest.mark.sweep(3)
