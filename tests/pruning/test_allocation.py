@@ -139,3 +139,28 @@ def test_large_arrays_are_sampled_evenly(keras, rng):
     seen = sample(model, (x, y))
     assert len(seen.inputs[0]) == 1024 and np.mean(seen.labels) == 0.5
     assert len(sample(model, x[:1024]).inputs[0]) == 1024
+
+
+def test_units_that_only_a_product_reads_stay_by_default(keras, rng):
+    layers = keras.layers
+    inputs = keras.Input((8,))
+    query, key = (layers.Dense(6, name=name)(inputs) for name in ("query", "key"))
+    x = layers.Concatenate()([layers.Dot(1)([query, key]), layers.Dense(12, "relu", name="hidden")(inputs)])
+    model = scramble(keras.Model(inputs, layers.Dense(3)(x)), rng)
+    data = inputs_for(model, rng, 64)
+    assert widths(tfspline.plan(model, 0.25, data=data)) == {"query": 6, "hidden": 8}
+    only = scramble(keras.Model(inputs, layers.Dense(3)(layers.Dot(1)([query, key]))), rng)
+    with pytest.raises(ValueError, match="'spline_output' cannot observe what reads the units of 'query'"):
+        tfspline.plan(only, 0.5, data=data)
+
+
+def test_shares_of_heads_are_weighted_in_every_batch(keras, rng):
+    inputs = keras.Input((3, 8))
+    x = keras.layers.MultiHeadAttention(2, 4, name="heads")(inputs, inputs)
+    model = scramble(keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(x))), rng)
+    graph, data = read(model), tf.constant(inputs_for(model, rng, 600))
+    groups = [group for group in graph.groups if group.name == "heads"]
+    readers = [readers_of(model, graph, groups, [part], gradients=True)["heads"] for part in (data, data[:256])]
+    (many,), (few,) = readers
+    assert many.samples < 600 and few.samples == 256
+    np.testing.assert_allclose(many.covariance, few.covariance, rtol=0.5, atol=0.3 * few.covariance.max())

@@ -136,8 +136,11 @@ def spline_output(units: Units) -> np.ndarray:
     As in `spline_affine`, the other units replace unit k up to an error of variance 1 / (G^-1)_kk in its value. It
     costs E[g^2] times as much, with g the derivative of the outputs by the value: the squared error of the outputs, to
     first order, as a share of their variance. So costs of different layers are comparable. They are summed over the
-    positions of a sample, and G is shrunk, as positions of one sample are not independent.
+    positions of a sample, and G is shrunk, as positions of one sample are not independent. Units that no observed
+    layer reads, such as the widths of a dot product, score infinity: they stay.
     """
+    if units.readers_with_gradients == [] and any(units.measured.readers(gradients=True).values()):
+        return np.full(len(units.kernel), np.inf, np.float32)
     readers = _readers(units.readers_with_gradients, units, "spline_output")
     return eliminate_by_cost([ReaderMap.of(one, one.gradients) for one in readers if one.gradients is not None])
 

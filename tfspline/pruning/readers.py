@@ -52,7 +52,9 @@ def readers_of(
     recorder = _Recorder(model, graph, groups)
     step = -(-len(inputs[0]) // _DIFFERENTIATED)
     for number, batch in enumerate(_batches(model, graph, inputs)):
-        recorder.run(batch, number, gradients and number % step == 0)
+        differentiate = gradients and number % step == 0
+        # The shares of a layer's own units are weighted by derivatives, so they cannot be without.
+        recorder.run(batch, number, differentiate, own=differentiate or not gradients)
     readers: dict[str, list[Reader]] = {group.name: [] for group in groups}
     for (name, *_), moments in recorder.moments.items():
         readers[name].append(moments.reader())
@@ -119,8 +121,10 @@ class _Recorder:
             if part.role == "read":
                 self._reading.setdefault(part.layer, []).append(part)
 
-    def run(self, inputs: list[tf.Tensor], seed: int, gradients: bool) -> None:
-        """Runs the model on a batch, and differentiates its outputs if `gradients`."""
+    def run(self, inputs: list[tf.Tensor], seed: int, gradients: bool, own: bool) -> None:
+        """Runs the model on a batch, and differentiates its outputs if `gradients`. Only if `own`, units that a layer
+        makes and reads itself are noted."""
+        self._own = own
         self._followers = {layer: iter(norms) for layer, norms in self._graph.folded.items()}  # of the calls to come
         self._read: list[tuple] = []
         self._calls: collections.Counter = collections.Counter()
@@ -149,7 +153,7 @@ class _Recorder:
         for i, x in enumerate(tensors):
             self._read_tensor(node.path, i, x, kernels)
         own = spec_of(node.layer).reads_own
-        if own is None:
+        if own is None or not self._own:
             return node.layer(*args, **kwargs)
         with _keras.inputs_of(_keras.weight(node.layer, own.rpartition(".")[0])) as inputs:
             outputs = node.layer(*args, **kwargs)
