@@ -31,6 +31,7 @@ FLAGS = [field.name for field in dataclasses.fields(Recipe)]
 
 @given(values=st.dictionaries(st.sampled_from([*FLAGS, "run_dir", "search_dir"]), VALUES, min_size=1, max_size=4))
 @example(values={"epochs": "1" + 400 * "0"})
+@example(values={"image_size": "--"})
 @example(values={"image_size": "a\nb"})
 @example(values={"validation_split": "nan"})
 @example(values={"schedule": "polynomial", "pruning_epochs": str(2**62), "epochs": str(2**63 - 1)})

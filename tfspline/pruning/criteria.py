@@ -139,7 +139,7 @@ def spline_output(units: Units) -> np.ndarray:
     positions of a sample, and G is shrunk, as positions of one sample are not independent. Units that no observed
     layer reads, such as the widths of a dot product, score infinity: they stay.
     """
-    if units.readers_with_gradients == [] and any(units.measured.readers(gradients=True).values()):
+    if units.readers_with_gradients == [] and any((units.measured.readers(gradients=True) or {}).values()):
         return np.full(len(units.kernel), np.inf, np.float32)
     readers = _readers(units.readers_with_gradients, units, "spline_output")
     return eliminate_by_cost([ReaderMap.of(one, one.gradients) for one in readers if one.gradients is not None])

@@ -61,6 +61,12 @@ def main(arguments: Sequence[str], script: str = "train.py") -> None:
 class _Parser(argparse.ArgumentParser):
     """A parser that reports an error in one line, without the usage of all flags."""
 
+    def parse_args(self, args):
+        for argument in args:
+            if argument.endswith("=--"):  # argparse drops this value before Python 3.13
+                self.error(f"argument {argument[:-3]}: '--' is not a value")
+        return super().parse_args(args)
+
     def error(self, message):
         sys.exit(f"{self.prog}: {message}. --help lists all flags.")
 
