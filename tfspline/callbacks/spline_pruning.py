@@ -61,9 +61,7 @@ class SplinePruning(SavedCallback):
         backup_dir: str | os.PathLike | None = None,
     ):
         super().__init__(backup_dir, "iterations")
-        criterion = criteria.default(data) if criterion is None else criterion
-        criteria.named(criterion)
-        scope = criteria.default_scope(criterion) if scope is None else scope
+        criterion, scope = criteria.or_defaults(criterion, scope, data)
         self.schedule, self.start = schedule, start
         self._progress = Progress(Schedule(schedule), begin=0 if start is None else None)
         self._units = UnitSwitch(

@@ -59,6 +59,12 @@ class PiecewiseAffine:
         """Whether the lowest piece is constant, as it is in a ReLU but not in a LeakyReLU."""
         return bool(np.all(np.asarray(self.slopes[0]) == 0))
 
+    @property
+    def flat_sides(self) -> tuple[float, float]:
+        """Below the first and above the second number the function is constant."""
+        low = self.breakpoints[0] if self.constant_when_off else -math.inf
+        return low, self.breakpoints[-1] if np.all(np.asarray(self.slopes[-1]) == 0) else math.inf
+
     def bits(self, z: tf.Tensor) -> list[tf.Tensor]:
         """On which side of each breakpoint z lies."""
         # A value at the breakpoint belongs to the flat side, if there is one.

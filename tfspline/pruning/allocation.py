@@ -95,6 +95,13 @@ class _Ranking:
         self._group_at = self._group[order]  # the group that loses the i-th unit
         self._ratio_at = ratios[order]  # the smallest ratio at which the i-th unit is removed
 
+    def order_by_savings(self, cost: Callable[[np.ndarray], float], budget: float) -> None:
+        """Ranks units that are ranked together by what they save of a cost, at the widths at which it is `budget`."""
+        widths = self.sizes
+        for _ in range(_ROUNDS if self.budget.scope == "global" else 0):
+            self.order(_savings(widths, cost))
+            widths = self.widths_after(self.count_for(cost, budget))
+
     def __len__(self):
         return len(self._group_at)
 
@@ -198,17 +205,8 @@ def _widths_below(ranking, name, budget, cost_by_layer):
     least = ranking.lower_floor(cost, budget)
     if least > budget:
         raise _too_small(ranking, name, budget, least)
-    return ranking.widened(_widths_by_savings(ranking, cost, budget), cost, budget)
-
-
-def _widths_by_savings(ranking, cost, budget):
-    """Widths at which a cost is at most `budget`; units that are ranked together are so by what they save there."""
-    if ranking.budget.scope == "global":
-        widths = ranking.sizes
-        for _ in range(_ROUNDS):
-            ranking.order(_savings(widths, cost))
-            widths = ranking.widths_after(ranking.count_for(cost, budget))
-    return ranking.widths_after(ranking.count_for(cost, budget))
+    ranking.order_by_savings(cost, budget)
+    return ranking.widened(ranking.widths_after(ranking.count_for(cost, budget)), cost, budget)
 
 
 def _savings(widths, cost):
@@ -234,7 +232,7 @@ class _LatencySearch:
         self._seconds = stopwatch.table([ranking.kept(widths) for widths in cuts])
         self._whole = self._seconds(ranking.kept(ranking.sizes))
         ranking.lower_floor(self._predicted, budget)
-        _widths_by_savings(ranking, self._predicted, budget)
+        ranking.order_by_savings(self._predicted, budget)
         self._tried = {tuple(ranking.sizes): (1.0, 1.0)}  # widths -> predicted share, measured share
 
     def widths(self) -> np.ndarray:

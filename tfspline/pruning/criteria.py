@@ -19,14 +19,14 @@ Criterion = Callable[[Units], np.ndarray]
 _criteria: dict[str, Criterion] = {}
 
 
-def default(data: object) -> str:
-    """The criterion that loses least, given whether there is `data`."""
-    return "spline" if data is None else "spline_output"
-
-
-def default_scope(criterion: str) -> str:
-    """The scope that loses least with a criterion."""
-    return "global" if criterion == "spline_output" else "layer"
+def or_defaults(criterion: str | None, scope: str | None, data: object) -> tuple[str, str]:
+    """A criterion, which must be known, and a scope; for None those that lose least, given whether there is `data`."""
+    if criterion is None:
+        criterion = "spline" if data is None else "spline_output"
+    named(criterion)
+    if scope is None:
+        scope = "global" if criterion == "spline_output" else "layer"
+    return criterion, scope
 
 
 def register_criterion(name: str, function: Criterion) -> None:

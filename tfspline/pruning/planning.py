@@ -88,15 +88,14 @@ def plan(
     >>> tfspline.plan(model, 0.5).cost()["units"]
     (10, 6)
     """
-    criterion = criteria.default(data) if criterion is None else criterion
-    criteria.named(criterion)
+    criterion, scope = criteria.or_defaults(criterion, scope, data)
     count("seed", seed, least=0)
     budget = Budget(
         ratio=ratio,
         max_flops=max_flops,
         max_params=max_params,
         max_latency=max_latency,
-        scope=criteria.default_scope(criterion) if scope is None else scope,
+        scope=scope,
         min_units=min_units,
         round_to=round_to,
     )

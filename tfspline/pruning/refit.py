@@ -74,28 +74,23 @@ class _Tensors:
 
 def _goal(node, graph, tensors) -> Goal:
     if _keras.own_activation(node.layer) is not None:
-        return Goal(flat=flat_sides(node.layer))
+        return Goal(flat=_flat_sides(node.layer))
     bn, others, last, following = None, (), node, tensors.only_reader(node)
     if following and graph.folded.get(node.path) == (following.path,) and following.path not in graph.shared:
         bn, last, following = following.path, following, tensors.only_reader(following)
         if getattr(last.layer, "activation", None):  # a SplineUnit
-            return Goal(bn, flat=flat_sides(last.layer))
+            return Goal(bn, flat=_flat_sides(last.layer))
     if following and spec_of(following.layer).adds and tensors.same_shape(following.inputs):
         others = tuple(tensor for tensor in following.inputs if tensor not in last.outputs)
         following = tensors.only_reader(following)
     if following is None or is_fused(following.layer):
         return Goal(bn, others)
-    return Goal(bn, others, flat_sides(following.layer))
+    return Goal(bn, others, _flat_sides(following.layer))
 
 
-def flat_sides(layer: KerasLayer) -> tuple[float, float]:
-    """Below the first and above the second number, the activation that a layer is or holds is constant."""
+def _flat_sides(layer):
     activation = activation_of(layer) if _keras.op_name(layer) is None else None
-    if not isinstance(activation, PiecewiseAffine):
-        return -np.inf, np.inf
-    low = activation.breakpoints[0] if np.all(np.asarray(activation.slopes[0]) == 0) else -np.inf
-    high = activation.breakpoints[-1] if np.all(np.asarray(activation.slopes[-1]) == 0) else np.inf
-    return low, high
+    return activation.flat_sides if isinstance(activation, PiecewiseAffine) else (-np.inf, np.inf)
 
 
 def is_refittable(layer: KerasLayer) -> bool:
@@ -212,22 +207,22 @@ class _Fit:
         for share in _SHARES:
             ridge.set_ridge(share)
             change, offset = ridge.solve(error)
-            left = held._error(kernel + change, bias + tf.reshape(offset, [-1]), clipped=True)
-            lost.append(float(tf.reduce_sum(tf.square(left * held.windows.by_group(held._slopes())))))
+            left = held._lack(kernel + change, bias + tf.reshape(offset, [-1]), clipped=True)
+            lost.append(float(tf.reduce_sum(tf.square(left))))
         return _SHARES[int(np.argmin(lost))]
 
-    def _slopes(self):
-        return tf.broadcast_to(tf.cast(self.slope, tf.float32), [1, self.target.shape[1]])
-
     def _error(self, kernel, bias, clipped):
-        """What the output lacks, [groups, rows, channels of a group], before `slope`; nothing beyond the flat sides if
-        `clipped`."""
+        """What the kernel and bias compute too little, [groups, rows, channels of a group]; see `_lack`."""
+        return self.windows.by_group(self._lack(kernel, bias, clipped) / self.slope)
+
+    def _lack(self, kernel, bias, clipped):
+        """What is missing to the target, [rows, channels]; nothing beyond the flat sides if `clipped`."""
         value = (self.windows.product(self.x, kernel) + bias) * self.slope + self.rest
         target, (low, high) = self.target, self.flat
         if clipped:
             target = tf.where(target <= low, tf.minimum(value, low), target)
             target = tf.where(target >= high, tf.maximum(value, high), target)
-        return self.windows.by_group((target - value) / self.slope)
+        return target - value
 
 
 def _bias(layer):

@@ -62,7 +62,7 @@ class Stream:
         self._before(node, args, kwargs)
         pairs = self._outputs(node, args, kwargs)
         self.pairs.update(zip(node.outputs, pairs, strict=True))
-        self._by_call.update(zip(((node.key, i) for i in itertools.count()), pairs, strict=False))
+        self._by_call.update(((node.key, i), pair) for i, pair in enumerate(pairs))
         return pairs
 
     def _join(self, most):

@@ -67,13 +67,15 @@ class Units:
     @functools.cached_property
     def readers(self) -> list[Reader] | None:
         """The layers that read the units; None if the plan has no `data`. The first use runs the model."""
-        readers = self.measured.readers(gradients=False)
-        return None if readers is None else readers[self.name]
+        return self._readers(gradients=False)
 
     @functools.cached_property
     def readers_with_gradients(self) -> list[Reader] | None:
         """As `readers`, with the derivatives of the model's outputs."""
-        readers = self.measured.readers(gradients=True)
+        return self._readers(gradients=True)
+
+    def _readers(self, gradients):
+        readers = self.measured.readers(gradients)
         return None if readers is None else readers[self.name]
 
     def gradients(self, training: bool) -> Gradients | None:

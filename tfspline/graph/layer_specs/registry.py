@@ -174,12 +174,6 @@ def is_fused(layer: KerasLayer) -> bool:
     return _keras.own_activation(layer) is not None and _keras.builtin_class_name(layer) != "Activation"
 
 
-def has_relu(layer: KerasLayer) -> bool:
-    """Whether the activation that a layer is or holds is max(z, 0). False for bare ops."""
-    activation = activation_of(layer) if _keras.op_name(layer) is None else None
-    return isinstance(activation, PiecewiseAffine) and activation.is_relu
-
-
 def _of_spec(layer, call_or_layer) -> Activation | None:
     activation = spec_of(layer).activation
     return activation and activation(call_or_layer)
