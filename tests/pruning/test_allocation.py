@@ -42,6 +42,13 @@ def test_units_go_where_they_save_most():
     assert removed(dear, max_flops=0.8) == [1, 2]  # 24 + 2 x 9: the first unit of `a` costs nothing
 
 
+def test_units_are_ranked_by_cost_for_what_they_save():
+    scores = [2 * np.arange(8.0) + 1, np.arange(8.0) + 0.5]
+    # Of 208 MACs 42 must go. In `a` 24 for 1, 3, ..., in `b` 10 for 0.5, 1.5, ...: two of `a` suffice.
+    assert removed(scores, max_flops=0.8) == [2, 0]
+    assert removed(scores, ratio=3 / 16) == [1, 2]  # of the units: 0.5, 1, 1.5
+
+
 def test_groups_keep_a_quarter_while_the_budget_allows():
     cheap = [np.zeros(8), np.arange(8.0) + 1]
     assert removed(cheap, ratio=0.5) == [6, 2]

@@ -2,12 +2,15 @@
 
 import itertools
 
+import keras as keras3
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.zoo import FAMILIES, difference, inputs_for, scramble
 
 import tfspline
+from tfspline.graph.layer_specs.registry import activation_of
+from tfspline.graph.piecewise import PiecewiseAffine
 from tfspline.pruning import compensation, refit
 
 
@@ -336,3 +339,29 @@ def test_few_samples_do_no_harm(keras, rng, samples):
     plain, small = plan.apply(model), plan.apply(model, x)
     errors = [np.square(one(others) - model(others)).mean() for one in (plain, small)]
     assert errors[1] < 1.02 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("layer", "sides"),
+    [
+        (("ReLU", {}), (0, np.inf)),
+        (("ReLU", {"max_value": 6.0}), (0, 6)),
+        (("LeakyReLU", {}), (-np.inf, np.inf)),
+        (("Activation", {"activation": "hard_sigmoid"}), (-3, 3)),
+    ],
+    ids=str,
+)
+def test_flat_sides_by_hand(layer, sides):
+    name, options = layer
+    assert activation_of(getattr(keras3.layers, name)(**options)).flat_sides == pytest.approx(sides)
+
+
+def test_values_above_a_flat_side_need_not_be_met(keras, rng, monkeypatch):
+    layers = keras.layers
+    stack = [layers.Dense(24, "relu", name="a"), layers.Dense(8, name="b"), layers.ReLU(1.0)]
+    model = scramble(keras.Sequential([keras.Input((12,)), *stack]), rng)
+    model.get_layer("b").kernel.assign(3 * np.asarray(model.get_layer("b").kernel))  # more above 1
+    plan, x = tfspline.plan(model, {"a": 0.5}), inputs_for(model, rng, 400)
+    both = np.square(plan.apply(model, x)(x) - model(x)).mean()
+    monkeypatch.setattr(PiecewiseAffine, "flat_sides", property(lambda self: (0.0, np.inf)))
+    assert both < 0.95 * np.square(plan.apply(model, x)(x) - model(x)).mean()
